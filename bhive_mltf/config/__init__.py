@@ -1,0 +1,1 @@
+"""B-Hive config files, read into frozen, validated objects."""

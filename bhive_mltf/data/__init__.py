@@ -1,0 +1,1 @@
+"""From ROOT files to a training set, and from there to batches."""

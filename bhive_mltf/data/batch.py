@@ -1,0 +1,75 @@
+"""What the loader hands to a model.
+
+B: jets of this rank; N: candidates, padding included; F: columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """One group of inputs.
+
+    features : float [B,N,F], zero where padded; the group `global` has N = 1.
+    mask : bool [B,N], True for a real candidate.
+    columns : names of the F columns.
+    four_vectors : float [B,N,4] in the order of the config's `four_vectors`, or None.
+    """
+
+    features: Tensor
+    mask: Tensor
+    columns: tuple[str, ...]
+    four_vectors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of a global batch.
+
+    groups : by name, those that the model asked for.
+    target : int64 [B], index of the model's class, -1 for a jet in none of them.
+    weight : float32 [B], how much the jet counts in loss and accuracy.
+    jet_id : int64 [B,2], (index of the source file in the manifest, entry).
+    process : int64 [B].
+    kinematics : float32 [B,2], (pt, eta).
+    global_size : jets of the whole global batch, all ranks together.
+    """
+
+    groups: Mapping[str, GroupBatch]
+    target: Tensor
+    weight: Tensor
+    jet_id: Tensor
+    process: Tensor
+    kinematics: Tensor
+    global_size: int
+
+    def __len__(self) -> int:
+        return int(self.target.shape[0])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `function` applied to each tensor (to another device, say)."""
+        groups = {
+            name: replace(
+                group,
+                features=function(group.features),
+                mask=function(group.mask),
+                four_vectors=None if group.four_vectors is None else function(group.four_vectors),
+            )
+            for name, group in self.groups.items()
+        }
+        return replace(
+            self,
+            groups=groups,
+            target=function(self.target),
+            weight=function(self.weight),
+            jet_id=function(self.jet_id),
+            process=function(self.process),
+            kinematics=function(self.kinematics),
+        )

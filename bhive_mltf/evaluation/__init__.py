@@ -1,0 +1,1 @@
+"""Predictions, ROC curves, working points and their figures."""

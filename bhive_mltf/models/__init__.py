@@ -1,0 +1,1 @@
+"""Taggers: what they read, how they are built, their registry."""

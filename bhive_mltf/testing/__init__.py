@@ -1,0 +1,1 @@
+"""Jets with known answers, for tests, docs and benchmarks."""
