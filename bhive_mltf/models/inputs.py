@@ -37,3 +37,10 @@ class ModelInputs:
     classes: tuple[tuple[str, tuple[str, ...]], ...]
     groups: tuple[GroupInput, ...]
     padding: Padding
+
+    def group(self, name: str) -> GroupInput:
+        """The group called `name`; KeyError if the model does not read it."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)

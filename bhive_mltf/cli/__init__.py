@@ -1,0 +1,26 @@
+"""The command `bhive-mltf`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bhive_mltf import __version__
+from bhive_mltf.cli import results
+from bhive_mltf.errors import BhiveError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="bhive-mltf", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    results.add_to(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except BhiveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0

@@ -1,0 +1,58 @@
+"""The keys of a config file, stale ones of upstream included."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from bhive_mltf.config.schema import GroupName
+
+# Group -> key that lists its branches, in the order of storage.
+BRANCH_KEYS: Final[dict[GroupName, str]] = {
+    "global": "global_features",
+    "cpf": "cpf_candidates",
+    "npf": "npf_candidates",
+    "vtx": "vtx_features",
+    "lt": "lt_candidates",
+}
+CUSTOM_KEYS: Final[dict[GroupName, str]] = {group: f"{group}_custom_features" for group in BRANCH_KEYS}
+LENGTH_KEYS: Final[dict[GroupName, str]] = {g: f"n_{g}_candidates" for g in BRANCH_KEYS if g != "global"}
+
+KNOWN: Final[frozenset[str]] = frozenset(
+    (
+        "treename",
+        "bins_pt",
+        "bins_eta",
+        "processes",
+        "process_weights",
+        *BRANCH_KEYS.values(),
+        *CUSTOM_KEYS.values(),
+        *LENGTH_KEYS.values(),
+        "four_vectors",
+        "truths",
+        "reference_flavour",
+        "pt_key",
+        "eta_key",
+        "processor",
+        "dataset",
+        "data_precision",
+    )
+)
+
+RENAMED: Final[dict[str, str]] = {"n_vtx_features": "n_vtx_candidates", "process-weights": "process_weights"}
+IGNORED: Final[frozenset[str]] = frozenset(("pair_candidates", "n_pair_candidates"))
+
+
+def modernised(values: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings of one file without stale keys, and a warning for each stale key."""
+    result = {key: value for key, value in values.items() if key not in RENAMED and key not in IGNORED}
+    warnings = []
+    for old, new in RENAMED.items():
+        if old not in values:
+            continue
+        if new in values:
+            warnings.append(f"config {path}: the stale key {old} is ignored, since {new} is there too; remove {old}")
+        else:
+            result[new] = values[old]
+            warnings.append(f"config {path}: the stale key {old} is taken for {new}; rename it")
+    warnings += [f"config {path}: the key {key} is not used; remove it" for key in sorted(IGNORED & values.keys())]
+    return result, warnings

@@ -1,0 +1,115 @@
+"""Finding config files, and joining them with their `default.yml`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bhive_mltf.config.keys import modernised
+from bhive_mltf.config.reading import build
+from bhive_mltf.config.schema import Config
+from bhive_mltf.config.settings import Settings
+from bhive_mltf.config.yaml_file import read_mapping
+from bhive_mltf.errors import ConfigError, nearest
+
+SUFFIXES = (".yml", ".yaml")
+DEFAULT = "default.yml"
+
+
+def own_folder() -> Path | None:
+    """`configs/` of the checkout; None for an installed library, which ships none."""
+    folder = Path(__file__).resolve().parents[2] / "configs"
+    return folder if (folder / DEFAULT).is_file() else None
+
+
+def folders() -> tuple[Path, ...]:
+    """Where configs are looked for by name, first match wins: ours, then `$B_HIVE_DIR/config`."""
+    own, upstream = own_folder(), os.environ.get("B_HIVE_DIR")
+    return (*([own] if own else []), *([Path(upstream) / "config"] if upstream else []))
+
+
+def available() -> tuple[str, ...]:
+    """Names that `load` knows."""
+    names = {path.stem for folder in folders() if folder.is_dir() for path in _files(folder)}
+    return tuple(sorted(names))
+
+
+def load(name_or_path: str) -> Config:
+    """Read, merge and check a config.
+
+    Parameters
+    ----------
+    name_or_path : `hlt_run3`, or a path of a file that ends in .yml or has a separator.
+
+    Raises
+    ------
+    ConfigError
+        There is no such config, or something in it cannot be.
+    """
+    path = find(name_or_path)
+    values, warnings = _settings_of(path)
+    origins = dict.fromkeys(values, str(path))
+    default = _default_for(path)
+    if default is not None:
+        base, base_warnings = _settings_of(default)
+        values = {**base, **values}
+        origins = {**dict.fromkeys(base, str(default)), **origins}
+        warnings = base_warnings + warnings
+    return build(Settings(path.stem, str(path), values, origins, warnings))
+
+
+def require_complete(config: Config) -> None:
+    """Refuse a bare `default.yml`, the only config that may lack a tree, where one is needed."""
+    if not config.treename:
+        names = ", ".join(name for name in available() if name != config.name) or "none"
+        raise ConfigError(f"config {config.source} names no tree: it is the base of the others; choose one of {names}")
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a config; ConfigError with the searched folders when there is none."""
+    text = name_or_path.strip()
+    path = Path(os.path.expandvars(text)).expanduser()
+    is_path = len(path.parts) > 1 or path.suffix in SUFFIXES
+    if is_path and path.is_file():
+        return path.absolute()
+    if len(path.parts) == 1:
+        for folder in folders():
+            for candidate in _named(folder, path):
+                if candidate.is_file():
+                    return candidate
+    raise ConfigError(_not_found(text, path))
+
+
+def _named(folder: Path, name: Path) -> list[Path]:
+    if name.suffix in SUFFIXES:
+        return [folder / name]
+    return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+
+
+def _not_found(text: str, path: Path) -> str:
+    if len(path.parts) > 1:
+        return f"there is no config file {text}; give an existing path, or one of the names {', '.join(available())}"
+    searched = " and ".join(map(str, folders())) or "no folder"
+    hint = "" if os.environ.get("B_HIVE_DIR") else " (B_HIVE_DIR is not set)"
+    names = ", ".join(nearest(path.stem, available())) or "none"
+    return f"there is no config {text!r} in {searched}{hint}; nearest: {names}; or give the path of a file"
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+
+
+def _default_for(path: Path) -> Path | None:
+    """`default.yml` of the same folder, else ours; none for a default itself."""
+    if path.name == DEFAULT:
+        return None
+    own = own_folder()
+    for folder in (path.parent, *([own] if own else [])):
+        if (folder / DEFAULT).is_file():
+            return folder / DEFAULT
+    return None
+
+
+def _settings_of(path: Path) -> tuple[dict[str, Any], list[str]]:
+    return modernised(read_mapping(path), str(path))

@@ -1,0 +1,135 @@
+"""What a config holds, as frozen objects."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bhive_mltf.config import digests
+from bhive_mltf.config.expression import Expression
+from bhive_mltf.config.four_vectors import FourVectors
+from bhive_mltf.config.truths import Truth
+
+GroupName = Literal["global", "cpf", "npf", "vtx", "lt"]
+Layout = Literal["ArrowDataset", "LZ4Dataset"]
+Processor = Literal["LZ4Processing", "PFCandidateAndVertexProcessing"]
+Precision = Literal["float32", "float16"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CustomFeature(_Frozen):
+    """A column computed from branches."""
+
+    name: str
+    expression: str
+
+    def parse(self, where: str = "") -> Expression:
+        """The expression, ready to evaluate."""
+        return Expression.parse(self.expression, where or f"custom feature {self.name}")
+
+
+class ProcessCuts(_Frozen):
+    """Jets of one process that figures show; GeV, None: no cut."""
+
+    pt_min: float | None = None
+    pt_max: float | None = None
+    eta_min: float | None = None
+    eta_max: float | None = None
+
+
+class Group(_Frozen):
+    """Columns of the jet (`global`) or of one kind of candidate.
+
+    plain : branches, in order; `custom` columns follow them.
+    length : candidates kept per jet; 1 for `global`.
+    four_vectors : None when there are none or when the names do not tell; `four_vectors_problem` says why.
+    """
+
+    name: GroupName
+    plain: tuple[str, ...]
+    custom: tuple[CustomFeature, ...] = ()
+    length: int
+    four_vectors: FourVectors | None = None
+    four_vectors_problem: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Plain, then custom columns: the order on disk."""
+        return self.plain + tuple(feature.name for feature in self.custom)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branches to read for the columns, each once; names of custom features are none."""
+        names = list(self.plain)
+        for feature in self.custom:
+            names += sorted(feature.parse().names)
+        custom = {feature.name for feature in self.custom}
+        # A custom feature may be called like a branch of the file only when nothing of its group reads that name.
+        return tuple(name for name in dict.fromkeys(names) if name not in custom)
+
+
+class Config(_Frozen):
+    """A B-Hive config file, merged with its `default.yml` and checked.
+
+    name : stem of the file; part of output paths.
+    source : path of the file.
+    bins_pt, bins_eta : edges of the weighting grid (GeV; pseudorapidity); the outer ones are the acceptance.
+    processes : names looked for in file paths, `default` alone: all files are one process.
+    groups : in the order global, cpf, npf, vtx, lt; those without columns left out.
+    truths : labels in order of storage.
+    reference_flavour : label whose shape in pt and eta the weights aim at; empty when the config names none.
+    warnings : what was odd but harmless, one sentence each; whoever loads the config logs them.
+    """
+
+    name: str
+    source: str
+    treename: str
+    bins_pt: tuple[float, ...]
+    bins_eta: tuple[float, ...]
+    processes: tuple[str, ...]
+    process_cuts: dict[str, ProcessCuts]
+    process_weights: dict[str, float]
+    groups: tuple[Group, ...]
+    truths: tuple[Truth, ...]
+    reference_flavour: str
+    pt_key: str
+    eta_key: str
+    processor: Processor
+    dataset: Layout
+    data_precision: Precision
+    warnings: tuple[str, ...] = ()
+
+    def group(self, name: str) -> Group:
+        """The group called `name`; KeyError if it has no columns."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Truth labels in order."""
+        return tuple(truth.label for truth in self.truths)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """All branches that a conversion reads, each once."""
+        names = [name for group in self.groups for name in group.branches]
+        names += [branch for truth in self.truths for branch in truth.branches]
+        if self.groups:
+            names += [self.pt_key, self.eta_key]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def dataset_digest(self) -> str:
+        """SHA-256 of what decides the content of a training set."""
+        return digests.digest(digests.dataset_content(self))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all settings; the name and the path of the file do not matter."""
+        return digests.digest(digests.all_content(self))

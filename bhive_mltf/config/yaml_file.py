@@ -1,0 +1,52 @@
+"""One YAML file as a mapping; keys written twice are an error, not a choice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bhive_mltf.config.settings import shown
+from bhive_mltf.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a config file; keys without a value are left out.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read, is empty, is not YAML, or is not a mapping.
+    """
+    try:
+        # The loader builds plain data only, as yaml.safe_load does.
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"config {path}{line}: not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read: {error.strerror}") from error
+    if content is None:
+        raise ConfigError(f"config {path}: the file is empty")
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path}: {shown(content)} is not a mapping of keys to values")
+    return {str(key): value for key, value in content.items() if value is not None}

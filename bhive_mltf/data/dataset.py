@@ -1,0 +1,245 @@
+"""One reader of training sets, whatever their layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhive_mltf.config import Config
+from bhive_mltf.data import manifest as manifests
+from bhive_mltf.data.arrow import ArrowShard
+from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.columns import Selection
+from bhive_mltf.data.content import file_checksum
+from bhive_mltf.data.foreign import derive
+from bhive_mltf.data.index import JetIndex
+from bhive_mltf.data.lz4_rows import LZ4Shard
+from bhive_mltf.data.manifest import Manifest
+from bhive_mltf.data.schema import Schema
+from bhive_mltf.data.shards import FILES, HISTOGRAM, INDEX, seek_file
+from bhive_mltf.data.slices import empty_block
+from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
+
+_REBUILD = "build the training set again"
+
+
+class ShardReader(Protocol):
+    """What a layout gives to read one shard."""
+
+    def read(self, start: int, stop: int, selection: Selection) -> JetBlock:
+        """The jets in rows [start, stop)."""
+
+
+class Dataset:
+    """A training set, memory-mapped.
+
+    Cheap to pickle: a copy, in whatever process, opens its files when it first reads. Threads may read at the same
+    time.
+
+    directory : where the shards lie.
+    manifest : what the set is.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, derived_in: Path | None = None) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._side = derived_in or directory
+        self._readers: dict[int, ShardReader] = {}
+        self._index = JetIndex(self._side / INDEX)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory, "manifest": self.manifest, "derived_in": self._side}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return self.manifest.n_jets
+
+    @property
+    def schema(self) -> Schema:
+        """Groups, truth labels and processes."""
+        return self.manifest.schema
+
+    @property
+    def index(self) -> JetIndex:
+        """One row per jet, in stored order."""
+        return self._index
+
+    @cached_property
+    def histogram(self) -> NDArray[np.float32]:
+        """Jets per truth label and bin in pt and eta, [K, npt, neta]."""
+        try:
+            histogram: NDArray[np.float32] = np.load(self.directory / HISTOGRAM)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorruptFileError(f"'{self.directory / HISTOGRAM}' cannot be read ({error}): {_REBUILD}") from error
+        return histogram
+
+    @cached_property
+    def content_ids(self) -> NDArray[np.uint64]:
+        """Content ids of the source files, uint64 [n_sources]."""
+        return self.manifest.content_ids
+
+    @cached_property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """Position of each shard's first jet, and the number of jets; int64 [n_shards + 1]."""
+        return self.manifest.shard_edges
+
+    def read(self, start: int, stop: int, columns: Mapping[str, Sequence[str]] | None = None) -> JetBlock:
+        """The jets at positions [start, stop) of the stored order.
+
+        Parameters
+        ----------
+        columns : per group the columns wanted, in the order wanted; groups not named are left out. None: everything.
+
+        Raises
+        ------
+        IndexError
+            The range lies outside the set.
+        DataError
+            No such group or column; a shard is damaged.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"jets {start} to {stop} of {len(self)}")
+        selection = Selection.of(self.schema, columns)
+        if start == stop:
+            return selection.apply(empty_block(self.schema))
+        edges = self.shard_edges
+        first = int(np.searchsorted(edges, start, side="right")) - 1
+        last = int(np.searchsorted(edges, stop, side="left"))
+        pieces = []
+        for shard in range(first, last):
+            low, high = int(edges[shard]), int(edges[shard + 1])
+            rows = max(start, low) - low, min(stop, high) - low
+            pieces.append(self._reader(shard).read(*rows, selection))
+        block = JetBlock.concatenate(pieces)
+        if self.manifest.layout == "LZ4Dataset":
+            block = dataclasses.replace(block, jet_id=self.index[start:stop].ids())
+        return block
+
+    def path(self, shard: int) -> Path:
+        """Path of a shard."""
+        return self.directory / self.manifest.shards[shard].file
+
+    def _reader(self, shard: int) -> ShardReader:
+        # Opening a shard twice in two threads is harmless: it is only a map.
+        reader = self._readers.get(shard)
+        if reader is None:
+            reader = self._readers[shard] = self._open(shard)
+        return reader
+
+    def _open(self, shard: int) -> ShardReader:
+        path = self.path(shard)
+        if self.manifest.layout == "ArrowDataset":
+            return ArrowShard(path, self.schema)
+        seek = self._side / seek_file(path.name)
+        points = np.load(seek, mmap_mode="r") if seek.exists() else None
+        return LZ4Shard(path, self.schema, self.manifest.precision, points)
+
+
+def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = None) -> Dataset:
+    """Open a training set and check that it is whole and the config's.
+
+    An LZ4 dataset of upstream, which has no manifest, gets one here: in its directory, or in `sidecar` when that
+    cannot be written.
+
+    Parameters
+    ----------
+    sidecar : where derived files go when `directory` is read-only.
+
+    Raises
+    ------
+    DataError
+        No training set there, or not a complete one.
+    DatasetMismatchError
+        It was made with another config.
+    CorruptFileError
+        A shard is missing or has another size; the manifest or the index is damaged.
+    """
+    directory = Path(directory)
+    shards = _processed_files(directory)
+    found = next((side for side in (directory, sidecar) if side and (side / manifests.FILE_NAME).exists()), None)
+    if found is None:
+        return _derived(directory, shards, config, sidecar)
+    dataset = Dataset(directory, Manifest.read(found), found)
+    manifest = dataset.manifest
+    same_config = manifest.config_digest == config.dataset_digest
+    if manifest.derived and not (same_config and _damage(dataset, shards) is None):
+        return _derived(directory, shards, config, sidecar)
+    if not same_config:
+        raise DatasetMismatchError(
+            f"'{directory}' was made with config {manifest.config_name}, not with {config.name} as it is now: use the "
+            "config that it was made with, or another --dataset-version"
+        )
+    if damage := _damage(dataset, shards):
+        raise CorruptFileError(f"{damage}: {_REBUILD}")
+    return dataset
+
+
+def verify(dataset: Dataset) -> None:
+    """Compare every shard with its recorded checksum; CorruptFileError for the first that differs."""
+    for number, shard in enumerate(dataset.manifest.shards):
+        path = dataset.path(number)
+        if file_checksum(path) != shard.checksum:
+            raise CorruptFileError(f"the content of '{path}' has changed since it was written: {_REBUILD}")
+
+
+def _processed_files(directory: Path) -> list[str]:
+    """Shards by their names in `directory`; by their full paths where they are not there."""
+    path = directory / FILES
+    if not path.exists():
+        raise DataError(f"'{directory}' holds no complete training set (no {FILES}): run DatasetConstructorTask")
+    listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not listed:
+        raise CorruptFileError(f"'{path}' names no shard: {_REBUILD}")
+    # A directory may have been moved: the names count, not the paths of then.
+    return [Path(line).name if (directory / Path(line).name).exists() else line for line in listed]
+
+
+def _damage(dataset: Dataset, shards: list[str]) -> str | None:
+    """What is wrong with the files of a set, or None."""
+    manifest = dataset.manifest
+    recorded = [shard.file for shard in manifest.shards]
+    if recorded != shards:
+        missing = sorted(set(recorded) - set(shards)) or sorted(set(shards) - set(recorded))
+        return (
+            f"{FILES} and {manifests.FILE_NAME} of '{dataset.directory}' name other shards ({', '.join(missing[:3])})"
+        )
+    for number, shard in enumerate(manifest.shards):
+        path = dataset.path(number)
+        size = path.stat().st_size if path.exists() else 0
+        if size != shard.bytes:
+            return f"the shard '{path}' has {size} bytes, {shard.bytes} are recorded"
+    if len(dataset.index) != manifest.n_jets or sum(shard.rows for shard in manifest.shards) != manifest.n_jets:
+        return f"the index of '{dataset.directory}' has {len(dataset.index)} jets, {manifest.n_jets} are recorded"
+    return None
+
+
+def _derived(directory: Path, shards: list[str], config: Config, sidecar: Path | None) -> Dataset:
+    """Derive what an upstream dataset lacks."""
+    for shard in shards:
+        if not shard.endswith(".lz4"):
+            raise DataError(
+                f"'{directory}' has no {manifests.FILE_NAME}, and '{shard}' is not of upstream's LZ4 layout: {_REBUILD}"
+            )
+        if not (directory / shard).exists():
+            raise CorruptFileError(f"the shard '{shard}' of '{directory}' is missing: restore it")
+    side = directory if _writable(directory) else sidecar
+    if side is None:
+        raise DataError(f"'{directory}' has no {manifests.FILE_NAME}, and none can be written there: copy the dataset")
+    return Dataset(directory, derive(config, directory, shards, side), side)
+
+
+def _writable(directory: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,74 @@
+"""Lists of input files: one ROOT path or XRootD address per line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bhive_mltf.errors import FilelistError
+
+
+def is_remote(path: str) -> bool:
+    """True for an address such as `root://host//store/file.root`."""
+    return "://" in path
+
+
+def read_filelist(path: str | Path) -> tuple[str, ...]:
+    """The files named in a list, in its order.
+
+    Blank lines and lines that start with `#` count for nothing; `~` and `$NAME` are expanded; a relative path is
+    looked up from the working directory first, then from the folder of the list.
+
+    Returns
+    -------
+    absolute paths; remote addresses as they stand.
+
+    Raises
+    ------
+    FilelistError
+        The list is missing or names no file, a file is missing, or one is named twice.
+    """
+    path = Path(os.path.expandvars(path)).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FilelistError(
+            f"cannot read the list of files '{path}' ({_reason(error)}): give --filelist a text file with one ROOT "
+            "file per line"
+        ) from error
+    files: list[str] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        file = _locate(name, path, number)
+        identity = file if is_remote(file) else os.path.realpath(file)
+        if identity in lines:
+            raise FilelistError(
+                f"'{path}' names '{name}' twice, in lines {lines[identity]} and {number}: its jets would count double; "
+                "remove one of the lines"
+            )
+        lines[identity] = number
+        files.append(file)
+    if not files:
+        raise FilelistError(f"the list '{path}' names no file: write one ROOT file per line")
+    return tuple(files)
+
+
+def _locate(name: str, filelist: Path, line: int) -> str:
+    if is_remote(name):
+        return name
+    expanded = Path(os.path.expandvars(name)).expanduser()
+    for folder in (Path.cwd(), filelist.resolve().parent):
+        candidate = Path(os.path.normpath(folder / expanded))
+        if candidate.is_file():
+            return str(candidate)
+    raise FilelistError(
+        f"line {line} of '{filelist}' names '{name}', which does not exist (looked up from the working directory and "
+        "from the folder of the list): correct or remove the line"
+    )
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or "no reason given" if isinstance(error, OSError) else "not a text file"

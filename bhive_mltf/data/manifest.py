@@ -1,0 +1,163 @@
+"""`manifest.json`: what a training set is made of, from what, and how many jets went where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from bhive_mltf.data.schema import Schema
+from bhive_mltf.errors import CorruptFileError, DatasetMismatchError
+from bhive_mltf.files import atomic
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+Layout = Literal["ArrowDataset", "LZ4Dataset"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of jets: name in the directory, jets, sum of their weights, size, XXH3-64 in hexadecimal."""
+
+    file: str
+    rows: int
+    sum_weight: float
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file: content id as 16 hexadecimal digits, jets in its tree, accepted ones, index of its process."""
+
+    path: str
+    content_id: str
+    entries: int
+    accepted: int
+    process: int
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """An input file left out under --skip-bad-files."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Every jet read is accepted or rejected for one named reason."""
+
+    read: int = 0
+    accepted: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: Accounting) -> Accounting:
+        reasons = sorted({*self.rejected, *other.rejected})
+        return Accounting(
+            self.read + other.read,
+            self.accepted + other.accepted,
+            {name: self.rejected.get(name, 0) + other.rejected.get(name, 0) for name in reasons},
+        )
+
+    @property
+    def balanced(self) -> bool:
+        """True when no jet is unaccounted for."""
+        return self.read == self.accepted + sum(self.rejected.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{name} {number}" for name, number in self.rejected.items()) or "none"
+        return f"{self.read} jets read, {self.accepted} accepted, rejected: {reasons}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a training set directory holds.
+
+    layout : how the shards are written.
+    schema : groups, truth labels and processes.
+    sources : the first number of a jet id is a position in here.
+    accounting : jets read, accepted and rejected.
+    config_name, config_digest : stem and `dataset_digest` of the config.
+    seed : of the global order.
+    chunk_size : jets per shard.
+    filelist : the files asked for; `sources` and `skipped_files` together.
+    digest : of ids, columns and values; the same for every layout, chunk size and place.
+    precision : what the inputs were rounded to, "float32" or "float16".
+    derived : made from the shards of an upstream dataset that had no manifest.
+    jet_ids : False when jet ids are (shard, row), since the ids in the ntuples are not known.
+    """
+
+    layout: Layout
+    schema: Schema
+    n_jets: int
+    shards: tuple[Shard, ...]
+    sources: tuple[Source, ...]
+    accounting: Accounting
+    config_name: str
+    config_digest: str
+    seed: int
+    chunk_size: int
+    code_version: str
+    filelist: tuple[str, ...]
+    skipped_files: tuple[SkippedFile, ...]
+    digest: str
+    precision: Literal["float32", "float16"] = "float32"
+    derived: bool = False
+    jet_ids: bool = True
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def content_ids(self) -> NDArray[np.uint64]:
+        """Content ids of the sources, uint64 [n_sources]."""
+        return np.array([int(source.content_id, 16) for source in self.sources], np.uint64)
+
+    @property
+    def shard_edges(self) -> NDArray[np.int64]:
+        """Position of each shard's first jet, and the number of jets; int64 [n_shards + 1]."""
+        return np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
+
+    def write(self, directory: Path) -> None:
+        """Write `manifest.json`; keys sorted, no dates, so that the same set gives the same bytes."""
+        value = _ADAPTER.dump_python(self, mode="json")
+        atomic.write_text(directory / FILE_NAME, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of a directory.
+
+        Raises
+        ------
+        CorruptFileError
+            It is not a manifest.
+        DatasetMismatchError
+            It was written by a newer format.
+        """
+        path = directory / FILE_NAME
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            version = int(value["format_version"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(f"'{path}' is not a manifest ({error}): build the training set again") from error
+        if version != FORMAT_VERSION:
+            raise DatasetMismatchError(
+                f"'{path}' has format {version}, this version reads {FORMAT_VERSION}: build the training set again, or "
+                "use the version of the code that wrote it"
+            )
+        try:
+            return _ADAPTER.validate_python(value)
+        except ValidationError as error:
+            raise CorruptFileError(
+                f"'{path}' is not a whole manifest ({error.error_count()} errors, first: {error.errors()[0]['loc']}): "
+                "build the training set again"
+            ) from error
+
+
+_ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -1,0 +1,171 @@
+"""ROOT trees as flat numpy columns: only the branches needed, in chunks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uproot
+import uproot.source.file
+from numpy.typing import NDArray
+
+from bhive_mltf.data.content import content_id, remote_content_id
+from bhive_mltf.data.filelist import is_remote
+from bhive_mltf.errors import BhiveError, CorruptFileError, DataError, MissingBranchError, nearest
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """A list of numbers per jet: flat values [S], offsets int64 [J+1]."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Branches of the entries [start, stop): one number per jet, or a list of numbers per jet."""
+
+    start: int
+    stop: int
+    scalars: dict[str, NDArray[Any]]
+    jagged: dict[str, Jagged]
+
+
+class RootTree:
+    """One tree of one file.
+
+    path : of the file, as messages name it.
+    content_id : 64 bits that identify the content of the file.
+    n_entries : jets in the tree.
+    jagged : those of the branches that hold a list per jet.
+    """
+
+    def __init__(self, path: str, tree: Any, branches: Sequence[str], content_id: int) -> None:  # noqa: ANN401 - uproot
+        self.path = path
+        self.content_id = content_id
+        self._tree = tree
+        self._branches = list(branches)
+        self.n_entries = int(tree.num_entries)
+        self.jagged = frozenset(name for name in branches if self._is_jagged(name))
+
+    def _is_jagged(self, branch: str) -> bool:
+        interpretation = self._tree[branch].interpretation
+        if isinstance(interpretation, uproot.AsJagged):
+            return True
+        if isinstance(interpretation, uproot.AsDtype) and not interpretation.inner_shape:
+            return False
+        raise DataError(
+            f"the branch `{branch}` of '{self.path}' is of type {self._tree[branch].typename}, which is neither a "
+            "number nor a list of numbers per jet: remove it from the config"
+        )
+
+    def chunks(self, max_jets: int, max_bytes: int) -> Iterator[Chunk]:
+        """All entries in order, at most `max_jets` and about `max_bytes` (uncompressed) at a time."""
+        size = sum(int(self._tree[name].uncompressed_bytes) for name in self._branches)
+        per_jet = max(1.0, size / max(1, self.n_entries))
+        step = int(max(1, min(max_jets, max_bytes / per_jet)))
+        for start in range(0, self.n_entries, step):
+            yield self.read(start, min(start + step, self.n_entries))
+
+    def read(self, start: int, stop: int) -> Chunk:
+        """The entries [start, stop)."""
+        with reading(self.path):
+            arrays = self._tree.arrays(
+                self._branches, entry_start=start, entry_stop=stop, library="ak", how=dict, array_cache=None
+            )
+            scalars, jagged = {}, {}
+            for name, array in arrays.items():
+                if name in self.jagged:
+                    layout = array.layout.to_ListOffsetArray64(True)
+                    offsets = np.asarray(layout.offsets.data)
+                    jagged[name] = Jagged(np.asarray(layout.content.data)[: offsets[-1]], offsets)
+                else:
+                    scalars[name] = np.asarray(array.layout.data)
+        return Chunk(start, stop, scalars, jagged)
+
+
+@contextmanager
+def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[RootTree]:
+    """The tree of a file, local or remote.
+
+    Raises
+    ------
+    CorruptFileError
+        Not a ROOT file, or not whole.
+    MissingBranchError
+        No such tree, or a branch is missing.
+    """
+    with _open_file(path) as file:
+        tree = _find_tree(file, path, treename)
+        with reading(path):
+            available = tree.keys(recursive=True)
+        missing = [name for name in branches if name not in set(available)]
+        if missing:
+            raise MissingBranchError(
+                f"the tree '{treename}' of '{path}' has no branch `{missing[0]}`"
+                + (f" (nor {len(missing) - 1} others that the config names)" if missing[1:] else "")
+                + f"; nearest: {', '.join(nearest(missing[0], available))}: correct the config or remove the file"
+            )
+        with reading(path):
+            identity = remote_content_id(str(file.file.uuid), _size(file)) if is_remote(path) else content_id(path)
+            opened = RootTree(path, tree, branches, identity)
+        yield opened
+
+
+@contextmanager
+def _open_file(path: str) -> Iterator[Any]:
+    with reading(path):
+        # A path may hold colons, which uproot takes for the name of a tree in texts.
+        options = {} if is_remote(path) else {"handler": uproot.source.file.MemmapSource}
+        file = uproot.open(path if is_remote(path) else Path(path), array_cache=None, **options)
+    with file:
+        with reading(path):
+            size = _size(file)
+            actual = size if is_remote(path) else Path(path).stat().st_size
+        if actual < size:
+            raise CorruptFileError(
+                f"the file '{path}' is cut off: its header says {size} bytes, there are {actual}: copy it again, or "
+                "pass --skip-bad-files to leave it out"
+            )
+        yield file
+
+
+def _size(file: Any) -> int:  # noqa: ANN401 - uproot
+    return int(file.file.fEND)
+
+
+def _find_tree(file: Any, path: str, treename: str) -> Any:  # noqa: ANN401 - uproot
+    with reading(path):
+        names = sorted({key.split(";")[0] for key, kind in file.classnames().items() if kind == "TTree"})
+    if treename not in names:
+        found = ", ".join(names) or "none"
+        raise MissingBranchError(
+            f"the file '{path}' has no tree '{treename}'; its trees: {found}: correct the config's `treename` or "
+            "remove the file"
+        )
+    with reading(path):
+        return file[treename]
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Errors of the ROOT reader, of many kinds, as one: the file is not readable as a whole."""
+    try:
+        yield
+    except (BhiveError, MemoryError):
+        raise
+    except ImportError as error:
+        raise DataError(
+            f"'{path}' needs a package that is not installed ({error.name}): pip install 'bhive_mltf[xrootd]'"
+        ) from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CorruptFileError(
+            f"the file '{path}' cannot be read as a ROOT file ({type(error).__name__}: {reason}): copy it again, "
+            "or pass --skip-bad-files to leave it out"
+        ) from error

@@ -1,0 +1,135 @@
+"""The files of a training set directory and the order in which they are written.
+
+Shards, index, histogram, weights, manifest, and last `processed_files.txt`: without it the set is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhive_mltf.data import manifest as manifests
+from bhive_mltf.data.arrow import ArrowShardWriter
+from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.content import file_checksum
+from bhive_mltf.data.digest import DatasetDigest
+from bhive_mltf.data.index import IndexWriter, write_index
+from bhive_mltf.data.lz4_frame import FrameReader, SeekPoints
+from bhive_mltf.data.lz4_rows import LZ4ShardWriter
+from bhive_mltf.data.manifest import Manifest, Shard
+from bhive_mltf.data.slices import regroup
+from bhive_mltf.files import atomic
+
+BATCH_JETS = 2_048
+INDEX, HISTOGRAM, WEIGHTS, FILES = "index.npy", "histogram.npy", "weights.json", "processed_files.txt"
+_WRITTEN = ("file_*.arrow", "file_*.lz4", "file_*.npy", INDEX, HISTOGRAM, WEIGHTS)
+
+
+class ShardWriter(Protocol):
+    """What a layout gives to write one shard."""
+
+    def append(self, block: JetBlock) -> None:
+        """Add the jets of a block."""
+
+    def close(self) -> None:
+        """Finish the file; nothing happens the second time."""
+
+
+def clear(directory: Path) -> None:
+    """Remove what an earlier construction left, the files that make it look complete first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (FILES, manifests.FILE_NAME):
+        (directory / name).unlink(missing_ok=True)
+    for pattern in _WRITTEN:
+        for path in (*directory.glob(pattern), *directory.glob(f".{pattern}.*.tmp")):
+            path.unlink()
+
+
+def write_jets(jets: Iterator[JetBlock], manifest: Manifest, directory: Path) -> Manifest:
+    """Write shards and index of `manifest.n_jets` jets; returns the manifest with its shards and digest."""
+    schema = manifest.schema
+    digest = DatasetDigest(schema, manifest.content_ids)
+    groups = [group.name for group in schema.candidate_groups]
+    rows = [
+        min(manifest.chunk_size, manifest.n_jets - first) for first in range(0, manifest.n_jets, manifest.chunk_size)
+    ]
+    blocks = regroup(jets, itertools.chain.from_iterable(map(_batch_sizes, rows)))
+    shards = []
+    with write_index(directory / INDEX, groups, len(schema.truths)) as index:
+        for number, n_rows in enumerate(rows):
+            batches = itertools.islice(blocks, len(_batch_sizes(n_rows)))
+            shards.append(_write_shard(_watched(batches, index, digest), number, n_rows, manifest, directory))
+    return dataclasses.replace(manifest, shards=tuple(shards), digest=digest.hexdigest())
+
+
+def _batch_sizes(rows: int) -> list[int]:
+    return [min(BATCH_JETS, rows - first) for first in range(0, rows, BATCH_JETS)]
+
+
+def _watched(blocks: Iterator[JetBlock], index: IndexWriter, digest: DatasetDigest) -> Iterator[JetBlock]:
+    for block in blocks:
+        index.append(block)
+        digest.update(block)
+        yield block
+
+
+def _write_shard(blocks: Iterator[JetBlock], number: int, n_rows: int, manifest: Manifest, directory: Path) -> Shard:
+    name = f"file_{number}.{'arrow' if manifest.layout == 'ArrowDataset' else 'lz4'}"
+    sum_weight, ids = 0.0, []
+    with atomic.replace_file(directory / name) as temporary:
+        with contextlib.closing(_open(temporary, manifest, n_rows)) as writer:
+            for block in blocks:
+                writer.append(block)
+                sum_weight += float(block.weight.sum(dtype=np.float64))
+                ids.append(block.jet_id)
+        checksum, size = file_checksum(temporary), temporary.stat().st_size
+    if manifest.layout == "LZ4Dataset":
+        write_array(directory / f"file_{number}.ids.npy", np.concatenate(ids))
+        write_seek_points(directory / name, directory)
+    return Shard(name, n_rows, sum_weight, size, checksum)
+
+
+def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
+    if manifest.layout == "LZ4Dataset":
+        return LZ4ShardWriter(path, manifest.schema, n_rows)
+    return ArrowShardWriter(path, manifest.schema, half=manifest.precision == "float16")
+
+
+def write_array(path: Path, values: NDArray[np.generic]) -> None:
+    """Write an array as npy, whole or not at all."""
+    with atomic.replace_file(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, values)
+
+
+def seek_file(shard: str) -> str:
+    """Name of the file with the seek points of a shard."""
+    return f"{Path(shard).stem}.seek.npy"
+
+
+def write_seek_points(shard: Path, directory: Path) -> None:
+    """Read an LZ4 shard once and write its seek points to `directory`."""
+    frame = FrameReader(shard)
+    points = SeekPoints(frame.header.linked)
+    for block in frame.blocks():
+        points.add(block)
+    write_array(directory / seek_file(shard.name), points.array())
+
+
+def publish(manifest: Manifest, histogram: NDArray[np.int64], directory: Path) -> None:
+    """Write what makes the set complete, the list of shards last."""
+    write_array(directory / HISTOGRAM, histogram.astype(np.float32))
+    weights = {
+        "chunk_size": [shard.rows for shard in manifest.shards],
+        "sum_weight": [shard.sum_weight for shard in manifest.shards],
+    }
+    atomic.write_text(directory / WEIGHTS, json.dumps(weights) + "\n")
+    manifest.write(directory)
+    atomic.write_text(directory / FILES, "\n".join(str(directory.absolute() / shard.file) for shard in manifest.shards))

@@ -1,0 +1,158 @@
+"""The files of an inference directory: upstream's arrays, jet ids, and a ROOT tree.
+
+File            content, N jets in the order of the input files
+prediction.npy  float32 [N,C], raw logits; written last: where it is, all is
+truth.npy       int64 [N]; -1: in no class
+process.npy     float32 [N], as upstream
+kinematics.npy  float32 [N,2], (pt, eta)
+jet_id.npy      int64 [N,2], (index of the file, entry)
+files.json      what the index and the entry mean, with path and content id of each file
+inference_time.npy, inference_metrics.npz   seconds; time, loss, acc
+output.root     tree `tree` with probabilities, one-hot truth, `file` and `entry`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bhive_mltf.errors import CorruptFileError, DataError
+from bhive_mltf.evaluation.discriminators import are_probabilities, softmax
+from bhive_mltf.evaluation.predictions import Predictions
+from bhive_mltf.files import atomic
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
+
+FILE_AND_ENTRY, SHARD_AND_ROW = "file and entry", "shard and row"
+
+# upstream's branch names for its six classes, whatever their order
+_UPSTREAM_BRANCHES = {"b": "isB", "bb": "isBB", "leptonicB": "isLeptB", "c": "isC", "uds": "isUDS", "g": "isG"}
+_ROOT_CHUNK = 200_000  # jets per basket group
+
+
+def write(predictions: Predictions, directory: str | Path, dataset: Dataset, classes: Iterable[str]) -> None:
+    """Write all files of `predictions` of `dataset` into `directory`; each appears whole, `prediction.npy` last."""
+    directory, names = Path(directory), tuple(classes)
+    (directory / "prediction.npy").unlink(missing_ok=True)  # an older one must not make a half-written set look whole
+    _save(directory / "jet_id.npy", predictions.jet_id)
+    atomic.write_json(directory / "files.json", describe_files(dataset))
+    with atomic.replace_file(directory / "output.root") as path:
+        _write_root(path, predictions, names)
+    _save(directory / "kinematics.npy", predictions.kinematics)
+    _save(directory / "process.npy", predictions.process.astype(np.float32))
+    _save(directory / "truth.npy", predictions.truth)
+    with atomic.replace_file(directory / "inference_metrics.npz") as path, path.open("wb") as stream:
+        np.savez(stream, time=predictions.seconds, loss=predictions.loss, acc=predictions.accuracy)
+    _save(directory / "inference_time.npy", np.float64(predictions.seconds))
+    _save(directory / "prediction.npy", predictions.logits)
+
+
+def load(directory: str | Path) -> Predictions:
+    """Read back what `write` wrote, or what upstream's InferenceTask did (then without jet ids: -1).
+
+    Raises
+    ------
+    DataError
+        A file is missing.
+    CorruptFileError
+        A file cannot be read, or the arrays differ in length.
+    """
+    directory = Path(directory)
+    logits, truth = _read(directory / "prediction.npy"), _read(directory / "truth.npy")
+    unknown = np.full((len(truth), 2), -1, np.int64)
+    ids = directory / "jet_id.npy"
+    metrics = _read_metrics(directory / "inference_metrics.npz")
+    predictions = Predictions(
+        logits=logits.astype(np.float32, copy=False),
+        truth=truth.astype(np.int64),
+        process=_read(directory / "process.npy").astype(np.int64),
+        kinematics=_read(directory / "kinematics.npy").astype(np.float32, copy=False),
+        jet_id=_read(ids).astype(np.int64, copy=False) if ids.exists() else unknown,
+        seconds=float(metrics.get("time", math.nan)),
+        loss=float(metrics.get("loss", math.nan)),
+        accuracy=float(metrics.get("acc", math.nan)),
+    )
+    lengths = {name: len(getattr(predictions, name)) for name in ("logits", "truth", "process", "kinematics", "jet_id")}
+    if len(set(lengths.values())) != 1:
+        raise CorruptFileError(f"The arrays in {directory} differ in length: {lengths}; run InferenceTask again.")
+    return predictions
+
+
+def describe_files(dataset: Dataset) -> dict[str, Any]:
+    """Content of files.json: what jet ids mean, and path and content id of each index."""
+    manifest = dataset.manifest
+    if manifest.jet_ids:
+        files = [(source.path, source.content_id) for source in manifest.sources]
+    else:
+        files = [(shard.file, shard.checksum) for shard in manifest.shards]
+    return {
+        "jet_id": FILE_AND_ENTRY if manifest.jet_ids else SHARD_AND_ROW,
+        "files": {str(i): {"path": str(path), "content_id": str(content)} for i, (path, content) in enumerate(files)},
+    }
+
+
+def read_files(directory: str | Path) -> dict[int, str]:
+    """Index -> path of the files that the jet ids in `directory` speak of."""
+    files = json.loads((Path(directory) / "files.json").read_text(encoding="utf-8"))["files"]
+    return {int(index): str(file["path"]) for index, file in files.items()}
+
+
+def branch_names(classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Branches of output.root, one per class: of the probabilities and of the one-hot truth."""
+    if set(classes) == set(_UPSTREAM_BRANCHES):
+        truth = [_UPSTREAM_BRANCHES[name] for name in classes]
+    else:
+        truth = [re.sub(r"\W", "_", name, flags=re.ASCII) for name in classes]
+    return [f"prob_{name}" for name in truth], truth
+
+
+def _write_root(path: Path, predictions: Predictions, classes: Sequence[str]) -> None:
+    import uproot
+
+    names = branch_names(classes)
+    types: dict[str, Any] = {"Jet_pt": np.float32, "Jet_eta": np.float32, **dict.fromkeys(names[0], np.float32)}
+    types |= {**dict.fromkeys(names[1], np.int32), "file": np.int32, "entry": np.int64}
+    with uproot.recreate(path) as file:
+        tree = file.mktree("tree", types)
+        for branches in _root_chunks(predictions, names):
+            tree.extend({name: values.astype(types[name], copy=False) for name, values in branches.items()})
+
+
+def _root_chunks(predictions: Predictions, names: tuple[list[str], list[str]]) -> Iterator[dict[str, Any]]:
+    softmax_needed = not are_probabilities(predictions.logits)
+    for start in range(0, len(predictions), _ROOT_CHUNK):
+        part = predictions.take(np.arange(start, min(start + _ROOT_CHUNK, len(predictions))))
+        probability = softmax(part.logits) if softmax_needed else part.logits
+        branches: dict[str, Any] = {"Jet_pt": part.kinematics[:, 0], "Jet_eta": part.kinematics[:, 1]}
+        branches |= {name: probability[:, i] for i, name in enumerate(names[0])}
+        branches |= {name: part.truth == i for i, name in enumerate(names[1])}
+        yield {**branches, "file": part.jet_id[:, 0], "entry": part.jet_id[:, 1]}
+
+
+def _save(path: Path, values: Any) -> None:  # noqa: ANN401 - any array
+    with atomic.replace_file(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, values, allow_pickle=False)
+
+
+def _read_metrics(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    with _read(path) as arrays:
+        return dict(arrays)
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401 - an array, or the arrays of an npz
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: the inference is not complete; run InferenceTask.") from None
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise CorruptFileError(f"{path} cannot be read ({error}); remove it and run InferenceTask again.") from error

@@ -1,0 +1,199 @@
+"""Predictions of a model for all jets of a dataset, in the order of its input files.
+
+N: jets; C: classes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhive_mltf.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bhive_mltf.data.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1_000_000  # jets at a time in float64
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N jets.
+
+    logits : float32 [N,C], raw outputs.
+    truth : int64 [N], index of the class; -1 for a jet in none of them.
+    process : int64 [N], index into the config's processes.
+    kinematics : float32 [N,2], (pt, eta).
+    jet_id : int64 [N,2], (index of the file, entry in its tree); -1 where unknown.
+    seconds : time that the prediction took, reading of the jets included.
+    loss, accuracy : mean cross-entropy and accuracy of the jets with a class; NaN without any.
+    """
+
+    logits: NDArray[np.float32]
+    truth: NDArray[np.int64]
+    process: NDArray[np.int64]
+    kinematics: NDArray[np.float32]
+    jet_id: NDArray[np.int64]
+    seconds: float = math.nan
+    loss: float = math.nan
+    accuracy: float = math.nan
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def take(self, jets: NDArray[np.int64] | NDArray[np.bool_]) -> Predictions:
+        """The jets at these positions, or where the mask is True; times and means stay those of all."""
+        return replace(
+            self,
+            logits=self.logits[jets],
+            truth=self.truth[jets],
+            process=self.process[jets],
+            kinematics=self.kinematics[jets],
+            jet_id=self.jet_id[jets],
+        )
+
+
+def predict(
+    model: torch.nn.Module,
+    loader: Iterable[Batch],
+    device: str | torch.device,
+    n_jets: int,
+    *,
+    input_order: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """Predict each of the `n_jets` jets of `loader` once: evaluation mode, full precision, no autocast.
+
+    Jets of no class (truth -1) are predicted too; loss and accuracy leave them out.
+
+    Parameters
+    ----------
+    input_order : sort by (file, entry), the order of the filelist and of its trees; else keep the loader's order,
+        for datasets that do not know where their jets come from.
+    progress : called after each batch with the number of jets done.
+
+    Raises
+    ------
+    DataError
+        The loader gives another number of jets than `n_jets`, none, or one jet twice.
+    """
+    if n_jets < 1:
+        raise DataError("There are no jets to predict: the test dataset is empty; give another --test-filelist.")
+    collected: Predictions | None = None
+    done, start = 0, time.perf_counter()
+    with _evaluating(model, device):
+        for batch in loader:
+            part = _predict_batch(model, batch, device)
+            collected = collected or _empty(n_jets, part.logits.shape[1])
+            if done + len(part) > n_jets:
+                raise DataError(f"The loader gave more than the {n_jets} jets of the dataset.")
+            _store(collected, part, done)
+            done += len(part)
+            if progress is not None:
+                progress(done)
+    seconds = time.perf_counter() - start
+    if collected is None or done != n_jets:
+        raise DataError(f"The loader gave {done} of the {n_jets} jets of the dataset.")
+    _warn_of_non_finite(collected)
+    ordered = _in_input_order(collected) if input_order else collected
+    loss, accuracy = loss_and_accuracy(ordered.logits, ordered.truth)
+    return replace(ordered, seconds=seconds, loss=loss, accuracy=accuracy)
+
+
+def loss_and_accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of the jets with truth >= 0, in float64; NaN without such jets."""
+    losses, correct, n_jets = [], 0, 0
+    for start in range(0, len(truth), _CHUNK):
+        target = truth[start : start + _CHUNK]
+        known = target >= 0
+        values = logits[start : start + _CHUNK][known].astype(np.float64)
+        target = target[known]
+        with np.errstate(invalid="ignore"):
+            highest = values.max(axis=1, initial=-np.inf)
+            log_sum = highest + np.log(np.exp(values - highest[:, None]).sum(axis=1))
+            losses.append(float((log_sum - values[np.arange(len(target)), target]).sum()))
+        correct += int((values.argmax(axis=1) == target).sum())
+        n_jets += len(target)
+    if n_jets == 0:
+        return math.nan, math.nan
+    return math.fsum(losses) / n_jets, correct / n_jets
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module, device: str | torch.device) -> Iterator[None]:
+    import torch
+
+    was_training = model.training
+    model.to(device)
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _predict_batch(model: torch.nn.Module, batch: Batch, device: str | torch.device) -> Predictions:
+    logits = model(batch.map(lambda tensor: tensor.to(device, non_blocking=True)))
+    return Predictions(
+        logits=logits.float().cpu().numpy(),
+        truth=batch.target.cpu().numpy(),
+        process=batch.process.cpu().numpy(),
+        kinematics=batch.kinematics.cpu().numpy(),
+        jet_id=batch.jet_id.cpu().numpy(),
+    )
+
+
+def _empty(n_jets: int, n_classes: int) -> Predictions:
+    return Predictions(
+        logits=np.empty((n_jets, n_classes), np.float32),
+        truth=np.empty(n_jets, np.int64),
+        process=np.empty(n_jets, np.int64),
+        kinematics=np.empty((n_jets, 2), np.float32),
+        jet_id=np.empty((n_jets, 2), np.int64),
+    )
+
+
+def _store(whole: Predictions, part: Predictions, start: int) -> None:
+    rows = slice(start, start + len(part))
+    for name in ("logits", "truth", "process", "kinematics", "jet_id"):
+        getattr(whole, name)[rows] = getattr(part, name)
+
+
+def _in_input_order(predictions: Predictions) -> Predictions:
+    file, entry = predictions.jet_id.T
+    order = np.lexsort((entry, file))
+    ids = predictions.jet_id[order]
+    twice = np.flatnonzero((ids[1:] == ids[:-1]).all(axis=1))
+    if len(twice):
+        file_index, first_entry = ids[twice[0]]
+        raise DataError(
+            f"{len(twice)} jets were predicted more than once, the first is entry {first_entry} of file {file_index}; "
+            "the dataset holds them twice, build it anew."
+        )
+    return predictions.take(order)
+
+
+def _warn_of_non_finite(predictions: Predictions) -> None:
+    broken = np.flatnonzero(~np.isfinite(predictions.logits).all(axis=1))
+    if len(broken):
+        file, entry = predictions.jet_id[broken[0]]
+        logger.warning(
+            "the model gives infinite or NaN outputs for %d of %d jets, the first is entry %d of file %d",
+            len(broken),
+            len(predictions),
+            entry,
+            file,
+        )

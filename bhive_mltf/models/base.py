@@ -1,0 +1,97 @@
+"""Base class of all taggers.
+
+Axes: B jets, N candidates, F columns, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bhive_mltf.errors import ModelError
+from bhive_mltf.models.kinematics import cartesian
+from bhive_mltf.models.resolve import GroupRequest, resolve_inputs
+
+if TYPE_CHECKING:
+    from bhive_mltf.config import Config
+    from bhive_mltf.data.batch import Batch, GroupBatch
+    from bhive_mltf.models.classes import Classes
+    from bhive_mltf.models.inputs import ModelInputs, Padding
+
+
+class Tagger(nn.Module):
+    """A network that gives one logit per class from a batch of jets.
+
+    A subclass declares the attributes below and `forward`, and calls `super().__init__(config)` first. Its other
+    constructor parameters are keyword-only with defaults: they are the sizes that `--model-kwargs` may set.
+
+    classes : output class -> truth labels, ordered.
+    groups : what it reads.
+    padding : `longest` of the global batch, or `configured` for models whose result depends on padded candidates.
+    inputs : the same, in the columns and labels of the config; made here.
+
+    Raises
+    ------
+    ModelError : the config lacks a group, a column, four-vectors or a truth label that the model needs.
+    """
+
+    classes: Classes
+    groups: tuple[GroupRequest, ...] = ()
+    padding: Padding = "longest"
+    inputs: ModelInputs
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.inputs = resolve_inputs(self.name, config, self.classes, self.groups, self.padding)
+
+    @property
+    def name(self) -> str:
+        """Name of the model in messages."""
+        return type(self).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; inputs are converted to it."""
+        return next(self.parameters()).dtype
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B,C] of the classes, in the order of `classes`."""
+        raise NotImplementedError
+
+    def group_of(self, batch: Batch, name: str) -> GroupBatch:
+        """A group of the batch; ModelError when the batch was not made for this model."""
+        group = batch.groups.get(name)
+        expected = self.inputs.group(name)
+        if group is None or group.columns != expected.columns:
+            there = "no such group" if group is None else ", ".join(group.columns)
+            msg = (
+                f"model {self.name}: the batch does not hold the group {name!r} with the columns "
+                f"{', '.join(expected.columns)}, there is: {there}; give the model's `inputs` to the loader"
+            )
+            raise ModelError(msg)
+        if self.padding == "configured" and group.features.shape[1] != expected.length:
+            msg = (
+                f"model {self.name} must see {expected.length} candidates per jet in the group {name!r}, padding "
+                f"included, the batch has {group.features.shape[1]}; give the model's `inputs` to the loader"
+            )
+            raise ModelError(msg)
+        return group
+
+    def features(self, batch: Batch, name: str) -> Tensor:
+        """Features [B,N,F] of a group in the type of the weights."""
+        return self.group_of(batch, name).features.to(self.dtype)
+
+    def momenta(self, batch: Batch, name: str) -> Tensor:
+        """Four-momenta (px, py, pz, E) [B,N,4] of a group, whatever the config has; at least float32."""
+        vectors, kind = self.group_of(batch, name).four_vectors, self.inputs.group(name).kind
+        if vectors is None or not kind:
+            msg = f"model {self.name}: the batch has no four-vectors in the group {name!r}; ask for them in `groups`"
+            raise ModelError(msg)
+        return cartesian(vectors.to(torch.promote_types(self.dtype, torch.float32)), kind)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,166 @@
+"""Reaching an MLflow store: quietly, with limits, and without a race when it is made.
+
+Nothing here is imported before tracking is really used: `import mlflow` takes more than a second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bhive_mltf.errors import TrackingError
+from bhive_mltf.tracking import store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# mlflow's own limits (120 s, 7 retries with growing pauses) would hold a training for minutes.
+_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_SHORT_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_TRIES = 5
+_LOCK_TIMEOUT = 30.0  # s
+
+
+def load() -> None:
+    """Import mlflow without its noise; no usage data is sent from a compute node unless the user asked for it."""
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        os.environ.setdefault(name, "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow  # noqa: F401
+
+
+class _QuietThreads(logging.Filter):
+    """Drops the lines of threads that asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not getattr(self.thread, "quiet", False)
+
+
+_retries = _QuietThreads()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the log lines of mlflow, alembic and urllib3 in this thread; other threads are left alone."""
+    from mlflow.utils.logging_utils import suppress_logs_in_thread
+
+    # a filter of a logger, and added once: urllib3 tells each of its retries
+    logging.getLogger("urllib3.connectionpool").addFilter(_retries)
+    before = getattr(_retries.thread, "quiet", False)
+    _retries.thread.quiet = True
+    try:
+        with suppress_logs_in_thread():
+            yield
+    finally:
+        _retries.thread.quiet = before
+
+
+@contextmanager
+def quiet_with_warnings() -> Iterator[None]:
+    """Like `quiet`, and without Python warnings; in the main thread only, since warning filters are the process's."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def limit_http() -> None:
+    """Limit how long one request may take, unless the user has set it."""
+    for name, value in _HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def short_http() -> Iterator[None]:
+    """Inside, a server that does not answer costs about ten seconds, unless the user has set it otherwise."""
+    ours = {
+        name: value for name, value in _SHORT_HTTP_LIMITS.items() if os.environ.get(name) in (None, _HTTP_LIMITS[name])
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store; makes a SQLite store that does not exist yet. Two processes may do so at once."""
+    from mlflow import MlflowClient
+
+    path = store.sqlite_path(uri)
+    if path is None:
+        return MlflowClient(store.with_credentials(uri))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path.with_name(f".{path.name}.lock")):
+        for attempt in range(_TRIES):
+            try:
+                return MlflowClient(uri)
+            except Exception:  # mlflow lets the errors of SQLAlchemy, alembic and sqlite3 through
+                # another node may be making the tables: its lock is not seen here
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(0.2 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an advisory lock; where the file system has none, or after a while, go on without."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+            else:
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def experiment_id(client: MlflowClient, uri: str, data_path: Path) -> str:
+    """The experiment of new runs, made when it does not exist.
+
+    `MLFLOW_EXPERIMENT_ID` wins over `MLFLOW_EXPERIMENT_NAME`, as in mlflow. Raises TrackingError for a deleted one.
+    """
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+    if given:
+        return given
+    name = store.experiment_name()
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=store.artifact_location(uri, data_path)))
+        except Exception:
+            # made by another process between the two calls
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment {name!r} in {store.without_credentials(uri)} is deleted; restore it"
+            " (`mlflow experiments restore`) or set MLFLOW_EXPERIMENT_NAME to another name"
+        )
+    return str(experiment.experiment_id)

@@ -1,0 +1,138 @@
+"""What the engine and the tasks know of tracking: a run that takes everything and never fails or blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from bhive_mltf.errors import TrackingError
+from bhive_mltf.tracking.failures import one_line
+from bhive_mltf.tracking.record import RunRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+logger = logging.getLogger(__name__)
+
+FLUSH_TIMEOUT = 30.0  # s
+
+
+class Run:
+    """A run of a training; this base class takes everything and keeps nothing.
+
+    No method waits for the network or raises because of it. As a context manager it delivers what is left and leaves
+    the status of the run alone, which is what tasks after the training want.
+    """
+
+    record: RunRecord | None = None
+
+    def begin(self) -> None:
+        """The owner says that it runs now: a run that waited for its job, or had ended, becomes RUNNING."""
+
+    def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:
+        """Values of metrics at a step; `timestamp` in seconds since 1970, now if None.
+
+        The first value of a (name, step) wins. NaN and infinities are taken.
+        """
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Parameters; the first value stays for ever, a long one is kept whole as `params/<name>.txt`."""
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Tags; the last value stays."""
+
+    def text(self, text: str, artifact_file: str) -> None:
+        """Text as an artifact."""
+
+    def json(self, value: Any, artifact_file: str) -> None:  # noqa: ANN401 - any JSON value
+        """A JSON value as an artifact."""
+
+    def artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """A file or directory as an artifact; it is read when it is sent, so it must stay until then."""
+
+    def dataset(
+        self,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        context: str,
+        profile: Mapping[str, object] | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """A data set as input of the run.
+
+        context : "training", "validation" or "test".
+        source : directory or URL; recorded, never read.
+        profile : numbers about it, such as `n_jets`; the whole digest is added, since MLflow keeps 36 characters.
+        columns : name -> type (`float`, `double`, `long`, ...).
+        """
+
+    def model(
+        self,
+        module: nn.Module,
+        name: str = "best_model",
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        files: Iterable[str | Path] = (),
+    ) -> None:
+        """The module as a logged model of the run; copied and serialised at once, sent later.
+
+        files : kept beside the model under `extra_files/`.
+        """
+
+    def nested(self, name: str) -> Run:  # noqa: ARG002
+        """A child of this run; made at its first use, found again by its name when a training goes on."""
+        return NullRun()
+
+    def start_system_metrics(self, node_id: str | None = None, interval: float = 10.0) -> None:
+        """Sample the machine every `interval` seconds (`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` wins)."""
+
+    def stop_system_metrics(self) -> None:
+        """Stop sampling."""
+
+    def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:  # noqa: ARG002
+        """Wait until all is delivered, `timeout` seconds at most; whether it was."""
+        return True
+
+    def finish(self, status: str | None = None, timeout: float = FLUSH_TIMEOUT) -> None:
+        """Deliver what is left and end; only the owner of the run gives a status (FINISHED, FAILED, KILLED)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+
+class NullRun(Run):
+    """Tracking that is off."""
+
+
+def attach(directory: str | Path, tracking: bool = True) -> Run:
+    """The run of a training directory; a NullRun when tracking is off or the directory has no run."""
+    if not tracking:
+        return NullRun()
+    try:
+        record = RunRecord.read(Path(directory))
+        if record is None:
+            return NullRun()
+        # here and not in the sending thread: two threads that import at once can see half-made modules
+        from bhive_mltf.tracking.mlflow_run import open_run
+
+        return open_run(record)
+    except TrackingError as error:
+        logger.warning("tracking is off: %s", error)
+    except ImportError as error:
+        logger.warning("tracking is off: %s; install mlflow, or pass --tracking False", one_line(error))
+    except Exception as error:  # noqa: BLE001 - tracking never ends a training
+        logger.warning("tracking is off: the run in %s cannot be opened (%s)", directory, one_line(error))
+    return NullRun()

@@ -1,0 +1,71 @@
+"""Which MLflow store is used, and how its page is opened. No mlflow here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from bhive_mltf.tracking.record import RunRecord
+
+DEFAULT_EXPERIMENT = "bhive_mltf"
+_SQLITE = "sqlite:///"
+
+
+def tracking_uri(data_path: Path) -> str:
+    """`MLFLOW_TRACKING_URI` if set, else the SQLite store below `data_path`."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return absolute(given) if given else f"{_SQLITE}{data_path.absolute() / 'mlflow.db'}"
+
+
+def absolute(uri: str) -> str:
+    """The same store, named so that a process in another directory finds it."""
+    path = sqlite_path(uri)
+    if path is None or path.is_absolute():
+        return uri
+    return f"{_SQLITE}{path.absolute()}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store, None for any other."""
+    path = uri.removeprefix(_SQLITE)
+    return Path(path) if path != uri and path not in ("", ":memory:") else None
+
+
+def is_server(uri: str) -> bool:
+    """Whether the store is reached over HTTP."""
+    return uri.startswith(("http://", "https://"))
+
+
+def experiment_name() -> str:
+    """`MLFLOW_EXPERIMENT_NAME` if set, else our own."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or DEFAULT_EXPERIMENT
+
+
+def artifact_location(uri: str, data_path: Path) -> str | None:
+    """Where a new experiment keeps its artifacts; None leaves it to a server."""
+    return None if is_server(uri) else (data_path.absolute() / "mlartifacts").as_uri()
+
+
+def without_credentials(uri: str) -> str:
+    """`uri` without user name and password, fit for files and messages."""
+    if "@" not in uri or "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def with_credentials(uri: str) -> str:
+    """`uri` with the credentials of `MLFLOW_TRACKING_URI`, if that names the same store."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return given if given and without_credentials(given) == uri else uri
+
+
+def view_command(record: RunRecord, port: int = 5000) -> str:
+    """What opens the page of a run: a command for a store on disk, the address of the run for a server."""
+    page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
+    if is_server(record.tracking_uri):
+        return f"{record.tracking_uri.rstrip('/')}/{page}"
+    uri = shlex.quote(record.tracking_uri)
+    return f"mlflow ui --backend-store-uri {uri} --port {port}  # then open http://127.0.0.1:{port}/{page}"

@@ -1,0 +1,137 @@
+"""Batch norms with the statistics of the global batch.
+
+On CUDA torch's own SyncBatchNorm; on a CPU, where torch has none, the same over gloo: every rank sends count,
+mean and summed squared deviations, and merges all of them (Chan et al., 1979). State-dict keys stay
+those of a plain batch norm. B: jets of this rank, may be 0; C: channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Group = dist.ProcessGroup
+
+
+class _GlobalNorm(torch.autograd.Function):
+    """(x - mean) / std with mean and variance of all ranks' elements; gradients flow through both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, moments: Tensor, eps: float, group: Group) -> Tensor:  # noqa: ANN401
+        # moments [3,C] float64: count, mean, variance of the global batch
+        shape = _channels(x)
+        mean = moments[1].to(x.dtype).view(shape)
+        scale = torch.rsqrt(moments[2] + eps).to(x.dtype).view(shape)
+        normed = (x - mean) * scale
+        ctx.save_for_backward(normed, scale)
+        ctx.count, ctx.group = moments[0, 0].item(), group
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
+        normed, scale = ctx.saved_tensors
+        axes = _reduced(grad)
+        sums = torch.stack([grad.sum(axes), (grad * normed).sum(axes)]).double()
+        dist.all_reduce(sums, group=ctx.group)
+        means = (sums / ctx.count).to(grad.dtype)
+        shape = _channels(grad)
+        return (grad - means[0].view(shape) - normed * means[1].view(shape)) * scale, None, None, None
+
+
+class GlobalBatchNorm1d(nn.BatchNorm1d):
+    """nn.BatchNorm1d over the jets of all ranks of `group` in training; plain in evaluation."""
+
+    group: Group | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C] or [B,C,L], L may differ from rank to rank, to the same shape."""
+        self._check_input_dim(x)
+        if not (self.training or self.running_mean is None):
+            return super().forward(x)
+        assert self.group is not None
+        values = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        moments = _global_moments(values.detach(), self.group)
+        if moments[0, 0] < 2:
+            # no variance anywhere: the running statistics, unchanged, as taggers do on one rank
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        self._update_running(moments)
+        normed: Tensor = _GlobalNorm.apply(values, moments, self.eps, self.group)  # type: ignore[no-untyped-call]
+        if self.weight is not None:
+            shape = _channels(values)
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(x.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, moments: Tensor) -> None:
+        if not self.training or self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        count, mean, variance = moments
+        unbiased = variance * count / (count - 1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+
+
+def synchronise_batch_norms(module: nn.Module, device: torch.device, group: Group | None) -> nn.Module:
+    """Make all batch norms of `module` use the global batch; `group` None (one rank) changes nothing."""
+    if group is None:
+        return module
+    if device.type == "cuda":
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        assert isinstance(converted, nn.Module)
+        return converted
+    for child in module.modules():
+        if type(child) is nn.BatchNorm1d:
+            # in place, so that whoever holds a reference sees it too
+            child.__class__ = GlobalBatchNorm1d
+            child.group = group  # type: ignore[assignment]
+    return module
+
+
+def plain_batch_norms(module: nn.Module) -> nn.Module:
+    """The same module without process groups, to be copied and stored; all weights and keys stay."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.SyncBatchNorm):
+                plain = nn.BatchNorm1d(child.num_features, child.eps, child.momentum, child.affine)
+                plain.__dict__.update({k: v for k, v in child.__dict__.items() if k != "process_group"})
+                setattr(parent, name, plain)
+    for child in module.modules():
+        if isinstance(child, GlobalBatchNorm1d):
+            del child.group
+            child.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
+    return module
+
+
+def _global_moments(x: Tensor, group: Group) -> Tensor:
+    """Count, mean and variance [3,C], float64, of all ranks' elements per channel."""
+    axes = _reduced(x)
+    count = x.numel() // x.shape[1]
+    own = torch.zeros(3, x.shape[1], dtype=torch.float64)
+    if count > 0:
+        variance, mean = torch.var_mean(x, axes, correction=0)
+        own[0], own[1], own[2] = count, mean, variance.double() * count
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, own, group=group)
+    counts, means, deviations = torch.stack(gathered).unbind(1)
+    total = counts.sum(0)
+    safe = total.clamp(min=1)
+    mean = (counts * means).sum(0) / safe
+    deviation = deviations.sum(0) + (counts * (means - mean) ** 2).sum(0)
+    return torch.stack([total, mean, deviation / safe])
+
+
+def _reduced(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+def _channels(x: Tensor) -> list[int]:
+    return [1, -1] + [1] * (x.dim() - 2)

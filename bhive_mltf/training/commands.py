@@ -1,0 +1,66 @@
+"""`restart` and `resume_epoch`: what a training made is set aside by rename, never deleted.
+
+`extend_training` needs nothing here: a plan with more epochs goes on from the last one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from bhive_mltf.errors import CheckpointError
+from bhive_mltf.training import checkpoint
+from bhive_mltf.training.metrics import Histories
+
+ASIDE_FOLDER = "aside"
+# What the engine writes; other files of the directory (run.json, parameters.json) belong to others.
+_MADE = re.compile(
+    r"model_\d+\.pt|best_model\.pt|checkpoints|(training|validation)_metrics\.npz|(train|val)_time\.npy|"
+    r"(loss|acc)\.(pdf|png)|plan\.json|logs"
+)
+
+
+def restart(directory: Path) -> Path | None:
+    """Set all that a training made aside; returns the folder, None when there was nothing."""
+    return _set_aside(directory, (path for path in directory.iterdir() if _MADE.fullmatch(path.name)))
+
+
+def resume_epoch(directory: Path, epoch: int) -> Path | None:
+    """Bring the directory to where epoch `epoch` - 1 was just done; later epochs are set aside.
+
+    Parameters
+    ----------
+    epoch : number of finished epochs to keep, at least 1.
+
+    Raises
+    ------
+    CheckpointError : `model_<epoch - 1>.pt`, or the best of the epochs kept, is missing or damaged.
+    """
+    kept = checkpoint.epoch_path(directory, epoch - 1)
+    if not kept.is_file():
+        there = ", ".join(map(str, sorted(checkpoint.epoch_files(directory)))) or "none"
+        raise CheckpointError(
+            f"resume_epoch {epoch} needs {kept.name} in {directory}, where the epochs are: {there}; "
+            "resume after one of these, or restart."
+        )
+    state = checkpoint.load(kept)
+    best = checkpoint.load(checkpoint.epoch_path(directory, state["best_epoch"]))
+    later = [path for number, path in checkpoint.epoch_files(directory).items() if number >= epoch]
+    folder = _set_aside(directory, [*later, directory / checkpoint.STEP_FOLDER, directory / checkpoint.BEST_NAME])
+    checkpoint.save(directory / checkpoint.BEST_NAME, best)
+    Histories(state["histories"]).write(directory)
+    return folder
+
+
+def _set_aside(directory: Path, paths: Iterable[Path]) -> Path | None:
+    existing = [path for path in paths if path.exists()]
+    if not existing:
+        return None
+    number = 1
+    while (folder := directory / ASIDE_FOLDER / str(number)).exists():
+        number += 1
+    folder.mkdir(parents=True)
+    for path in existing:
+        path.rename(folder / path.name)
+    return folder

@@ -1,0 +1,87 @@
+"""A training in this process: one rank, from plan to best model."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.training import ingredients as making
+from bhive_mltf.training.batchnorm import synchronise_batch_norms
+from bhive_mltf.training.distributed import World, set_threads
+from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.losses import create_loss
+from bhive_mltf.training.observers import Observer, Observers
+from bhive_mltf.training.optimisers import create_optimizer
+from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
+from bhive_mltf.training.step import Stepper
+from bhive_mltf.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+LOCK_WAIT = 60.0  # s; ranks of a command that was just killed need a moment to end
+
+
+class Builder(Protocol):
+    """Makes model and loaders of one rank."""
+
+    def __call__(self, plan: TrainingPlan, world: World) -> Ingredients:
+        """See `ingredients.build`."""
+
+
+def train(plan: TrainingPlan, world: World, build: Builder = making.build, observer: Observer | None = None) -> None:
+    """Train this rank's share of the plan, from the latest checkpoint on.
+
+    Parameters
+    ----------
+    build : makes model and loaders; tests give their own.
+    observer : watches instead of progress display and tracking; rank 0's only.
+
+    Raises
+    ------
+    TrainingInterruptedError : a signal asked to stop; the position is saved.
+    NonFiniteLossError, CheckpointError, LockedError, and what the data and models raise.
+    """
+    threads = torch.get_num_threads()
+    watching = (observer or _default_observer()) if world.is_first else Observer()
+    status = "FAILED"
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        if world.is_first:
+            stack.enter_context(DirectoryLock(plan.directory, wait_s=LOCK_WAIT))
+        world.barrier()
+        try:
+            set_threads(plan.threads_per_rank, world)
+            _trainer(plan, world, build(plan, world), watching, signals).run()
+            status = "FINISHED"
+        except (TrainingInterruptedError, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            torch.set_num_threads(threads)
+            watching.end(status)
+
+
+def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Observer, signals: StopSignals) -> Trainer:
+    dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
+    model: nn.Module = synchronise_batch_norms(parts.model, world.device, world.norm_group)
+    model = model.to(world.device, dtype)
+    if plan.use_torch_compile:
+        # in place: the keys of the state dict stay
+        model.compile(mode=plan.torch_compile_mode)
+    weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
+    optimizer = create_optimizer(plan.optimizer, model.parameters(), plan.learning_rate, betas=plan.betas, eps=plan.eps)
+    stepper = Stepper(plan, world, model, create_loss(plan.loss_function, weights), optimizer)
+    return Trainer(plan, world, parts, stepper, observer=observer, signals=signals)
+
+
+def _default_observer() -> Observer:
+    from bhive_mltf.training.progress import Progress
+    from bhive_mltf.training.tracked import Tracked
+
+    return Observers([Progress(), Tracked()])

@@ -1,0 +1,89 @@
+"""What a training is made of: model and loaders, from a plan; tests put their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bhive_mltf.data import philox
+from bhive_mltf.data.batch import Batch
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.plan import TrainingPlan
+
+
+class Loader(Protocol):
+    """Batches of a part of the training set; see `bhive_mltf.data.loader.BatchLoader`."""
+
+    def n_batches(self, epoch: int) -> int:
+        """Global batches of an epoch, exactly."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Slices for one rank of the global batches of an epoch, from batch `start` on."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Everything that is trained, and what names it.
+
+    class_weights : float32 [C] for the loss, None without `loss_weighting`.
+    dataset_digest, config_digest, classes, inputs : plain values kept in checkpoints.
+    """
+
+    model: nn.Module
+    training: Loader
+    validation: Loader
+    class_weights: Tensor | None
+    dataset_digest: str
+    config_digest: str
+    classes: list[Any]
+    inputs: dict[str, Any]
+
+
+def seed_model(seed: int) -> None:
+    """Seed torch for the first weights, alike on all ranks."""
+    torch.manual_seed(philox.key(seed, "model"))
+
+
+def build(plan: TrainingPlan, world: World) -> Ingredients:
+    """Open the training set and build model and loaders of this rank."""
+    from bhive_mltf.data.dataset import open_dataset
+    from bhive_mltf.data.loader import BatchLoader
+    from bhive_mltf.data.split import split_ranges
+    from bhive_mltf.models import registry
+    from bhive_mltf.training.losses import class_weights
+
+    config = plan.config
+    dataset = open_dataset(plan.dataset, config, plan.dataset_sidecar)
+    seed_model(plan.seed)
+    model = registry.create(plan.model_name, config, **plan.model_kwargs)
+    train_jets, validation_jets = split_ranges(dataset, plan.train_val_split, plan.n_train_files)
+    common: dict[str, Any] = {
+        "batch_size": plan.batch_size,
+        "rank": world.rank,
+        "world_size": world.size,
+        "n_threads": plan.n_threads,
+        "seed": plan.seed,
+        # upstream samples both parts unless the loss is weighted
+        "weighted": not plan.loss_weighting,
+        "unmatched": plan.unmatched,
+        "process_weights": config.process_weights,
+        "pin_memory": world.device.type == "cuda",
+        "config": config,
+    }
+    classes = model.inputs.classes
+    return Ingredients(
+        model=model,
+        training=BatchLoader(dataset, train_jets, model.inputs, mode="training", **common),
+        validation=BatchLoader(dataset, validation_jets, model.inputs, mode="validation", **common),
+        class_weights=(
+            class_weights(dataset.histogram, dataset.schema.truths, classes) if plan.loss_weighting else None
+        ),
+        dataset_digest=dataset.manifest.digest,
+        config_digest=config.dataset_digest,
+        classes=[[name, list(labels)] for name, labels in classes],
+        inputs=asdict(model.inputs),
+    )

@@ -1,0 +1,234 @@
+"""Starting the ranks of a training.
+
+One rank runs in this process; several on one machine are started by torch's own elastic launcher, without
+restarts: the same command, typed again, goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bhive_mltf.errors import ParameterError, RankFailedError
+from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.process import LAUNCHER_VARIABLE
+from bhive_mltf.training.rank import LOG_FOLDER, error_path
+from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError, restore_handlers
+
+ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
+# How long ranks have to save when asked to stop, or to end when another one failed.
+SHUTDOWN_SECONDS = 15
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Launcher(Protocol):
+    """Starts the ranks of a plan and waits for them."""
+
+    def launch(self, plan: TrainingPlan) -> None:
+        """Return when the training is done; raise when it is not."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """One rank, here."""
+
+    def launch(self, plan: TrainingPlan) -> None:
+        """Train in this process; what the engine raises passes through."""
+        from bhive_mltf.training.distributed import World, pick_device
+        from bhive_mltf.training.engine import train
+
+        train(plan, World(device=pick_device(0)))
+
+
+@dataclass(frozen=True)
+class LocalRanks:
+    """Several ranks on this machine.
+
+    entrypoint : command of a rank, without the plan.
+    """
+
+    entrypoint: Sequence[str] = ENTRYPOINT
+
+    def launch(self, plan: TrainingPlan) -> None:
+        """Start `plan.ranks_per_node` ranks on the plan's file and wait.
+
+        Raises
+        ------
+        RankFailedError : a rank failed; all others have ended. Names rank, reason and traceback.
+        TrainingInterruptedError : the ranks were asked to stop, and saved.
+        """
+        size = plan.ranks_per_node
+        logs = _prepare_logs(plan.directory, size)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=size,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            logs_specs=logs,
+            log_line_prefix_template="[rank ${rank}] ",
+            signals_to_handle=",".join(number.name for number in _SIGNALS),
+            shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        failure = _run_agent(config, [*self.entrypoint, str(plan.path)])
+        if isinstance(failure, signal.Signals):
+            raise TrainingInterruptedError(
+                f"The training in {plan.directory} was stopped by {failure.name}: the same command goes on."
+            )
+        if failure:
+            raise _failure(plan.directory, size, failure)
+
+
+def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
+    """Write the plan to its directory and train; returns when the training is done.
+
+    Raises
+    ------
+    ParameterError : more nodes than this launcher can reach.
+    RankFailedError, TrainingInterruptedError : see `LocalRanks.launch`.
+    """
+    plan = plan.model_copy(update={"ranks_per_node": resolve_ranks(plan), "directory": plan.directory.absolute()})
+    plan.write()
+    if launcher is None:
+        if plan.nodes > 1:
+            raise ParameterError(
+                f"nodes is {plan.nodes}, but several nodes need a batch system: leave nodes at 1 on a single machine."
+            )
+        launcher = InProcess() if plan.ranks_per_node == 1 else LocalRanks()
+    launcher.launch(plan)
+
+
+def resolve_ranks(plan: TrainingPlan) -> int:
+    """Ranks per node; 0 in the plan means one per visible GPU, else one."""
+    if plan.ranks_per_node > 0:
+        return plan.ranks_per_node
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, ProcessFailure] | signal.Signals:
+    """Start the ranks and wait; what failed by rank, empty if nothing did, or the signal that came."""
+    # torch leaves the files of the ranks' logs to the garbage collector
+    with _Surroundings(), warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        try:
+            elastic_launch(config, command[0])(*command[1:])
+        except ChildFailedError as error:
+            return dict(error.failures)
+        except SignalException as error:
+            return signal.Signals(error.sigval)
+    return {}
+
+
+class _Surroundings:
+    """Environment and signal handlers that ranks and launcher need; put back afterwards."""
+
+    def __init__(self) -> None:
+        self._environment = {LAUNCHER_VARIABLE: str(os.getpid())}
+        if sys.platform == "linux":
+            # ranks of one machine talk over loopback, whatever its name resolves to
+            self._environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+        self._before: dict[str, str | None] = {}
+        self._handlers: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> None:
+        self._before = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        restore_handlers(self._handlers)
+
+
+class _RankLogs(LogsSpecs):
+    """Errors of each rank to `logs/rank_<r>.log`; those of rank 0 to the terminal too, its output only there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self._folder = folder
+
+    @property
+    def root_log_dir(self) -> str:
+        return str(self._folder)
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        ranks = {local: int(env["RANK"]) for local, env in envs.items()}
+        stderrs = {local: str(log_path(self._folder.parent, rank)) for local, rank in ranks.items()}
+        stdouts = {local: "" if rank == 0 else os.devnull for local, rank in ranks.items()}
+        shown = {local: stderrs[local] for local, rank in ranks.items() if rank == 0}
+        errors = dict.fromkeys(envs, os.devnull)
+        return LogsDest(stdouts, stderrs, {}, shown, errors, os.devnull, os.devnull)
+
+
+def log_path(directory: Path, rank: int) -> Path:
+    """Where the errors and warnings of a rank go."""
+    return directory / LOG_FOLDER / f"rank_{rank}.log"
+
+
+def _prepare_logs(directory: Path, size: int) -> LogsSpecs:
+    folder = directory / LOG_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank in range(size):
+        error_path(directory, rank).unlink(missing_ok=True)
+    return _RankLogs(folder)
+
+
+def _failure(
+    directory: Path, size: int, failures: Mapping[int, ProcessFailure]
+) -> RankFailedError | TrainingInterruptedError:
+    """The error of the rank that failed first, not of those that lost it."""
+    if all(failure.exitcode == INTERRUPTED_EXIT_CODE for failure in failures.values()):
+        return TrainingInterruptedError(
+            f"The training in {directory} was stopped by a signal to a rank: the same command goes on."
+        )
+    reasons = {rank: _read_reason(directory, rank) for rank in range(size)}
+    # killed by a signal: nobody asked it to; then errors of the training itself; then whoever was first
+    killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
+    told = sorted((r for r in reasons.items() if r[1]), key=lambda r: (not r[1]["by_user"], r[1]["time"]))
+    rank = killed[0] if killed else told[0][0] if told else min(failures)
+    reason = reasons[rank]
+    if reason and rank not in killed:
+        what = f"{reason['kind']}: {reason['message'].splitlines()[0] if reason['message'] else ''}".rstrip(". ")
+        where = f"its traceback is in {error_path(directory, rank)}"
+    else:
+        failure = failures[rank]
+        name = failure.signal_name() if failure.exitcode < 0 else ""
+        what = f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
+        where = f"its last lines are in {log_path(directory, rank)}"
+    return RankFailedError(
+        f"Rank {rank} of {size} failed ({what}); {where}, the other ranks have ended, and the same command goes on."
+    )
+
+
+def _read_reason(directory: Path, rank: int) -> dict[str, str]:
+    try:
+        content: dict[str, str] = json.loads(error_path(directory, rank).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)

@@ -1,0 +1,106 @@
+"""Who watches a training: progress display, tracking. Rank 0 only; nothing here changes the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from typing_extensions import override
+
+from bhive_mltf.training.metrics import Figures
+from bhive_mltf.training.plan import TrainingPlan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Some steps of training, up to `global_step`; `loss` is the mean over them, of all ranks."""
+
+    epoch: int
+    global_step: int
+    loss: float
+    learning_rate: float
+    jets_per_s: float
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """A finished epoch; times in seconds."""
+
+    epoch: int
+    train: Figures
+    validation: Figures
+    train_time: float
+    val_time: float
+    is_best: bool
+
+
+class Observer:
+    """Told what happens; this base class does nothing with it."""
+
+    def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
+        """The training starts, or goes on."""
+
+    def phase(self, name: str, epoch: int, done: int, total: int) -> None:
+        """Training or validation of an epoch starts; `done` of its `total` batches are there already."""
+
+    def advance(self, n_jets: int) -> None:
+        """A global batch of `n_jets` is done."""
+
+    def interval(self, interval: Interval) -> None:
+        """Some more steps of training are done."""
+
+    def epoch(self, result: EpochResult) -> None:
+        """An epoch is done and on disk."""
+
+    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+        """The training is done; `model` has the best weights."""
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED, or KILLED (asked to stop; goes on later)."""
+
+
+class Observers(Observer):
+    """Several observers as one."""
+
+    def __init__(self, members: Sequence[Observer]) -> None:
+        self._members = tuple(members)
+
+    @override
+    def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
+        for member in self._members:
+            member.begin(plan, first_epoch, global_step, world_size)
+
+    @override
+    def phase(self, name: str, epoch: int, done: int, total: int) -> None:
+        for member in self._members:
+            member.phase(name, epoch, done, total)
+
+    @override
+    def advance(self, n_jets: int) -> None:
+        for member in self._members:
+            member.advance(n_jets)
+
+    @override
+    def interval(self, interval: Interval) -> None:
+        for member in self._members:
+            member.interval(interval)
+
+    @override
+    def epoch(self, result: EpochResult) -> None:
+        for member in self._members:
+            member.epoch(result)
+
+    @override
+    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+        for member in self._members:
+            member.best(model, path, epoch, loss)
+
+    @override
+    def end(self, status: str) -> None:
+        for member in self._members:
+            member.end(status)

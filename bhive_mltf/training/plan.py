@@ -1,0 +1,165 @@
+"""The plan of a training: one JSON file with everything that a rank needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bhive_mltf.config import Config
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.files import atomic
+from bhive_mltf.training import names
+
+FILE_NAME = "plan.json"
+# What decides weights and histories; two plans that differ here are two trainings.
+RESULT_FIELDS = (
+    "model_name",
+    "model_kwargs",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "betas",
+    "eps",
+    "loss_function",
+    "lr_scheduler",
+    "lr_decay_factor",
+    "mixed_precision",
+    "training_precision",
+    "loss_weighting",
+    "train_val_split",
+    "n_train_files",
+    "unmatched",
+    "seed",
+)
+
+
+class TrainingPlan(BaseModel):
+    """What to train, on what, and how; frozen. A value out of its range is a ParameterError.
+
+    Every name is the task parameter of that name; `batch_size` counts the jets of the global batch, all
+    ranks together. `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice.
+    `ranks_per_node` 0 means one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and
+    every ten minutes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    directory: Path
+    dataset: Path
+    dataset_sidecar: Path | None = None
+    config: Config
+    model_name: str
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    epochs: int = 1
+    extend_training: int = 0
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    optimizer: str = "AdamW"
+    betas: tuple[float, float] = (0.95, 0.999)
+    eps: float = 1e-6
+    loss_function: str = "CrossEntropyLoss"
+    lr_scheduler: str = "epoch_lin_decay"
+    lr_decay_factor: float = 1e-2
+    mixed_precision: bool = False
+    use_torch_compile: bool = False
+    torch_compile_mode: str = "default"
+    training_precision: str = "float32"
+    loss_weighting: bool = False
+    train_val_split: float = 0.85
+    n_train_files: int = -1
+    unmatched: str = "error"
+    seed: int = 123456
+    n_threads: int = 4
+    nodes: int = 1
+    ranks_per_node: int = 0
+    threads_per_rank: int = 0
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+    keep_all_epochs_models: bool = True
+    nested_metrics: bool = False
+    tracking: bool = True
+    generation: str = ""
+    verbose: bool = False
+    terminal_plot: bool = False
+
+    def __init__(self, **values: Any) -> None:  # noqa: ANN401 - pydantic checks them
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ParameterError(_sentence(error)) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingPlan:
+        for field, holds, requirement in _RANGES:
+            value = getattr(self, field)
+            if not holds(value):
+                raise ValueError(f"{field} is {value!r}, but must be {requirement}.")
+        for field, valid in _CHOICES:
+            value = getattr(self, field)
+            if value not in valid:
+                raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(valid)}.")
+        return self
+
+    @property
+    def path(self) -> Path:
+        """Where the plan lies."""
+        return self.directory / FILE_NAME
+
+    @property
+    def last_epoch(self) -> int:
+        """Index of the last epoch, -1 if there is none."""
+        return self.epochs + self.extend_training - 1
+
+    def write(self) -> Path:
+        """Write the plan to its directory; returns the path."""
+        atomic.write_text(self.path, self.model_dump_json(indent=2) + "\n")
+        return self.path
+
+    @classmethod
+    def read(cls, path: str | Path) -> TrainingPlan:
+        """The plan in this file; ParameterError if it is none."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ParameterError(f"The training plan {path} cannot be read: {error.strerror}.") from error
+        return cls.model_validate_json(text)
+
+
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("epochs", lambda n: n >= 0, "0 or more"),
+    ("extend_training", lambda n: n >= 0, "0 or more"),
+    ("batch_size", lambda n: n >= 1, "at least 1"),
+    ("learning_rate", lambda x: 0 < x < math.inf, "a number above 0"),
+    ("betas", lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
+    ("eps", lambda x: 0 < x < math.inf, "a number above 0"),
+    ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
+    ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
+    ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
+    ("n_threads", lambda n: n >= 0, "0 or more"),
+    ("nodes", lambda n: n >= 1, "at least 1"),
+    ("ranks_per_node", lambda n: n >= 0, "0 (automatic) or more"),
+    ("threads_per_rank", lambda n: n >= 0, "0 (automatic) or more"),
+    ("checkpoint_steps", lambda n: n >= 0, "0 (automatic) or more"),
+    ("keep_checkpoints", lambda n: n >= 1, "at least 1"),
+)
+_CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("optimizer", names.OPTIMIZERS),
+    ("lr_scheduler", names.SCHEDULES),
+    ("loss_function", names.LOSSES),
+    ("training_precision", names.PRECISIONS),
+    ("unmatched", names.UNMATCHED),
+    ("torch_compile_mode", names.COMPILE_MODES),
+)
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error" and not first["loc"]:
+        return str(first["ctx"]["error"])
+    where = ".".join(map(str, first["loc"])) or "the plan"
+    return f"{where} of the training plan is {first['input']!r}: {first['msg']}."

@@ -1,0 +1,77 @@
+"""Where a training is: all that changes from step to step besides weights and optimiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.metrics import N_SUMS, Histories
+
+
+@dataclass
+class Position:
+    """A training between two steps.
+
+    epoch : of the next step; batch : batches of it that are done; global_step : steps done in all.
+    sums : this rank's `jet_sums` of the running epoch; seconds : spent in it.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    global_step: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(N_SUMS, dtype=torch.float64))
+    seconds: float = 0.0
+    histories: Histories = field(default_factory=Histories)
+    best_loss_val: float = math.inf
+    best_epoch: int = -1
+
+    def next_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.epoch += 1
+        self.batch = 0
+        self.sums = torch.zeros_like(self.sums)
+        self.seconds = 0.0
+
+    def state(self, world: World, epoch_complete: bool) -> dict[str, Any]:
+        """Plain values for a checkpoint; to be called by all ranks."""
+        values = self.histories.values
+        last = {name: (values[name][-1] if values[name] else math.nan) for name in values}
+        return {
+            "epoch": self.epoch,
+            "epoch_complete": epoch_complete,
+            "batch_in_epoch": self.batch,
+            "global_step": self.global_step,
+            "epoch_sums": world.gather(self.sums),
+            "epoch_seconds": self.seconds,
+            "histories": {name: list(entries) for name, entries in values.items()},
+            "best_loss_val": self.best_loss_val,
+            "best_epoch": self.best_epoch,
+            **{name: last[name] for name in ("loss_train", "acc_train", "loss_val", "acc_val")},
+        }
+
+    @classmethod
+    def restore(cls, state: dict[str, Any], world: World) -> Position:
+        """The position in a checkpoint; with another number of ranks the first one takes all sums."""
+        sums: Tensor = state["epoch_sums"]
+        if len(sums) == world.size:
+            own = sums[world.rank]
+        else:
+            own = sums.sum(0) if world.is_first else torch.zeros(N_SUMS, dtype=torch.float64)
+        position = cls(
+            epoch=state["epoch"],
+            batch=state["batch_in_epoch"],
+            global_step=state["global_step"],
+            sums=own.clone(),
+            seconds=state["epoch_seconds"],
+            histories=Histories({name: list(entries) for name, entries in state["histories"].items()}),
+            best_loss_val=state["best_loss_val"],
+            best_epoch=state["best_epoch"],
+        )
+        if state["epoch_complete"]:
+            position.next_epoch()
+        return position

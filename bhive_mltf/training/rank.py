@@ -1,0 +1,93 @@
+"""A rank as a process of its own: `python -m bhive_mltf.training PLAN`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bhive_mltf.errors import BhiveError
+from bhive_mltf.files import atomic
+from bhive_mltf.training.process import end_with_launcher, leave
+
+LOG_FOLDER = "logs"
+logger = logging.getLogger(__name__)
+
+
+def error_path(directory: Path, rank: int) -> Path:
+    """Where a rank leaves the reason of its failure."""
+    return directory / LOG_FOLDER / f"rank_{rank}.error.json"
+
+
+def main(arguments: Sequence[str]) -> NoReturn:
+    """Train one rank of the plan named by the only argument, then end the process.
+
+    The exit code is 0 when the training is done, 75 when a signal stopped it and it is saved, else 1.
+    """
+    # before the slow imports: the launcher may go away at any time
+    end_with_launcher()
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m bhive_mltf.training PLAN\n")
+        leave(2)
+    leave(run(Path(arguments[0])))
+
+
+def run(plan_path: Path, builder: object = None) -> int:
+    """Train one rank of the plan; returns the exit code. `builder` takes the place of `ingredients.build`."""
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    directory = plan_path.absolute().parent
+    try:
+        return _train(plan_path, builder)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last stop: told to the launcher, and to the log
+        _leave_reason(directory, error)
+        return 1
+
+
+def _train(plan_path: Path, builder: object) -> int:
+    from bhive_mltf.training import engine, ingredients
+    from bhive_mltf.training.distributed import join_world
+    from bhive_mltf.training.plan import TrainingPlan
+    from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
+
+    plan = TrainingPlan.read(plan_path)
+    build = builder if callable(builder) else ingredients.build
+    interrupted = False
+    with join_world() as world:
+        try:
+            engine.train(plan, world, build)
+        except TrainingInterruptedError as error:
+            # all ranks stop at the same step: the group can be taken down in order
+            interrupted = True
+            if world.is_first:
+                logger.warning("%s", error)
+    return INTERRUPTED_EXIT_CODE if interrupted else 0
+
+
+def _leave_reason(directory: Path, error: Exception) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    text = traceback.format_exc()
+    if isinstance(error, BhiveError):
+        logger.error("rank %d: %s", rank, error)
+        logger.debug("%s", text)
+    else:
+        logger.error("rank %d failed:\n%s", rank, text)
+    reason = {
+        "rank": rank,
+        "time": time.time(),
+        "kind": type(error).__name__,
+        "message": str(error),
+        "by_user": isinstance(error, BhiveError),
+        "traceback": text,
+    }
+    try:
+        atomic.write_json(error_path(directory, rank), reason)
+    except OSError:
+        logger.exception("rank %d cannot write its error file", rank)

@@ -1,0 +1,123 @@
+"""One step: forward, backward, update. No number leaves the device here.
+
+B: jets of this rank; C: classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bhive_mltf.data import philox
+from bhive_mltf.data.batch import Batch, GroupBatch
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.metrics import N_SUMS, jet_sums
+from bhive_mltf.training.plan import TrainingPlan
+
+RNG_SCHEME = "philox/step/rank/1"
+CLIP_NORM = 1.0
+_HALF_LIMIT = 65504.0
+# Synchronised batch norms are equal on all ranks without messages; the option was renamed in torch 2.13.
+_OPTIONS = inspect.signature(DistributedDataParallel).parameters
+_NO_BUFFER_MESSAGES: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
+
+
+class Stepper:
+    """Model, loss, optimiser and gradient scaler of one rank.
+
+    The loss of a global batch is sum(weight_i * loss_i) / global_size over all its jets, whatever the ranks: each
+    rank sums over its own, and the factor `world.size` undoes DDP's mean over ranks. As upstream, gradients
+    are clipped to norm 1 with mixed precision and only then.
+    """
+
+    def __init__(
+        self, plan: TrainingPlan, world: World, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.plan, self.world = plan, world
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.network: nn.Module = model
+        on_cuda = world.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=plan.mixed_precision and on_cuda)
+        self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
+
+    def wrap(self) -> None:
+        """Share gradients with the other ranks from now on."""
+        if self.world.size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                **_NO_BUFFER_MESSAGES,
+            )
+
+    def seed(self, global_step: int) -> None:
+        """Seed torch for one step of this rank, so that a resumed training needs no generator state."""
+        torch.manual_seed(philox.key(self.plan.seed, "step", global_step, self.world.rank))
+
+    def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradients of a global batch; (this rank's part of its loss, `jet_sums` [3])."""
+        loss, sums = self._forward(self.network, batch)
+        self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), sums
+
+    def train(self, batch: Batch, global_step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """One step of the training; returns as `backward`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.seed(global_step)
+        result = self.backward(batch)
+        if self.plan.mixed_precision:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def validate(self, batch: Batch) -> Tensor:
+        """`jet_sums` [3] of a batch, which may be empty; without messages to other ranks."""
+        if len(batch) == 0:
+            return torch.zeros(N_SUMS, dtype=torch.float64, device=self.world.device)
+        return self._forward(self.model, batch)[1]
+
+    def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        batch = self._prepare(batch)
+        with self._autocast():
+            logits: Tensor = network(batch)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # a jet in no class counts nowhere
+        weight = batch.weight * (batch.target >= 0)
+        losses: Tensor = self.loss(logits, batch.target.clamp(min=0))
+        loss = (losses * weight).sum() / batch.global_size
+        return loss, jet_sums(losses, logits, batch.target, weight)
+
+    def _prepare(self, batch: Batch) -> Batch:
+        def place(values: Tensor) -> Tensor:
+            dtype = self._dtype if values.is_floating_point() else values.dtype
+            return values.to(self.world.device, dtype, non_blocking=True)
+
+        if self.plan.training_precision == "float16":
+            batch = replace(batch, groups={name: _through_half(group) for name, group in batch.groups.items()})
+        return batch.map(place)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        # float16 on CUDA as upstream, bfloat16 on a CPU: torch's defaults
+        return torch.autocast(self.world.device.type, enabled=self.plan.mixed_precision)
+
+
+def _through_half(group: GroupBatch) -> GroupBatch:
+    """Inputs as upstream's half-precision data sets have them; the computation stays float32."""
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.clamp(-_HALF_LIMIT, _HALF_LIMIT).half().to(values.dtype)
+
+    vectors = group.four_vectors
+    return replace(group, features=rounded(group.features), four_vectors=None if vectors is None else rounded(vectors))

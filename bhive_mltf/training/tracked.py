@@ -1,0 +1,59 @@
+"""The training's run in the tracking store, fed by rank 0. Nothing here waits or fails because of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from typing_extensions import override
+
+from bhive_mltf.tracking.run import NullRun, Run, attach
+from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.plan import TrainingPlan
+
+NESTED_NAME = "model_performance_metrics"
+
+
+class Tracked(Observer):
+    """Upstream's four metrics per epoch, loss, learning rate and speed per interval, the best model at the end."""
+
+    def __init__(self) -> None:
+        self._run: Run = NullRun()
+        self._nested: Run = NullRun()
+
+    @override
+    def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
+        self._run = attach(plan.directory, tracking=plan.tracking)
+        if plan.nested_metrics:
+            self._nested = self._run.nested(NESTED_NAME)
+        self._run.tags({"world_size": world_size, "generation": plan.generation})
+        self._run.start_system_metrics()
+
+    @override
+    def interval(self, interval: Interval) -> None:
+        values = {
+            "train/loss": interval.loss,
+            "train/lr": interval.learning_rate,
+            "train/jets_per_s": interval.jets_per_s,
+        }
+        self._run.metrics(values, step=interval.global_step)
+
+    @override
+    def epoch(self, result: EpochResult) -> None:
+        values = {
+            "Training Loss": result.train.loss,
+            "Training Accuracy": result.train.accuracy,
+            "Validation Loss": result.validation.loss,
+            "Validation Accuracy": result.validation.accuracy,
+        }
+        self._run.metrics(values, step=result.epoch)
+        self._nested.metrics(values, step=result.epoch)
+
+    @override
+    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+        self._run.model(model, step=epoch, metrics={"Validation Loss": loss}, files=[path])
+
+    @override
+    def end(self, status: str) -> None:
+        self._nested.finish(status)
+        self._run.finish(status)

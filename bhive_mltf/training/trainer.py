@@ -1,0 +1,190 @@
+"""The loop: epochs of steps, validation, files, and the places where a training may stop."""
+
+from __future__ import annotations
+
+import time
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from bhive_mltf.data.batch import Batch
+from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
+from bhive_mltf.training.batchnorm import plain_batch_norms
+from bhive_mltf.training.control import Control
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.metrics import N_SUMS, Figures
+from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.reduction import fix_reduction_layout
+from bhive_mltf.training.schedules import Schedule
+from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
+from bhive_mltf.training.step import Stepper
+from bhive_mltf.training.vault import Vault
+
+MAX_INTERVAL = 100  # steps
+INTERVALS_PER_EPOCH = 20
+
+
+class Trainer:
+    """One rank's training from its latest checkpoint to its last epoch."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        world: World,
+        ingredients: Ingredients,
+        stepper: Stepper,
+        *,
+        observer: Observer,
+        signals: StopSignals,
+    ) -> None:
+        self._plan, self._world, self._parts = plan, world, ingredients
+        self._stepper, self._observer, self._signals = stepper, observer, signals
+        self._schedule = Schedule(plan.lr_scheduler, plan.epochs, plan.lr_decay_factor)
+        self._vault = Vault(plan, world, ingredients, stepper, self._schedule)
+        self._control = Control(world)
+        self._position = self._vault.restore()
+        self._layout_fixed = False
+        self._learning_rate = plan.learning_rate
+        self._clock = self._interval_clock = time.monotonic()
+        # losses of the steps since the last look at them, still on the device
+        self._losses: list[Tensor] = []
+        self._jets = 0
+
+    def run(self) -> None:
+        """Train what is left; TrainingInterruptedError when asked to stop before the end."""
+        position = self._position
+        self._observer.begin(self._plan, position.epoch, position.global_step, self._world.size)
+        while position.epoch <= self._plan.last_epoch:
+            self._train_epoch()
+            self._stop_here_if_asked(save=True)
+            validation, seconds = self._validate()
+            self._finish_epoch(validation, seconds)
+            position.next_epoch()
+            if position.epoch <= self._plan.last_epoch:
+                self._stop_here_if_asked(save=False)
+        if self._world.is_first and position.best_epoch >= 0:
+            path, state = self._vault.best()
+            model = plain_batch_norms(self._stepper.model).cpu().eval()
+            model.load_state_dict(state["model_state_dict"])
+            self._observer.best(model, path, position.best_epoch, position.best_loss_val)
+
+    def _train_epoch(self) -> None:
+        position, loader = self._position, self._parts.training
+        total = loader.n_batches(position.epoch)  # counted anew at each call
+        self._observer.phase("training", position.epoch, position.batch, total)
+        self._stepper.model.train()
+        self._clock = self._interval_clock = time.monotonic()
+        log_steps = min(max(total // INTERVALS_PER_EPOCH, 1), MAX_INTERVAL)
+        if position.batch < total:
+            for batch in loader.epoch(position.epoch, start=position.batch):
+                self._step(batch, position.batch / total)
+                if position.batch % log_steps == 0 or position.batch == total:
+                    self._look_at_losses()
+                self._step_boundary()
+        if position.batch != total:
+            raise TrainingError(f"Epoch {position.epoch} has {total} batches, but the loader gave {position.batch}.")
+        self._tick()
+
+    def _step(self, batch: Batch, fraction: float) -> None:
+        position = self._position
+        if not self._layout_fixed:
+            fix_reduction_layout(self._stepper, batch, position.global_step)
+            self._layout_fixed = True
+        factor = self._schedule.factor(position.epoch, fraction)
+        self._learning_rate = self._plan.learning_rate * factor
+        loss, sums = self._stepper.train(batch, position.global_step, self._learning_rate)
+        position.sums += sums
+        position.batch += 1
+        position.global_step += 1
+        self._losses.append(loss)
+        self._jets += batch.global_size
+        self._observer.advance(batch.global_size)
+
+    def _step_boundary(self) -> None:
+        stop, save = self._control.at_step(self._signals.received is not None, self._vault.due_by_time())
+        if stop or save or self._vault.due_by_step(self._position.global_step):
+            self._look_at_losses()
+            self._tick()
+            self._vault.save_step(self._position)
+        if stop:
+            self._interrupted()
+
+    def _look_at_losses(self) -> None:
+        """The only place inside an epoch where numbers come to the host."""
+        if not self._losses:
+            return
+        position = self._position
+        losses = self._world.sum(torch.stack(self._losses))
+        first = position.global_step - len(self._losses)
+        for i, loss in enumerate(losses.tolist()):
+            if not torch.isfinite(losses[i]):
+                raise NonFiniteLossError(
+                    f"The training loss is {loss} at step {first + i} (epoch {position.epoch}, batch "
+                    f"{position.batch - len(self._losses) + i}): try a smaller learning rate, or look at the inputs."
+                )
+        seconds = time.monotonic() - self._interval_clock
+        self._observer.interval(
+            Interval(
+                epoch=position.epoch,
+                global_step=position.global_step,
+                loss=float(losses.mean()),
+                learning_rate=self._learning_rate,
+                jets_per_s=self._jets / max(seconds, 1e-9),
+            )
+        )
+        self._losses.clear()
+        self._jets = 0
+        self._interval_clock = time.monotonic()
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[Figures, float]:
+        started = time.monotonic()
+        loader, epoch = self._parts.validation, self._position.epoch
+        self._observer.phase("validation", epoch, 0, loader.n_batches(epoch))
+        self._stepper.model.eval()
+        sums = torch.zeros(N_SUMS, dtype=torch.float64, device=self._world.device)
+        for batch in loader.epoch(epoch):
+            sums += self._stepper.validate(batch)
+            self._observer.advance(batch.global_size)
+        total = self._world.sum(sums)
+        if total[2] <= 0:
+            raise DataError("No jet with a weight above 0 is left to validate: choose a smaller train_val_split.")
+        figures = Figures.of(total)
+        if not torch.isfinite(total).all():
+            raise NonFiniteLossError(
+                f"The validation loss is {figures.loss} after epoch {epoch} (step {self._position.global_step}): "
+                "try a smaller learning rate, or look at the inputs."
+            )
+        return figures, time.monotonic() - started
+
+    def _finish_epoch(self, validation: Figures, seconds: float) -> None:
+        position = self._position
+        train = Figures.of(self._world.sum(position.sums))
+        position.histories.append(train, validation, position.seconds, seconds)
+        is_best = validation.loss < position.best_loss_val
+        if is_best:
+            position.best_loss_val, position.best_epoch = validation.loss, position.epoch
+        self._vault.save_epoch(position, is_best)
+        self._observer.epoch(EpochResult(position.epoch, train, validation, position.seconds, seconds, is_best))
+
+    def _stop_here_if_asked(self, save: bool) -> None:
+        if not self._control.now(self._signals.received is not None):
+            return
+        if save:
+            self._vault.save_step(self._position)
+        self._interrupted()
+
+    def _interrupted(self) -> NoReturn:
+        name = self._signals.received.name if self._signals.received else "a signal to another rank"
+        raise TrainingInterruptedError(
+            f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "
+            "and saved: the same command goes on from there."
+        )
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._position.seconds += now - self._clock
+        self._clock = now

@@ -1,0 +1,136 @@
+"""What of a training is saved, under which keys, and when."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import bhive_mltf
+from bhive_mltf.errors import CheckpointError, TrackingError
+from bhive_mltf.tracking.record import RunRecord
+from bhive_mltf.training import checkpoint
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
+from bhive_mltf.training.position import Position
+from bhive_mltf.training.schedules import Schedule
+from bhive_mltf.training.step import RNG_SCHEME, Stepper
+
+SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 0
+_SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))
+
+
+class Vault:
+    """Checkpoints of one training. All ranks call its methods; rank 0 writes."""
+
+    def __init__(
+        self, plan: TrainingPlan, world: World, ingredients: Ingredients, stepper: Stepper, schedule: Schedule
+    ) -> None:
+        self._plan, self._world, self._stepper, self._schedule = plan, world, stepper, schedule
+        self._identity = {
+            "config_digest": ingredients.config_digest,
+            "dataset_digest": ingredients.dataset_digest,
+            "model_name": plan.model_name,
+            "model_kwargs": plan.model_kwargs,
+            "classes": ingredients.classes,
+            "inputs": ingredients.inputs,
+            "settings": {name: plan.model_dump(mode="json", include={name})[name] for name in _SETTINGS},
+        }
+        self._last_save = time.monotonic()
+
+    def restore(self) -> Position:
+        """Load the latest checkpoint into model, optimiser and scaler; the start if there is none."""
+        found = checkpoint.find_latest(self._plan.directory)
+        position = Position()
+        if found is not None:
+            path, state = found
+            checkpoint.check_identity(path, state, self._identity)
+            self._stepper.model.load_state_dict(state["model_state_dict"])
+            self._stepper.optimizer.load_state_dict(state["optimizer_state_dict"])
+            if state["scaler_state_dict"]:
+                self._stepper.scaler.load_state_dict(state["scaler_state_dict"])
+            position = Position.restore(state, self._world)
+        steps = self._world.gather(torch.tensor([position.global_step]))
+        if (steps != steps[0]).any():
+            raise CheckpointError(
+                f"The ranks found different checkpoints in {self._plan.directory} (steps {steps.flatten().tolist()}): "
+                "its file system does not show all ranks the same files; wait a moment and start again."
+            )
+        position.sums = position.sums.to(self._world.device)
+        return position
+
+    def due_by_step(self, global_step: int) -> bool:
+        """Whether a step checkpoint is due, by the number of steps; alike on all ranks."""
+        return self._plan.checkpoint_steps > 0 and global_step % self._plan.checkpoint_steps == 0
+
+    def due_by_time(self) -> bool:
+        """Whether one is due by the clock of rank 0; asked for once."""
+        if self._plan.checkpoint_steps > 0 or not self._world.is_first:
+            return False
+        if time.monotonic() - self._last_save < SAVE_INTERVAL:
+            return False
+        self._last_save = time.monotonic()
+        return True
+
+    def save_step(self, position: Position) -> None:
+        """Write a rolling step checkpoint."""
+        state = self._state(position, epoch_complete=False)
+        if not self._world.is_first:
+            return
+        checkpoint.save(checkpoint.step_path(self._plan.directory, position.global_step), state)
+        checkpoint.prune_steps(self._plan.directory, self._plan.keep_checkpoints)
+        self._last_save = time.monotonic()
+
+    def save_epoch(self, position: Position, is_best: bool) -> None:
+        """Write all files of a finished epoch; `model_<t>.pt`, which says that it is done, last."""
+        state = self._state(position, epoch_complete=True)
+        if not self._world.is_first:
+            return
+        directory = self._plan.directory
+        position.histories.write(directory)
+        if is_best:
+            checkpoint.save(directory / checkpoint.BEST_NAME, state)
+        checkpoint.save(checkpoint.epoch_path(directory, position.epoch), state)
+        if not self._plan.keep_all_epochs_models and position.epoch > 0:
+            checkpoint.epoch_path(directory, position.epoch - 1).unlink(missing_ok=True)
+        self._last_save = time.monotonic()
+
+    def best(self) -> tuple[Path, dict[str, Any]]:
+        """The best model's file and content."""
+        path = self._plan.directory / checkpoint.BEST_NAME
+        return path, checkpoint.load(path)
+
+    def _state(self, position: Position, epoch_complete: bool) -> dict[str, Any]:
+        stepper = self._stepper
+        return {
+            **position.state(self._world, epoch_complete),
+            "model_state_dict": _on_host(stepper.model),
+            "optimizer_state_dict": stepper.optimizer.state_dict(),
+            "scheduler_state_dict": {**vars(self._schedule), "last_epoch": position.epoch},
+            "scaler_state_dict": stepper.scaler.state_dict(),
+            **self._identity,
+            "seed": self._plan.seed,
+            "rng_scheme": RNG_SCHEME,
+            "world_size": self._world.size,
+            "threads": torch.get_num_threads(),
+            "generation": self._plan.generation,
+            "code_version": bhive_mltf.__version__,
+            "torch_version": str(torch.__version__),
+            "run_id": _run_id(self._plan.directory),
+        }
+
+
+def _on_host(model: nn.Module) -> dict[str, Any]:
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def _run_id(directory: Path) -> str:
+    try:
+        record = RunRecord.read(directory)
+    except TrackingError:
+        return ""
+    return record.run_id if record else ""

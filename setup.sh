@@ -1,0 +1,56 @@
+# To be sourced (bash or zsh): `source setup.sh`. Sets up the environment to run the law tasks of this checkout.
+#   VENV       virtual environment to activate (default: .venv of this checkout, when it exists and none is active)
+#   DATA_PATH  where all outputs go (default: output/ of this checkout); an exported value wins over local_setup.sh
+
+_bhive_mltf_setup() {
+    local here venv data_path index
+    if [ -n "${ZSH_VERSION:-}" ]; then
+        here="$(eval 'dirname "${(%):-%x}"')"
+    else
+        here="$(dirname "${BASH_SOURCE[0]}")"
+    fi
+    here="$(cd "$here" && pwd)" || return 1
+    data_path="${DATA_PATH:-}"
+
+    venv="${VENV:-$here/.venv}"
+    if [ -z "${VIRTUAL_ENV:-}" ] && [ -f "$venv/bin/activate" ]; then
+        . "$venv/bin/activate"
+    fi
+
+    case ":${PYTHONPATH:-}:" in
+        *":$here:"*) ;;
+        *) export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" ;;
+    esac
+    export LAW_HOME="$here/.law"
+    export LAW_CONFIG_FILE="$here/law.cfg"
+    # an upstream checkout that is set up already keeps its variable, so that its configs are found too
+    export B_HIVE_DIR="${B_HIVE_DIR:-$here}"
+    export DATA_PATH="$here/output"
+    if [ -f "$here/local_setup.sh" ]; then
+        . "$here/local_setup.sh"
+    fi
+    if [ -n "$data_path" ]; then
+        export DATA_PATH="$data_path"
+    fi
+    mkdir -p "$DATA_PATH" || return 1
+
+    if ! command -v law > /dev/null; then
+        echo "law is not installed here: run 'make venv' in $here, or activate an environment that has it" >&2
+        return 1
+    fi
+    index="$LAW_HOME/index"
+    if [ ! -f "$index" ] || [ -n "$(find "$here/tasks" "$here/workflows" "$here/law.cfg" -newer "$index" -name '*.[pc][yf]*' \
+        -not -path '*/__pycache__*' 2> /dev/null | head -n 1)" ]; then
+        law index --quiet || return 1
+    fi
+    # law's completion reads variables that may be unset
+    case "$-" in
+        *u*) set +u; . "$(law completion)"; set -u ;;
+        *) . "$(law completion)" ;;
+    esac
+}
+
+_bhive_mltf_setup "$@"
+_bhive_mltf_status=$?
+unset -f _bhive_mltf_setup
+eval "unset _bhive_mltf_status; return $_bhive_mltf_status 2> /dev/null || exit $_bhive_mltf_status"

@@ -1,0 +1,1 @@
+"""The law tasks: thin glue between law and the library."""

@@ -1,0 +1,90 @@
+"""What can be seen to be wrong before anything runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bhive_mltf.errors import DatasetMismatchError, FilelistError, ParameterError
+
+if TYPE_CHECKING:
+    from tasks.inference import EvaluationBase
+
+ATTACKS = ("nominal",)
+
+
+def refuse_unknown_attack(name: str) -> None:
+    """ParameterError for an attack that does not exist here."""
+    if name not in ATTACKS:
+        raise ParameterError(f"--attack {name} does not exist: choose one of {', '.join(ATTACKS)}")
+
+
+def refuse_two_lists_for_one_version(task: EvaluationBase) -> None:
+    """W44: one dataset version belongs to one list of files.
+
+    Upstream gives training and test set the same default version, so that the training set can silently become the
+    test set.
+
+    Raises
+    ------
+    DatasetMismatchError : both versions are equal, and the lists differ.
+    """
+    if task.dataset_version != task.test_dataset_version or not task.test_filelist:
+        return
+    if task.filelist == task.test_filelist or (task.filelist and same_files(task.filelist, task.test_filelist)):
+        return
+    if not task.filelist and manifest_files(task.test_dataset().local_path()):
+        return  # the recorded list decides, in DatasetConstructorTask
+    raise DatasetMismatchError(
+        f"--dataset-version and --test-dataset-version are both '{task.dataset_version}', but --filelist is "
+        f"'{task.filelist}' and --test-filelist is '{task.test_filelist}': give the test set a version of its own"
+    )
+
+
+def refuse_other_filelist(filelist: str, directory: str) -> None:
+    """W44: a dataset directory belongs to the list that its manifest records.
+
+    Raises
+    ------
+    DatasetMismatchError : `filelist` names other files than those that the set in `directory` was made from.
+    """
+    recorded = manifest_files(directory)
+    if not filelist or not recorded:
+        return
+    try:
+        asked = read(filelist)
+    except FilelistError:
+        return  # a finished set does not need its list any more
+    missing, new = sorted(set(recorded) - set(asked)), sorted(set(asked) - set(recorded))
+    if missing or new:
+        example = f"'{new[0]}' is not among them" if new else f"'{missing[0]}' is not in the list"
+        raise DatasetMismatchError(
+            f"{directory} was made from {len(recorded)} other files than the {len(asked)} of --filelist '{filelist}' "
+            f"({example}): give this list another dataset version"
+        )
+
+
+def manifest_files(directory: str) -> tuple[str, ...]:
+    """The files that a finished dataset was made from; empty when that is not recorded."""
+    from bhive_mltf.data.manifest import FILE_NAME, Manifest
+
+    if not (Path(directory) / FILE_NAME).exists():
+        return ()
+    manifest = Manifest.read(Path(directory))
+    return () if manifest.derived else tuple(manifest.filelist)
+
+
+def read(filelist: str) -> tuple[str, ...]:
+    """The files of a list."""
+    from bhive_mltf.data.filelist import read_filelist
+
+    return read_filelist(filelist)
+
+
+def same_files(one: str, other: str) -> bool:
+    """True when two lists name the same files; lists that cannot be read are compared by their path."""
+    try:
+        return sorted(read(one)) == sorted(read(other))
+    except FilelistError:
+        return os.path.realpath(one) == os.path.realpath(other)

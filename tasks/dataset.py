@@ -1,0 +1,145 @@
+"""ConvertNtuples and DatasetConstructorTask: from ROOT files to a training set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import law
+import luigi
+
+from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
+from tasks import checks, messages
+from tasks.base import BaseTask
+from tasks.messages import refuse_early
+from tasks.parameter_mixins import DatasetDependency, technical
+from tasks.pooled import PooledLocalWorkflow
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.stage import StageJob
+
+
+class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
+    """Accepted jets of each group of ROOT files, staged for the construction of a training set."""
+
+    files_per_branch = technical(luigi.IntParameter, default=1, description="ROOT files that one branch converts")
+    coffea_worker = technical(luigi.IntParameter, default=1, description="processes; 0: one per core")
+
+    exclude_index = False
+
+    def create_branch_map(self) -> dict[int, tuple[str, ...]]:
+        if self.files_per_branch < 1:
+            raise ParameterError(f"--files-per-branch {self.files_per_branch}: a branch converts one file or more")
+        try:
+            files = self.input_files()
+        except BhiveError as error:
+            if messages.only_looking():
+                self.say(str(error))
+            return {}
+        step = self.files_per_branch
+        return {number: files[start : start + step] for number, start in enumerate(range(0, len(files), step))}
+
+    def input_files(self) -> tuple[str, ...]:
+        """The files of the list; in debug mode the first of each process."""
+        if not self.filelist:
+            raise FilelistError("no list of input files: give --filelist a text file with one ROOT file per line")
+        files = checks.read(self.filelist)
+        if not self.debug:
+            return files
+        from bhive_mltf.data.processes import match_process
+
+        processes = self.load_config().processes
+        first = {match_process(file, processes): file for file in reversed(files)}
+        return tuple(file for file in files if file in first.values())
+
+    def output(self) -> law.LocalFileTarget:
+        return self.local_target(self.staged_name(self.branch_data))
+
+    def staged_name(self, files: tuple[str, ...]) -> str:
+        """Name of the staged file of some input files: a digest of all that decides its content."""
+        from bhive_mltf.data.stage import staged_name
+
+        return staged_name(self.load_config(), files, self.seed, debug=self.debug, skip_bad_files=self.skip_bad_files)
+
+    def job(self) -> StageJob:
+        """What the library converts for this branch."""
+        from bhive_mltf.data.stage import ReadOptions, StageJob
+
+        return StageJob(
+            self.load_config(),
+            self.branch_data,
+            Path(self.output().path),
+            self.seed,
+            self.skip_bad_files,
+            ReadOptions.for_debugging() if self.debug else ReadOptions(),
+        )
+
+    def run(self) -> None:
+        from bhive_mltf.data.stage import stage
+
+        stage(self.job())
+
+    def run_branches(self, branches: list[ConvertNtuples]) -> None:
+        """Convert unfinished branches, each in a process of its own."""
+        from bhive_mltf.data.stage import stage_many
+
+        stage_many([branch.job() for branch in branches], workers=self.coffea_worker or os.cpu_count() or 1)
+
+
+class DatasetConstructorTask(DatasetDependency, BaseTask):
+    """The training set: shards in a global random order, weights, manifest."""
+
+    coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
+    chunk_size = luigi.IntParameter(default=100000, description="jets per shard")
+
+    exclude_index = False
+
+    @refuse_early(dict)
+    def requires(self) -> dict[str, law.Task]:
+        if self.is_made():
+            return {}
+        self.check()
+        return {"staged": ConvertNtuples.req(self)}
+
+    def output(self) -> dict[str, law.LocalFileTarget]:
+        return {
+            "file_list": self.local_target("processed_files.txt"),
+            "histogram": self.local_target("histogram.npy"),
+            "weights": self.local_target("weights.json"),
+        }
+
+    def is_made(self) -> bool:
+        """All files are there."""
+        return bool(super().complete())
+
+    @refuse_early(bool)
+    def complete(self) -> bool:
+        if not self.is_made():
+            return False
+        checks.refuse_other_filelist(self.filelist, self.local_path())
+        self.hold_against_record()
+        return True
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before anything runs."""
+        from bhive_mltf.config import require_complete
+        from bhive_mltf.data.construct import check_parameters
+
+        config = self.load_config()
+        require_complete(config)
+        check_parameters(config, self.chunk_size)
+
+    def run(self) -> None:
+        from tasks.support import dataset
+
+        staged = self.requires()["staged"]
+        dataset.construct(self, staged, Path(self.local_path()))
+
+    def result_parameters(self) -> dict[str, Any]:
+        names = ("chunk_size", "reference_flavour", "seed") if self.is_root_task() else ("reference_flavour",)
+        return {**{name: getattr(self, name) for name in names}, "config": self.config_digest()}
+
+    def config_digest(self) -> str:
+        """Digest of what the config says about the content of a training set."""
+        return self.load_config().dataset_digest

@@ -1,0 +1,85 @@
+"""InferenceTask: predictions of the best model on the test set, in input order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import law
+
+from tasks import checks
+from tasks.base import BaseTask
+from tasks.dataset import DatasetConstructorTask
+from tasks.messages import refuse_early
+from tasks.parameter_mixins import (
+    AttackDependency,
+    DatasetDependency,
+    TestAttackDependency,
+    TestDatasetDependency,
+    TrainingDependency,
+)
+from tasks.targets import DerivedFileTarget
+from tasks.training import TrainingTask
+
+
+class EvaluationBase(
+    TestAttackDependency, AttackDependency, TrainingDependency, TestDatasetDependency, DatasetDependency, BaseTask
+):
+    """What all tasks after the training share."""
+
+    exclude_index = True
+
+    def training(self) -> TrainingTask:
+        """The training that is evaluated."""
+        return TrainingTask.req(self)
+
+    def test_dataset(self) -> DatasetConstructorTask:
+        """The set that it is evaluated on."""
+        return DatasetConstructorTask.req(
+            self, dataset_version=self.test_dataset_version, filelist=self.test_filelist or self.same_filelist()
+        )
+
+    def same_filelist(self) -> str:
+        """The training list, when the test set is the training set."""
+        return self.filelist if self.test_dataset_version == self.dataset_version else ""
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before anything runs."""
+        checks.refuse_unknown_attack(self.test_attack)
+        checks.refuse_two_lists_for_one_version(self)
+
+
+class InferenceTask(EvaluationBase):
+    """Predict each jet of the test set once."""
+
+    exclude_index = False
+
+    @refuse_early(dict)
+    def requires(self) -> dict[str, law.Task]:
+        self.check()
+        return {"training": self.training(), "test_dataset": self.test_dataset()}
+
+    def output(self) -> dict[str, law.LocalFileTarget]:
+        files = {
+            "prediction": "prediction.npy",
+            "process": "process.npy",
+            "truth": "truth.npy",
+            "kinematics": "kinematics.npy",
+            "inference_time": "inference_time.npy",
+            "inference_metrics": "inference_metrics.npz",
+            "output_root": "output.root",
+        }
+        sources = {"training": self.training().local_path(), "test_dataset": self.test_dataset().local_path()}
+        return {
+            key: DerivedFileTarget(self.local_path(name), record=self.local_path(), sources=sources)
+            for key, name in files.items()
+        }
+
+    def run(self) -> None:
+        from tasks.support import evaluation
+
+        evaluation.infer(self, Path(self.local_path()))
+
+    def result_parameters(self) -> dict[str, Any]:
+        """What decides the predictions and is not in the path."""
+        return {"testing_precision": self.testing_precision, "unmatched": self.unmatched}

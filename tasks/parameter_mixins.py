@@ -1,0 +1,139 @@
+"""Upstream's parameter mixins: plain classes over `store_parts()` and `super()`, to be used before BaseTask.
+
+New path parts appear only for values that are not upstream's default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import law
+import luigi
+
+
+def technical(parameter: type[luigi.Parameter], **kwargs: object) -> luigi.Parameter:
+    """A parameter that does not change the result, and so not the task."""
+    return parameter(significant=False, **kwargs)
+
+
+class DatasetDependency:
+    """The training set."""
+
+    dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the training set")
+    filelist = luigi.Parameter(default="", significant=False, description="list of ROOT files, one per line")
+    training_precision = luigi.Parameter(
+        default="float32", description="precision of the computation in training: float32 or float64"
+    )
+    reference_flavour = luigi.Parameter(
+        default="", description="truth label whose pt/eta shape the others are weighted to; empty: the config's"
+    )
+    skip_bad_files = technical(
+        luigi.BoolParameter, default=False, description="leave out unreadable files, count and record them"
+    )
+
+    def store_parts(self) -> tuple[str, ...]:
+        return (*super().store_parts(), self.dataset_version)
+
+
+class TestDatasetDependency:
+    """The set of jets that is evaluated."""
+
+    test_dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the test set")
+    test_filelist = luigi.Parameter(default="", significant=False, description="list of ROOT files of the test set")
+    testing_precision = luigi.Parameter(default="float32", description="precision of the computation in inference")
+
+    def store_parts(self) -> tuple[str, ...]:
+        return (*super().store_parts(), self.test_dataset_version)
+
+
+class TrainingDependency:
+    """The training and how it runs."""
+
+    training_version = luigi.Parameter(default="training_version_01", description="version of the training")
+    epochs = luigi.IntParameter(default=1, description="passes over the training jets")
+    model_name = luigi.Parameter(description="name in the model registry")
+    n_threads = luigi.IntParameter(default=4, description="loader workers per rank; 0 loads in the rank itself")
+    batch_size = luigi.IntParameter(default=1024, description="jets of a global batch, all ranks together")
+    learning_rate = luigi.FloatParameter(default=1e-3)
+    optimizer = luigi.Parameter(default="AdamW")
+    loss_function = luigi.Parameter(default="CrossEntropyLoss")
+    betas = law.CSVParameter(cls=luigi.FloatParameter, default=(0.95, 0.999))
+    eps = luigi.FloatParameter(default=1e-6)
+    lr_scheduler = luigi.Parameter(default="epoch_lin_decay")
+    lr_decay_factor = luigi.FloatParameter(default=1e-2)
+    mixed_precision = luigi.BoolParameter(default=False)
+    use_torch_compile = luigi.BoolParameter(default=False)
+    torch_compile_mode = luigi.Parameter(default="default")
+    model_kwargs = luigi.DictParameter(default={}, description="sizes of the model as JSON; own path part")
+    unmatched = luigi.ChoiceParameter(
+        default="error",
+        choices=["error", "drop", "first"],
+        description="jets with a truth label of the dataset but in none of the model's classes",
+    )
+    ranks_per_node = technical(
+        luigi.IntParameter, default=0, description="processes per node; 0: one per visible GPU, else one"
+    )
+    nodes = technical(luigi.IntParameter, default=1, description="machines")
+    threads_per_rank = technical(luigi.IntParameter, default=0, description="compute threads of a rank; 0: automatic")
+    tracking = technical(luigi.BoolParameter, default=True, description="track in MLflow")
+
+    def store_parts(self) -> tuple[str, ...]:
+        parts = (*super().store_parts(), self.training_version, self.model_name, f"epochs_{self.epochs}")
+        if not self.model_kwargs:
+            return parts
+        canonical = json.dumps(self.plain_model_kwargs(), sort_keys=True, separators=(",", ":"))
+        return (*parts, "kwargs_" + hashlib.sha256(canonical.encode()).hexdigest()[:10])
+
+    def plain_model_kwargs(self) -> dict[str, object]:
+        """The sizes of the model as plain JSON values."""
+        return json.loads(luigi.DictParameter().serialize(self.model_kwargs))
+
+
+class AttackDependency:
+    """Adversarial training."""
+
+    attack = luigi.Parameter(default="nominal")
+    attack_magnitude = luigi.FloatParameter(default=0.0)
+    attack_iterations = luigi.IntParameter(default=1)
+    attack_individual_factors = luigi.BoolParameter(default=False)
+    attack_reduce = luigi.BoolParameter(default=True)
+    attack_restrict_impact = luigi.FloatParameter(default=-1.0)
+    attack_overshoot = luigi.FloatParameter(default=0.02)
+    attack_uncertainty = luigi.FloatParameter(default=1.0)
+
+    def store_parts(self) -> tuple[str, ...]:
+        return (*super().store_parts(), *attack_parts("", self))
+
+
+class TestAttackDependency:
+    """Adversarial inputs in inference."""
+
+    test_attack = luigi.Parameter(default="nominal")
+    test_attack_magnitude = luigi.FloatParameter(default=0.0)
+    test_attack_iterations = luigi.IntParameter(default=1)
+    test_attack_individual_factors = luigi.BoolParameter(default=False)
+    test_attack_reduce = luigi.BoolParameter(default=True)
+    test_attack_restrict_impact = luigi.FloatParameter(default=-1.0)
+    test_attack_overshoot = luigi.FloatParameter(default=0.02)
+    test_attack_uncertainty = luigi.FloatParameter(default=1.0)
+
+    def store_parts(self) -> tuple[str, ...]:
+        return (*super().store_parts(), *attack_parts("test_", self))
+
+
+def attack_parts(prefix: str, task: AttackDependency | TestAttackDependency) -> tuple[str, ...]:
+    """Path parts of an attack; `prefix` is empty for training and `test_` for inference."""
+
+    def value(name: str) -> object:
+        return getattr(task, f"{prefix}attack{name}")
+
+    name = value("")
+    parts = [f"test_attack_{name}" if prefix else str(name)]
+    if value("_magnitude") > 0:
+        parts += [f"{prefix}epsilon_{value('_magnitude')}", f"{prefix}iterations_{value('_iterations')}"]
+    if name == "jetfool":
+        parts.append(f"{prefix}overshoot_{value('_overshoot')}")
+    if name == "optimizer":
+        parts.append(f"uncertainty_{value('_uncertainty')}")
+    return tuple(parts)

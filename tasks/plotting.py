@@ -1,0 +1,34 @@
+"""ROCCurveTask: ROC curves with uncertainties, per process and for all together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import law
+
+from tasks.inference import EvaluationBase, InferenceTask
+from tasks.messages import refuse_early
+from tasks.targets import DerivedDirectoryTarget
+
+
+class ROCCurveTask(EvaluationBase):
+    """ROC curves and AUCs; the directory appears complete or not at all."""
+
+    exclude_index = False
+
+    @refuse_early(dict)
+    def requires(self) -> dict[str, law.Task]:
+        self.check()
+        return {
+            "training": self.training(),
+            "inference": InferenceTask.req(self),
+            "test_dataset": self.test_dataset(),
+        }
+
+    def output(self) -> law.LocalDirectoryTarget:
+        return DerivedDirectoryTarget(self.local_path(), sources={"inference": InferenceTask.req(self).local_path()})
+
+    def run(self) -> None:
+        from tasks.support import evaluation
+
+        evaluation.draw_roc_curves(self, Path(self.local_path()))

@@ -1,0 +1,134 @@
+"""Predictions, ROC curves and working points, and what of them goes into the training's MLflow run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bhive_mltf import tracking
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.files.records import Record
+from tasks import messages
+from tasks.support.training import log_dataset
+
+if TYPE_CHECKING:
+    from bhive_mltf.evaluation.predictions import Predictions
+    from tasks.inference import EvaluationBase, InferenceTask
+    from tasks.plotting import ROCCurveTask
+    from tasks.working_point import WorkingPointTask
+
+
+def infer(task: InferenceTask, directory: Path) -> None:
+    """Predict each jet of the test set with the best model of the training."""
+    import torch
+
+    from bhive_mltf.data.dataset import open_dataset
+    from bhive_mltf.data.loader import BatchLoader
+    from bhive_mltf.evaluation import prediction_files, predictions
+    from bhive_mltf.training.best_model import load_best_model
+
+    training, test = task.training(), task.test_dataset()
+    config = task.load_config()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with DirectoryLock(directory, wait_s=None):
+        dataset = open_dataset(test.local_path(), config, directory / "dataset")
+        model = load_best_model(Path(training.local_path()), config, task.model_name, task.plain_model_kwargs())
+        loader = BatchLoader(
+            dataset,
+            range(len(dataset)),
+            model.inputs,
+            mode="inference",
+            batch_size=task.batch_size,
+            n_threads=task.n_threads,
+            seed=task.seed,
+            weighted=False,
+            unmatched=task.unmatched,
+            config=config,
+        )
+        found = predictions.predict(model, loader.epoch(0), device, len(dataset), input_order=dataset.manifest.jet_ids)
+        classes = [name for name, _ in model.inputs.classes]
+        sources = {"training": training.local_path(), "test_dataset": test.local_path()}
+        _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, sources))
+        prediction_files.write(found, directory, dataset, classes)
+    is_training_set = task.test_dataset_version == task.dataset_version
+    if is_training_set:
+        messages.warn_once(
+            f"the test set is the training set ({task.dataset_version}): give --test-dataset-version and "
+            "--test-filelist"
+        )
+    task.say(
+        f"{len(dataset)} jets predicted in {found.seconds:.1f} s, loss {found.loss:.4f}, accuracy {found.accuracy:.4f}"
+    )
+    with run_of(task) as run:
+        log_dataset(run, dataset, task.test_dataset_version, "test")
+        run.metrics({"Test Loss": found.loss, "Test Accuracy": found.accuracy}, step=0)
+        run.tags({"test_is_training_set": is_training_set})
+
+
+def _begin_anew(task: InferenceTask | WorkingPointTask, directory: Path, record: Record) -> None:
+    """Remove outputs of an older generation before the new record can be taken for theirs."""
+    for target in task.output().values():
+        Path(target.path).unlink(missing_ok=True)
+    record.write(directory)
+
+
+def run_of(task: EvaluationBase) -> tracking.Run:
+    """The MLflow run of the training that a task evaluates."""
+    return tracking.attach(task.training().local_path(), tracking=task.tracking)
+
+
+def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
+    """ROC curves of the predictions, into the directory and the run."""
+    from bhive_mltf.evaluation.roc import make_roc_directory
+
+    inference, predictions, classes = _predictions(task)
+    summary = make_roc_directory(
+        predictions, classes, task.load_config(), directory, record=Record.new({}, {"inference": inference})
+    )
+    task.say(table(summary.auc))
+    values = {
+        f"auc/{process}/{label}": entry["auc"]
+        for process, found in summary.auc.items()
+        for label, entry in found.items()
+    }
+    with run_of(task) as run:
+        run.metrics(values, step=0)
+        run.json(summary.auc, "roc/auc.json")
+        for name in summary.figures:
+            run.artifact(directory / name, "figures/roc")
+
+
+def make_working_points(task: WorkingPointTask, directory: Path) -> None:
+    """Working points of the predictions, into the directory and the run."""
+    from bhive_mltf.evaluation.working_points import make_working_points as make
+
+    inference, predictions, classes = _predictions(task)
+    with DirectoryLock(directory, wait_s=None):
+        _begin_anew(task, directory, Record.new({}, {"inference": inference}))
+        make(predictions, classes, directory)
+    with run_of(task) as run:
+        run.artifact(directory / "working_point.png", "figures/working_points")
+        for name in ("working_points.csv", "working_points.json", "wps_combined.csv"):
+            run.artifact(directory / name, "working_points")
+
+
+def _predictions(task: EvaluationBase) -> tuple[Path, Predictions, list[str]]:
+    from bhive_mltf.evaluation import prediction_files
+    from tasks.inference import InferenceTask
+
+    directory = Path(InferenceTask.req(task).local_path())
+    record = Record.read(directory)
+    if record is None or "classes" not in record.parameters:
+        raise ParameterError(f"{directory} does not record the model's classes: remove it and predict again")
+    return directory, prediction_files.load(directory), list(record.parameters["classes"])
+
+
+def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """AUCs as lines of text, narrow enough for any terminal."""
+    lines = ["", "AUC"]
+    for process, found in auc.items():
+        lines.append(f"  {process}")
+        lines += [f"    {label:<22} {entry['auc']:.4f} +- {entry['error']:.4f}" for label, entry in found.items()]
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Running a training: its record, its MLflow run, its ranks, its figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bhive_mltf import tracking
+from bhive_mltf.errors import RecordMismatchError
+from bhive_mltf.files.records import Record, compare
+from tasks.support import commands
+
+if TYPE_CHECKING:
+    from bhive_mltf.training.plan import TrainingPlan
+    from tasks.training import TrainingTask
+
+
+def train(task: TrainingTask, directory: Path) -> None:
+    """Train the task's plan in `directory`, from where an earlier command left off.
+
+    Raises
+    ------
+    RecordMismatchError : the directory was made with other parameters.
+    TrainingError : the training cannot go on; the same command continues it.
+    """
+    from bhive_mltf.training.launcher import launch
+
+    changed = commands.carry_out(task, directory)
+    record = _record(task, directory, changed)
+    plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
+    _prepare_run(task, plan)
+    try:
+        launch(plan)
+    except BaseException as error:
+        # rank 0 may be gone without a word: the command closes the run in its place
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        tracking.attach(directory, tracking=plan.tracking).finish(status)
+        raise
+    _draw(plan)
+
+
+def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
+    """What the directory was made with; a new generation when this command changes the training."""
+    asked = {**task.result_parameters(), "config": task.load_config().dataset_digest}
+    record = Record.read(directory)
+    if record is None or (changed and task.restart):
+        record = Record.new({**asked, "extend_training": task.extend_training})
+        record.write(directory)
+        return record
+    if record.parameters["config"] != asked.pop("config"):
+        raise RecordMismatchError(
+            f"{directory} was trained with another config of the name '{task.config}': give the training another "
+            "--training-version, or --restart True"
+        )
+    compare(record.parameters, asked, task.defaults(asked), directory)
+    if changed or record.parameters.get("extend_training") != task.extend_training:
+        record = Record.new({**record.parameters, "extend_training": task.extend_training})
+        record.write(directory)
+    return record
+
+
+def _recorded_settings(record: Record) -> dict[str, object]:
+    """The recorded values hold where the command leaves a parameter at its default."""
+    settings = {name: value for name, value in record.parameters.items() if name != "config"}
+    return {**settings, "betas": tuple(settings["betas"])}
+
+
+def _prepare_run(task: TrainingTask, plan: TrainingPlan) -> None:
+    """Find or make the MLflow run, and log what is known before the first step."""
+    from bhive_mltf.data.dataset import open_dataset
+    from bhive_mltf.training.plan import RESULT_FIELDS
+
+    # opened here once, so that ranks find the manifest of an upstream set ready
+    dataset = open_dataset(plan.dataset, plan.config, plan.dataset_sidecar)
+    if not plan.tracking:
+        return
+    significant = {name: getattr(task, name) for name, parameter in task.get_params() if parameter.significant}
+    facts = tracking.environment.facts()
+    record = tracking.prepare(
+        plan.directory,
+        data_path=os.environ["DATA_PATH"],
+        run_name=f"{task.training_version} {task.model_name} {task.dataset_version}",
+        params={
+            **significant,
+            **plan.model_dump(mode="json", include=set(RESULT_FIELDS)),
+        },
+        tags={"task": task.task_family, **tracking.environment.tags(facts)},
+        tracking=plan.tracking,
+    )
+    if record is None:
+        return
+    with tracking.attach(plan.directory) as run:
+        run.json(facts, "environment.json")
+        run.json(plan.config.model_dump(mode="json"), "config.json")
+        run.text("\n".join(dataset.manifest.filelist) + "\n", "filelist.txt")
+        log_dataset(run, dataset, task.dataset_version, "training")
+
+
+def log_dataset(run: tracking.Run, dataset: object, name: str, context: str) -> None:
+    """The data set as an input of the run: digest, numbers, place."""
+    manifest = dataset.manifest
+    run.dataset(
+        name=name,
+        digest=manifest.digest,
+        source=str(dataset.directory),
+        context=context,
+        profile={"n_jets": manifest.n_jets, "read": manifest.accounting.read, **manifest.accounting.rejected},
+        columns={column: "float" for group in manifest.schema.groups for column in group.columns},
+    )
+
+
+def _draw(plan: TrainingPlan) -> None:
+    """Loss and accuracy of the epochs, as figures beside the model and in the run."""
+    from bhive_mltf.evaluation.figures import loss_curves
+
+    histories = []
+    for part in ("training", "validation"):
+        with np.load(plan.directory / f"{part}_metrics.npz") as arrays:
+            histories.append({name: arrays[name].tolist() for name in ("loss", "acc")})
+    names = loss_curves(*histories, plan.directory)
+    with tracking.attach(plan.directory, tracking=plan.tracking) as run:
+        for name in names:
+            run.artifact(plan.directory / name, "figures")
+        run.json(dict(zip(("training", "validation"), histories, strict=True)), "histories.json")

@@ -1,0 +1,121 @@
+"""TrainingTask: train a model on a training set, on as many ranks as asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import law
+import luigi
+
+from tasks import checks, messages
+from tasks.base import BaseTask
+from tasks.dataset import DatasetConstructorTask
+from tasks.messages import refuse_early
+from tasks.parameter_mixins import AttackDependency, DatasetDependency, TrainingDependency, technical
+
+if TYPE_CHECKING:
+    from bhive_mltf.training.plan import TrainingPlan
+
+NOT_IN_THE_PATH = (
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "betas",
+    "eps",
+    "loss_function",
+    "lr_scheduler",
+    "lr_decay_factor",
+    "mixed_precision",
+    "training_precision",
+    "loss_weighting",
+    "train_val_split",
+    "n_train_files",
+    "unmatched",
+    "seed",
+)
+
+
+class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, BaseTask):
+    """Train; a training that was cut continues when its command is typed again."""
+
+    loss_weighting = luigi.BoolParameter(
+        default=False, description="use all jets and weight the loss by class, instead of sampling jets by weight"
+    )
+    resume_training = luigi.BoolParameter(default=False, description="accepted; an unfinished training always goes on")
+    resume_epoch = luigi.IntParameter(default=0, description="go back to the model of epoch N-1; 0: off")
+    extend_training = luigi.IntParameter(default=0, description="train N epochs more in the same directory and run")
+    train_val_split = luigi.FloatParameter(default=0.85, description="fraction of the jets that train")
+    n_train_files = luigi.IntParameter(default=-1, description="train on the first N shards only; -1: all")
+    restart = technical(luigi.BoolParameter, default=False, description="set aside what was trained, and begin anew")
+    checkpoint_steps = technical(
+        luigi.IntParameter, default=0, description="steps between checkpoints; 0: at epoch ends and every ten minutes"
+    )
+    keep_checkpoints = technical(luigi.IntParameter, default=2, description="step checkpoints that are kept")
+    keep_all_epochs_models = technical(luigi.BoolParameter, default=True, description="keep the model of each epoch")
+    nested_metrics = technical(
+        luigi.BoolParameter, default=False, description="also log upstream's nested run model_performance_metrics"
+    )
+
+    exclude_index = False
+    exclude_params_req = {"restart"}
+
+    @refuse_early(list)
+    def requires(self) -> law.Task:
+        self.check()
+        return DatasetConstructorTask.req(self)
+
+    def output(self) -> dict[str, law.LocalFileTarget]:
+        return {
+            "training_metrics": self.local_target("training_metrics.npz"),
+            "validation_metrics": self.local_target("validation_metrics.npz"),
+            "best_model": self.local_target("best_model.pt"),
+            "model": self.local_target(f"model_{self.epochs - 1 + self.extend_training}.pt"),
+        }
+
+    @refuse_early(bool)
+    def complete(self) -> bool:
+        if self.asks_for_a_change() or not super().complete():
+            return False
+        self.hold_against_record()
+        return True
+
+    def run(self) -> None:
+        from tasks.support import training
+
+        training.train(self, Path(self.local_path()))
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before anything runs."""
+        from bhive_mltf.models import registry
+
+        checks.refuse_unknown_attack(self.attack)
+        plan = self.plan()
+        registry.entry(plan.model_name)
+        if not messages.only_looking():
+            registry.create(plan.model_name, plan.config, **plan.model_kwargs)
+
+    def plan(self) -> TrainingPlan:
+        """Everything that a rank needs; ParameterError for a value out of its range."""
+        from bhive_mltf.training.plan import TrainingPlan
+
+        fields = set(TrainingPlan.model_fields) - {"directory", "dataset", "dataset_sidecar", "config", "model_kwargs"}
+        directory = Path(self.local_path())
+        return TrainingPlan(
+            directory=directory,
+            dataset=DatasetConstructorTask.req(self).local_path(),
+            dataset_sidecar=directory / "dataset",
+            config=self.load_config(),
+            model_kwargs=self.plain_model_kwargs(),
+            **{name: getattr(self, name) for name in fields if hasattr(self, name)},
+        )
+
+    def asks_for_a_change(self) -> bool:
+        """True while this command still has to restart the training or take it back to an epoch."""
+        from tasks.support import commands
+
+        return (self.restart or self.resume_epoch > 0) and not commands.is_carried_out(self.local_path())
+
+    def result_parameters(self) -> dict[str, Any]:
+        """What decides the weights and is not in the path."""
+        return {name: getattr(self, name) for name in NOT_IN_THE_PATH}

@@ -1,0 +1,32 @@
+"""WorkingPointTask: thresholds at given mistag rates, drawn and stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import law
+
+from tasks.inference import EvaluationBase, InferenceTask
+from tasks.messages import refuse_early
+from tasks.targets import DerivedFileTarget
+
+
+class WorkingPointTask(EvaluationBase):
+    """Working points: `working_point.pdf`, `wps_combined.csv`, `working_points.csv` and `.json`."""
+
+    exclude_index = False
+
+    @refuse_early(dict)
+    def requires(self) -> dict[str, law.Task]:
+        self.check()
+        return {"inference": InferenceTask.req(self), "test_dataset": self.test_dataset()}
+
+    def output(self) -> dict[str, law.LocalFileTarget]:
+        sources = {"inference": InferenceTask.req(self).local_path()}
+        target = DerivedFileTarget(self.local_path("working_point.pdf"), record=self.local_path(), sources=sources)
+        return {"working_points": target}
+
+    def run(self) -> None:
+        from tasks.support import evaluation
+
+        evaluation.make_working_points(self, Path(self.local_path()))

@@ -1,0 +1,149 @@
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from bhive_mltf.tracking import connection
+
+
+@pytest.fixture
+def said(caplog):
+    """Call it for the warnings so far; mlflow's own lines, which pytest sees before mlflow's filter, do not count."""
+
+    def said():
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelno >= logging.WARNING and not record.name.startswith("mlflow")
+        ]
+
+    return said
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment():
+    """No MLflow settings from outside; none left behind."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("MLFLOW_"):
+            del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A SQLite store without runs: making its tables takes two seconds, copying it none."""
+    path = tmp_path_factory.mktemp("empty store") / "mlflow.db"
+    connection.load()
+    with connection.quiet_with_warnings():
+        connection.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def data_path(tmp_path, empty_store):
+    """A DATA_PATH with a space in it."""
+    path = tmp_path / "data path"
+    path.mkdir()
+    shutil.copy(empty_store, path / "mlflow.db")
+    return path
+
+
+@pytest.fixture
+def client(data_path):
+    return connection.connect(f"sqlite:///{data_path}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, empty_store):
+    """The address of a real `mlflow server`."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    port = free_port()
+    command = [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Relay:
+    """A port in front of a server that can be shut and opened again: a server that dies and comes back."""
+
+    def __init__(self, address):
+        self.target = address.rpartition(":")[2]
+        self.port = free_port()
+        self.connections = []
+        self.listener = None
+        self.open()
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def open(self):
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def _accept(self, listener):
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", int(self.target)))
+                self.connections += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _copy(source, destination):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                destination.sendall(data)
+            destination.shutdown(socket.SHUT_WR)
+
+    def shut(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connected in self.connections:
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+            connected.close()
+        self.connections = []
+
+
+@pytest.fixture
+def relay(server):
+    relay = Relay(server)
+    yield relay
+    with suppress(OSError):
+        relay.shut()

@@ -1,0 +1,20 @@
+import os
+
+import pytest
+import torch
+
+from bhive_mltf.training.process import LAUNCHER_VARIABLE
+from tests.training.standin import REPOSITORY
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch):
+    """Ranks start in the repository, where `-m tests.training.standin` works; nothing leaks between tests."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "STANDIN_KILL", "STANDIN_SLEEP", LAUNCHER_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)
+    assert LAUNCHER_VARIABLE not in os.environ

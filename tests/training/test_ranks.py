@@ -1,0 +1,191 @@
+"""Two real ranks: processes over gloo, started by `launch`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from bhive_mltf.errors import ParameterError, RankFailedError
+from bhive_mltf.training import checkpoint
+from bhive_mltf.training.distributed import World
+from bhive_mltf.training.engine import train
+from bhive_mltf.training.launcher import LocalRanks, launch, log_path
+from bhive_mltf.training.observers import Observer
+from tests.training import standin
+from tests.training.standin import COMMAND, plan
+
+TWO = LocalRanks(COMMAND)
+
+
+def one_rank(directory, **values):
+    train(plan(directory, **values), World(), standin.build, Observer())
+    return checkpoint.load(directory / "best_model.pt")
+
+
+def two_ranks(directory, **values):
+    launch(plan(directory, ranks_per_node=2, **values), TWO)
+    return checkpoint.load(directory / "best_model.pt")
+
+
+def ranks_of(directory):
+    """Processes of ranks of this training, zombies aside."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if str(directory / "plan.json") in command and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_two_ranks_equal_one_in_float64(tmp_path):
+    # 25 jets are 12 and 13; validation ends with 0 and 1: 50 jets in batches of 7
+    kwargs = {"training_precision": "float64", "epochs": 3, "loss_weighting": False}
+    one = one_rank(tmp_path / "one", **kwargs)
+    two = two_ranks(tmp_path / "two", **kwargs)
+    for name in ("training", "validation"):
+        histories = [np.load(tmp_path / where / f"{name}_metrics.npz") for where in ("one", "two")]
+        np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-9, atol=0)
+        np.testing.assert_allclose(histories[0]["acc"], histories[1]["acc"], rtol=1e-9, atol=0)
+    assert list(one["model_state_dict"]) == list(two["model_state_dict"])
+    for key, value in one["model_state_dict"].items():
+        torch.testing.assert_close(value, two["model_state_dict"][key], rtol=1e-8, atol=1e-10)
+    assert (two["world_size"], two["epoch_sums"].shape) == (2, (2, 3))
+
+
+def test_w33_first_step_in_float32_and_unused_parameters(tmp_path):
+    # SGD without momentum: the change of the weights is the gradient
+    kwargs = {"epochs": 1, "optimizer": "SGD", "checkpoint_steps": 1, "keep_checkpoints": 99, "batch_size": 31}
+    kwargs["model_kwargs"] = {"unused": True}
+    one_rank(tmp_path / "one", **kwargs)
+    two_ranks(tmp_path / "two", **kwargs)
+    first = [checkpoint.load(checkpoint.step_path(tmp_path / name, 1)) for name in ("one", "two")]
+    torch.manual_seed(0)
+    for key, value in first[0]["model_state_dict"].items():
+        torch.testing.assert_close(value, first[1]["model_state_dict"][key], rtol=1e-5, atol=1e-6)
+    losses = [state["epoch_sums"].sum(0)[0].item() for state in first]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    log = log_path(tmp_path / "two", 0).read_text()
+    assert "never_called.weight" in log
+    assert "never_called" not in log_path(tmp_path / "two", 1).read_text()
+
+
+CHAOS = {"epochs": 2, "model_kwargs": {"dropout": 0.3}, "checkpoint_steps": 2, "n_threads": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What nobody disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(standin.REPOSITORY)
+        return two_ranks(tmp_path_factory.mktemp("whole"), **CHAOS)
+
+
+def assert_same(one, two):
+    for key, value in one["model_state_dict"].items():
+        assert torch.equal(value, two["model_state_dict"][key]), key
+    assert one["histories"]["loss_val"] == two["histories"]["loss_val"]
+    assert one["histories"]["loss_train"] == two["histories"]["loss_train"]
+
+
+def test_a_rank_killed_in_mid_epoch_ends_all_and_the_command_goes_on(tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("STANDIN_KILL", "1,1,5")
+    started = time.monotonic()
+    with pytest.raises(
+        RankFailedError, match=r"^Rank 1 of 2 failed \(it was killed by SIGKILL\).*rank_1\.log"
+    ) as caught:
+        two_ranks(tmp_path, **CHAOS)
+    assert time.monotonic() - started < 30
+    assert "\n" not in str(caught.value)
+    assert not ranks_of(tmp_path)
+    assert next(iter(checkpoint.step_files(tmp_path))) in (14, 16)
+    assert_same(whole, two_ranks(tmp_path, **CHAOS))
+
+
+def start_command(directory, **values):
+    """The typed command, as a process of its own."""
+    code = (
+        "import sys; from pathlib import Path; from tests.training import standin; "
+        "from bhive_mltf.training.launcher import LocalRanks, launch; "
+        "launch(standin.TrainingPlan.read(sys.argv[1]), LocalRanks(standin.COMMAND))"
+    )
+    made = plan(directory, ranks_per_node=2, **values)
+    directory.mkdir()
+    path = made.write()
+    return subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_no_rank_survives_the_command_and_it_goes_on(tmp_path, monkeypatch, whole):
+    monkeypatch.setenv("STANDIN_SLEEP", "0.2")
+    directory = tmp_path / "a"
+    command = start_command(directory, **CHAOS)
+    wait_for(lambda: 4 in checkpoint.step_files(directory), 30)
+    # two ranks and a loader worker each, which is a fork of its rank
+    assert len(ranks_of(directory)) >= 4
+    command.kill()
+    wait_for(lambda: not ranks_of(directory), 10)
+    command.communicate()
+    assert not checkpoint.epoch_files(directory)
+    monkeypatch.setenv("STANDIN_SLEEP", "0")
+    assert_same(whole, two_ranks(directory, **CHAOS))
+
+
+def test_a_command_asked_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("STANDIN_SLEEP", "0.05")
+    directory = tmp_path / "a"
+    command = start_command(directory, epochs=50, n_threads=1)
+    wait_for(lambda: (directory / "model_0.pt").is_file(), 30)
+    command.send_signal(signal.SIGTERM)
+    _, errors = command.communicate(timeout=25)
+    assert command.returncode == 1
+    assert b"TrainingInterruptedError" in errors
+    assert b"stopped by SIGTERM" in errors
+    assert b"terminate called" not in errors
+    steps = list(checkpoint.step_files(directory))
+    epochs = list(checkpoint.epoch_files(directory))
+    assert steps
+    assert steps[0] >= 11 * (epochs[0] + 1)
+
+
+def test_an_error_in_a_rank_is_one_sentence(tmp_path):
+    with pytest.raises(RankFailedError, match=r"Rank \d of 2 failed \(ParameterError: There are 2 ranks") as caught:
+        two_ranks(tmp_path, batch_size=1)
+    assert "\n" not in str(caught.value)
+    assert "error.json" in str(caught.value)
+    assert not (tmp_path / "model_0.pt").exists()
+
+
+def test_several_nodes_need_a_batch_system(tmp_path):
+    with pytest.raises(ParameterError, match="nodes is 2"):
+        launch(plan(tmp_path, nodes=2))
+
+
+def test_a_rank_by_hand(tmp_path):
+    made = plan(tmp_path, epochs=1)
+    made.write()
+    alone = subprocess.run([*COMMAND, made.path], capture_output=True, text=True, timeout=60)
+    assert alone.returncode == 0, alone.stderr
+    assert "epoch 1/1: loss" in alone.stdout
+    assert "\x1b" not in alone.stdout
+    assert (tmp_path / "model_0.pt").is_file()
+    wrong = subprocess.run(
+        [sys.executable, "-m", "bhive_mltf.training"], capture_output=True, text=True, timeout=60, env=os.environ
+    )
+    assert wrong.returncode == 2
+    missing = subprocess.run([*COMMAND, Path(tmp_path, "no.json")], capture_output=True, text=True, timeout=60)
+    assert missing.returncode == 1
+    assert "no.json cannot be read" in missing.stderr
+    assert "Traceback" not in missing.stderr

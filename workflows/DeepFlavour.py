@@ -1,0 +1,51 @@
+"""Upstream's wrapper tasks: one command for a model's whole chain."""
+
+from __future__ import annotations
+
+import law
+import luigi
+
+from tasks.base import BaseTask
+from tasks.plotting import ROCCurveTask
+from tasks.working_point import WorkingPointTask
+
+
+class _Run(law.WrapperTask, BaseTask):
+    """ROC curves and working points of one model, trained for three epochs; `version` names everything."""
+
+    version = luigi.Parameter(description="version of the training set and of the training")
+    training_filelist = luigi.Parameter(description="list of ROOT files to train on")
+    test_filelist = luigi.Parameter(description="list of ROOT files to evaluate on")
+
+    exclude_index = True
+    model_name = ""
+    config_name = ""
+
+    def requires(self) -> dict[str, law.Task]:
+        common = {
+            "config": self.config_name if self.config == "default" else self.config,
+            "model_name": self.model_name,
+            "epochs": 3,
+            "dataset_version": self.version,
+            "filelist": self.training_filelist,
+            "test_dataset_version": f"{self.version}_test",
+            "test_filelist": self.test_filelist,
+            "training_version": self.version,
+        }
+        return {"roc": ROCCurveTask.req(self, **common), "working_points": WorkingPointTask.req(self, **common)}
+
+
+class DeepJetRun(_Run):
+    """DeepJet on offline AK4 jets."""
+
+    exclude_index = False
+    model_name = "DeepJet"
+    config_name = "offline_run3"
+
+
+class DeepJetRunHLT(_Run):
+    """DeepJet on HLT jets."""
+
+    exclude_index = False
+    model_name = "DeepJetHLT"
+    config_name = "hlt_run3"

@@ -1,0 +1,1 @@
+"""Wrapper tasks that run a whole chain."""
