@@ -17,7 +17,7 @@ from tasks.parameter_mixins import DatasetDependency, technical
 from tasks.pooled import PooledLocalWorkflow
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.stage import StageJob
+    from bhive_mltf.data.jobs import StageJob
 
 
 class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
@@ -47,24 +47,22 @@ class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
         files = checks.read(self.filelist)
         if not self.debug:
             return files
-        from bhive_mltf.data.processes import match_process
+        from bhive_mltf.data.processes import one_file_per_process
 
-        processes = self.load_config().processes
-        first = {match_process(file, processes): file for file in reversed(files)}
-        return tuple(file for file in files if file in first.values())
+        return one_file_per_process(files, self.load_config().processes)
 
     def output(self) -> law.LocalFileTarget:
         return self.local_target(self.staged_name(self.branch_data))
 
     def staged_name(self, files: tuple[str, ...]) -> str:
         """Name of the staged file of some input files: a digest of all that decides its content."""
-        from bhive_mltf.data.stage import staged_name
+        from bhive_mltf.data.jobs import staged_name
 
         return staged_name(self.load_config(), files, self.seed, debug=self.debug, skip_bad_files=self.skip_bad_files)
 
     def job(self) -> StageJob:
         """What the library converts for this branch."""
-        from bhive_mltf.data.stage import ReadOptions, StageJob
+        from bhive_mltf.data.jobs import ReadOptions, StageJob
 
         return StageJob(
             self.load_config(),
@@ -99,7 +97,8 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
     def requires(self) -> dict[str, law.Task]:
         if self.is_made():
             return {}
-        self.check()
+        if not messages.only_looking():
+            self.check()
         return {"staged": ConvertNtuples.req(self)}
 
     def output(self) -> dict[str, law.LocalFileTarget]:

@@ -144,7 +144,7 @@ class LZ4Shard:
 
     def _check_header(self, precision: str) -> None:
         content = self._frame.read(0, 4 * HEADER_NUMBERS)
-        self._announced, found = np.frombuffer(content, self._kind)
+        self._announced, found = np.frombuffer(content, self._kind)[:HEADER_NUMBERS]
         expected = n_columns(self._schema)
         # float16 rounds the number of columns above 2048, and upstream writes what comes of it.
         if found == np.array(expected, self._kind):
@@ -170,7 +170,7 @@ class LZ4Shard:
             announced = np.array(rows, self._kind)
         if rest or rows < 0 or announced != self._announced:
             raise CorruptFileError(
-                f"'{self._path}' announces {self._announced:.0f} jets of {width} bytes, but holds {content_size} bytes: "
+                f"'{self._path}' announces {self._announced:.0f} jets of {width} bytes, but holds {content_size}: "
                 "restore it from where it came from"
             )
         return rows

@@ -26,9 +26,6 @@ from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.slices import empty_block
 from bhive_mltf.errors import CorruptFileError
 
-# Part of the names of staged files: raise it whenever the conversion gives other jets.
-FORMAT_VERSION = 1
-
 
 def global_keys(seed: int, content_id: int, entries: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The key of each entry of a source file; jets are stored by ascending key."""

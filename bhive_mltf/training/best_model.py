@@ -31,7 +31,7 @@ def load_best_model(directory: Path, config: Config, model_name: str, model_kwar
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(
-            f"{path} holds another network than {model_name} with config '{config.name}' ({reason}): use the config and "
-            "--model-kwargs of the training"
+            f"{path} holds another network than {model_name} with config '{config.name}' ({reason}): use the config "
+            "and the --model-kwargs of the training"
         ) from error
     return model.eval()

@@ -32,7 +32,10 @@ from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterrupt
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
 # How long ranks have to save when asked to stop, or to end when another one failed.
 SHUTDOWN_SECONDS = 15
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Not SIGHUP: torch would undo what nohup did.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# They tell a user what the error of `LocalRanks.launch` says in one sentence.
+_TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 
 class Launcher(Protocol):
@@ -138,7 +141,7 @@ def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, Pro
 
 
 class _Surroundings:
-    """Environment and signal handlers that ranks and launcher need; put back afterwards."""
+    """Environment, signal handlers and log levels while ranks run; put back afterwards."""
 
     def __init__(self) -> None:
         self._environment = {LAUNCHER_VARIABLE: str(os.getpid())}
@@ -147,10 +150,14 @@ class _Surroundings:
             self._environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
         self._before: dict[str, str | None] = {}
         self._handlers: dict[signal.Signals, object] = {}
+        self._levels: dict[str, int] = {}
 
     def __enter__(self) -> None:
         self._before = {name: os.environ.get(name) for name in self._environment}
         os.environ.update(self._environment)
+        for name in _TALKATIVE:
+            self._levels[name] = logging.getLogger(name).level
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
 
@@ -160,6 +167,8 @@ class _Surroundings:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
         restore_handlers(self._handlers)
 
 
@@ -205,9 +214,9 @@ def _failure(
             f"The training in {directory} was stopped by a signal to a rank: the same command goes on."
         )
     reasons = {rank: _read_reason(directory, rank) for rank in range(size)}
-    # killed by a signal: nobody asked it to; then errors of the training itself; then whoever was first
+    # killed by a signal: nobody asked it to; then errors of its own; then whoever first lost another rank
     killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
-    told = sorted((r for r in reasons.items() if r[1]), key=lambda r: (not r[1]["by_user"], r[1]["time"]))
+    told = sorted((r for r in reasons.items() if r[1]), key=lambda r: (r[1]["lost"], r[1]["time"]))
     rank = killed[0] if killed else told[0][0] if told else min(failures)
     reason = reasons[rank]
     if reason and rank not in killed:
@@ -217,10 +226,8 @@ def _failure(
         failure = failures[rank]
         name = failure.signal_name() if failure.exitcode < 0 else ""
         what = f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
-        where = f"its last lines are in {log_path(directory, rank)}"
-    return RankFailedError(
-        f"Rank {rank} of {size} failed ({what}); {where}, the other ranks have ended, and the same command goes on."
-    )
+        where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
+    return RankFailedError(f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended.")
 
 
 def _read_reason(directory: Path, rank: int) -> dict[str, str]:
@@ -229,6 +236,3 @@ def _read_reason(directory: Path, rank: int) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return content
-
-
-logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)

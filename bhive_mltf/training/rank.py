@@ -16,6 +16,8 @@ from bhive_mltf.files import atomic
 from bhive_mltf.training.process import end_with_launcher, leave
 
 LOG_FOLDER = "logs"
+# What messages of gloo and NCCL say when the other side is gone.
+_LOST = ("gloo/", "Connection closed by peer", "Connection reset", "NCCL", "ProcessGroup", "TCPStore", "Broken pipe")
 logger = logging.getLogger(__name__)
 
 
@@ -74,9 +76,12 @@ def _train(plan_path: Path, builder: object) -> int:
 def _leave_reason(directory: Path, error: Exception) -> None:
     rank = int(os.environ.get("RANK", "0"))
     text = traceback.format_exc()
-    if isinstance(error, BhiveError):
+    by_user = isinstance(error, BhiveError)
+    lost = not by_user and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    if by_user:
         logger.error("rank %d: %s", rank, error)
-        logger.debug("%s", text)
+    elif lost:
+        logger.error("rank %d lost another rank (%s)", rank, str(error).splitlines()[0])
     else:
         logger.error("rank %d failed:\n%s", rank, text)
     reason = {
@@ -84,7 +89,7 @@ def _leave_reason(directory: Path, error: Exception) -> None:
         "time": time.time(),
         "kind": type(error).__name__,
         "message": str(error),
-        "by_user": isinstance(error, BhiveError),
+        "lost": lost,
         "traceback": text,
     }
     try:

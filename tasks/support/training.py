@@ -44,9 +44,12 @@ def train(task: TrainingTask, directory: Path) -> None:
 
 def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
     """What the directory was made with; a new generation when this command changes the training."""
+    from bhive_mltf.training import checkpoint
+
     asked = {**task.result_parameters(), "config": task.load_config().dataset_digest}
     record = Record.read(directory)
-    if record is None or (changed and task.restart):
+    # a command that failed before its first checkpoint binds nobody
+    if record is None or not (checkpoint.epoch_files(directory) or checkpoint.step_files(directory)):
         record = Record.new({**asked, "extend_training": task.extend_training})
         record.write(directory)
         return record

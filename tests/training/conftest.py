@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 
@@ -17,4 +15,3 @@ def _surroundings(monkeypatch):
     state = torch.random.get_rng_state()
     yield
     torch.random.set_rng_state(state)
-    assert LAUNCHER_VARIABLE not in os.environ

@@ -18,6 +18,7 @@ from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.launcher import LocalRanks, launch, log_path
 from bhive_mltf.training.observers import Observer
+from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from tests.training import standin
 from tests.training.standin import COMMAND, plan
 
@@ -31,6 +32,7 @@ def one_rank(directory, **values):
 
 def two_ranks(directory, **values):
     launch(plan(directory, ranks_per_node=2, **values), TWO)
+    assert LAUNCHER_VARIABLE not in os.environ
     return checkpoint.load(directory / "best_model.pt")
 
 

@@ -1,0 +1,116 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bhive_mltf.testing import jets
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Sandbox:
+    """A shell as a user has it after `source setup.sh`, with a folder of its own for outputs."""
+
+    def __init__(self, folder, law_home):
+        self.folder = folder
+        self.data_path = folder / "output"
+        self.data_path.mkdir()
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "LAW_", "BHIVE_"))},
+            "DATA_PATH": str(self.data_path),
+            "LAW_HOME": str(law_home),
+            "LAW_CONFIG_FILE": str(REPOSITORY / "law.cfg"),
+            "B_HIVE_DIR": str(REPOSITORY),
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
+        }
+
+    def command(self, *arguments):
+        return [str(Path(sys.executable).with_name("law")), *map(str, arguments)]
+
+    def law(self, *arguments, **environment):
+        """Run a law command; its output (both streams) and exit code."""
+        return subprocess.run(
+            self.command(*arguments),
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def run(self, *arguments, **environment):
+        """Run a task that must succeed; its output."""
+        done = self.law("run", *arguments, **environment)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def start(self, *arguments):
+        """Start a task in a process group of its own."""
+        return subprocess.Popen(
+            self.command("run", *arguments),
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="session")
+def law_home(tmp_path_factory):
+    """The index of the tasks."""
+    home = tmp_path_factory.mktemp("law")
+    sandbox = Sandbox(tmp_path_factory.mktemp("index"), home)
+    done = sandbox.law("index")
+    assert "written 8 task(s)" in done.stdout, done.stdout
+    return home
+
+
+@pytest.fixture
+def sandbox(tmp_path, law_home):
+    return Sandbox(tmp_path, law_home)
+
+
+@pytest.fixture(scope="session")
+def btag_lists(tmp_path_factory):
+    """Lists of toy AK4 jets: `train.txt` (1200 jets in two files) and `test.txt` (400 jets in two files)."""
+    folder = tmp_path_factory.mktemp("ntuples")
+    for part, n_jets, seed in (("train", 600, 1), ("test", 200, 3)):
+        paths = [
+            jets.write_btag(folder / f"{part}_{process}.root", n_jets, seed + number, process=process)
+            for number, process in enumerate(("TT", "QCD"))
+        ]
+        (folder / f"{part}.txt").write_text("".join(f"{path}\n" for path in paths))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def btag_options(btag_lists):
+    """A short DeepJet training on the toy jets, and its evaluation."""
+    return {
+        "--config": "offline_run3",
+        "--model-name": "DeepJet",
+        "--dataset-version": "v1",
+        "--filelist": btag_lists / "train.txt",
+        "--training-version": "t1",
+        "--epochs": 2,
+        "--batch-size": 128,
+        "--n-threads": 0,
+    }
+
+
+@pytest.fixture(scope="session")
+def test_options(btag_lists):
+    return {"--test-dataset-version": "v1_test", "--test-filelist": btag_lists / "test.txt"}
+
+
+def flat(*options):
+    """Options as they are typed."""
+    return [part for one in options for item in one.items() for part in item]

@@ -1,0 +1,68 @@
+"""The jet factory."""
+
+import numpy as np
+import pytest
+import uproot
+
+from bhive_mltf import config as configs
+from bhive_mltf.testing import btag_jets, jetclass_jets
+from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass
+
+
+@pytest.mark.parametrize(
+    ("write", "config"),
+    [
+        (write_btag, "offline_run3"),
+        (write_btag, "DeepJet_AK4"),
+        (write_btag, "part_run3"),
+        (write_jetclass, "jet_class"),
+        (write_hlt, "hlt_run3"),
+    ],
+)
+def test_files_have_what_the_configs_read(write, config, tmp_path):
+    config = configs.load(config)
+    tree = uproot.open(write(tmp_path / "x.root", 50, 1))[config.treename]
+    assert set(config.branches) <= set(tree.keys())
+    assert tree.num_entries == 50
+
+
+@pytest.mark.parametrize("write", [write_btag, write_jetclass, write_hlt])
+def test_same_arguments_same_bytes(write, tmp_path):
+    first = write(tmp_path / "x.root", 2100, 3).read_bytes()
+    assert write(tmp_path / "x.root", 2100, 3).read_bytes() == first
+    assert write(tmp_path / "x.root", 2100, 4).read_bytes() != first
+
+
+@pytest.mark.parametrize("process", ["TT", "QCD"])
+def test_btag_labels_are_exclusive(process):
+    jets = btag_jets.btag_jets(500, 1, process)
+    assert (sum(jets.scalars[label] for label in btag_jets.LABELS) == 1).all()
+    np.testing.assert_array_equal(jets.scalars["isUD"], jets.scalars["isU"] + jets.scalars["isD"])
+
+
+def test_b_jets_have_displaced_tracks():
+    jets = btag_jets.btag_jets(2000, 1)
+    counts, tracks = jets.lists["n_Cpfcand"]
+    jet = np.repeat(np.arange(2000), counts)
+    b = jets.scalars["isB"][jet] == 1
+    light = jets.scalars["isUD"][jet] == 1
+    sip = tracks["Cpfcan_BtagPf_trackSip2dSig"]
+    assert sip[b].mean() > 2 + sip[light].mean()
+    assert (np.diff(sip)[np.diff(jet) == 0] <= 0).all()
+
+
+def test_jetclass_branches_and_types(tmp_path):
+    tree = uproot.open(write_jetclass(tmp_path / "x.root", 20, 1, "label_Tbl"))["tree"]
+    assert len([name for name in tree.keys() if name != "n_part"]) == 41  # noqa: SIM118
+    assert tree["label_QCD"].typename == "float"
+    assert tree["label_Hbb"].typename == "bool"
+    assert tree["label_Tbl"].typename == "int32_t"
+    assert (tree["label_Tbl"].array(library="np") == 1).all()
+    assert set(jetclass_jets.PROCESSES) == set(jetclass_jets.LABELS)
+
+
+def test_jetclass_jets_are_finite():
+    for label in jetclass_jets.LABELS:
+        jets = jetclass_jets.jetclass_jets(50, 1, label)
+        columns = [*jets.scalars.values(), *jets.lists["n_part"][1].values()]
+        assert all(np.isfinite(column).all() for column in columns)

@@ -1,0 +1,60 @@
+"""The whole way: ROOT files, Arrow shards, DeepJet; two ranks against one."""
+
+import numpy as np
+import pytest
+
+from bhive_mltf import config as configs
+from bhive_mltf.testing.jets import write_btag
+from bhive_mltf.training import checkpoint
+from bhive_mltf.training.best_model import load_best_model
+from bhive_mltf.training.launcher import launch
+from bhive_mltf.training.plan import TrainingPlan
+from tests.data.building import build
+
+KWARGS = {"dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jets")
+    config = configs.load("offline_run3")
+    files = [
+        write_btag(folder / process / "jets.root", 90, seed, process) for seed, process in enumerate(("TT", "QCD"))
+    ]
+    build(config, [str(path) for path in files], folder / "dataset", chunk_size=70)
+    return folder / "dataset", config
+
+
+def plan(directory, dataset, **values):
+    defaults = {
+        "directory": directory,
+        "dataset": dataset[0],
+        "config": dataset[1],
+        "model_name": "DeepJet",
+        "model_kwargs": KWARGS,
+        "epochs": 2,
+        "batch_size": 31,
+        "loss_weighting": True,
+        "training_precision": "float64",
+        "unmatched": "drop",
+        "n_threads": 0,
+        "tracking": False,
+        "ranks_per_node": 1,
+        "threads_per_rank": 1,
+    }
+    return TrainingPlan(**{**defaults, **values})
+
+
+def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd):
+    launch(plan(tmp_path / "one", dataset))
+    launch(plan(tmp_path / "two", dataset, ranks_per_node=2))
+    for name in ("training", "validation"):
+        one, two = (np.load(tmp_path / where / f"{name}_metrics.npz") for where in ("one", "two"))
+        assert np.isfinite(one["loss"]).all()
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-9, atol=0)
+        np.testing.assert_allclose(one["acc"], two["acc"], rtol=1e-9, atol=0)
+    model = load_best_model(tmp_path / "two", dataset[1], "DeepJet", KWARGS)
+    state = checkpoint.load(tmp_path / "two" / "best_model.pt")
+    assert list(model.state_dict()) == list(state["model_state_dict"])
+    assert state["classes"][0] == ["b", ["isB"]]
+    assert "epoch 2/2: loss" in capfd.readouterr().out
