@@ -28,18 +28,18 @@ class _GlobalNorm(torch.autograd.Function):
         mean = moments[1].to(x.dtype).view(shape)
         scale = torch.rsqrt(moments[2] + eps).to(x.dtype).view(shape)
         normed = (x - mean) * scale
-        ctx.save_for_backward(normed, scale)
-        ctx.count, ctx.group = moments[0, 0].item(), group
+        ctx.save_for_backward(normed, scale, moments[0])
+        ctx.group = group
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
-        normed, scale = ctx.saved_tensors
+        normed, scale, count = ctx.saved_tensors
         axes = _reduced(grad)
         sums = torch.stack([grad.sum(axes), (grad * normed).sum(axes)]).double()
         dist.all_reduce(sums, group=ctx.group)
-        means = (sums / ctx.count).to(grad.dtype)
+        means = (sums / count).to(grad.dtype)
         shape = _channels(grad)
         return (grad - means[0].view(shape) - normed * means[1].view(shape)) * scale, None, None, None
 

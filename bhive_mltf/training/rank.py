@@ -81,7 +81,7 @@ def _leave_reason(directory: Path, error: Exception) -> None:
     if by_user:
         logger.error("rank %d: %s", rank, error)
     elif lost:
-        logger.error("rank %d lost another rank (%s)", rank, str(error).splitlines()[0])
+        logger.error("rank %d lost the connection to another rank", rank)
     else:
         logger.error("rank %d failed:\n%s", rank, text)
     reason = {

@@ -1,0 +1,63 @@
+"""The typed command killed in mid-epoch: no rank outlives it, and typed again it ends as if nothing had happened."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+
+from tests.tasks.conftest import flat
+
+
+def ranks_of(directory):
+    """Processes that train in this directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "bhive_mltf.training" in line and str(directory) in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.slow
+def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, btag_options):
+    options = [
+        *flat({**btag_options, "--batch-size": 32, "--epochs": 2}),
+        "--ranks-per-node", 2, "--checkpoint-steps", 3, "--tracking", False, "--loss-weighting", True,
+    ]  # fmt: skip
+    folder = sandbox.data_path / "TrainingTask/offline_run3/v1"
+    sandbox.run("TrainingTask", *options)
+
+    cut = ["--training-version", "cut"]
+    directory = folder / "cut/DeepJet/epochs_2/nominal"
+    command = sandbox.start("TrainingTask", *options, *cut)
+    try:
+        steps = directory / "checkpoints"
+        assert wait_for(lambda: list(steps.glob("step_*.pt")), 60), "no checkpoint in a minute"
+        os.kill(command.pid, signal.SIGKILL)
+        assert wait_for(lambda: not ranks_of(directory), 10), "a rank outlived the command by ten seconds"
+    finally:
+        command.kill()
+        command.communicate()
+    assert not (directory / "model_1.pt").exists()
+
+    sandbox.run("TrainingTask", *options, *cut)
+    whole, continued = (
+        torch.load(folder / version / "DeepJet/epochs_2/nominal/best_model.pt", weights_only=False)
+        for version in ("t1", "cut")
+    )
+    assert whole["epoch"] == continued["epoch"]
+    for name, value in whole["model_state_dict"].items():
+        assert torch.equal(value, continued["model_state_dict"][name]), name
+    assert whole["loss_val"] == continued["loss_val"]
