@@ -21,6 +21,10 @@ SCHEDULING_ERROR = 50  # law's exit code for a task that could not be scheduled
 INTERACTIVE = ("print_deps", "print_status", "print_output", "fetch_output", "remove_output")
 
 _ERROR_LINE = re.compile(r"^bhive_mltf\.errors\.\w+: (?P<sentence>.*)\Z", re.MULTILINE | re.DOTALL)
+_WORKER = re.compile(r"^\[pid \d+\] Worker Worker\([^)]*\) ")
+_BOOKKEEPING = re.compile(
+    r"^Informed scheduler that task|was stopped. Shutting down Keep-Alive|^Done scheduling|^Running Worker"
+)
 _looking = False
 _warned: set[str] = set()
 _T = TypeVar("_T")
@@ -75,22 +79,26 @@ def warn_once(text: str) -> None:
         logger.warning(text)
 
 
-class OneSentence(logging.Filter):
-    """Shows a BhiveError as its sentence; other errors keep their traceback."""
+class Brief(logging.Filter):
+    """luigi's messages without its bookkeeping; a BhiveError as its sentence, other errors with their traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if record.levelno <= logging.INFO and _BOOKKEEPING.search(text):
+            return False
+        record.msg, record.args = _WORKER.sub("", text), ()
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, BhiveError):
-            record.msg, record.args = f"{record.getMessage()}\nerror: {error}", ()
+            record.msg = f"{record.msg}\nerror: {error}"
             record.exc_info = record.exc_text = None
-        elif (match := _ERROR_LINE.search(text := record.getMessage())) is not None and "Traceback" in text:
+        elif "Traceback" in text and (match := _ERROR_LINE.search(text)) is not None:
             first = text.split("\n", 1)[0]
-            record.msg, record.args = f"{first}\nerror: {match['sentence'].strip()}", ()
+            record.msg = f"{first}\nerror: {match['sentence'].strip()}"
         return True
 
 
 def install() -> None:
     """Install the filter where luigi and law report failed tasks."""
     luigi_logger = logging.getLogger("luigi-interface")
-    if not any(isinstance(known, OneSentence) for known in luigi_logger.filters):
-        luigi_logger.addFilter(OneSentence())
+    if not any(isinstance(known, Brief) for known in luigi_logger.filters):
+        luigi_logger.addFilter(Brief())
