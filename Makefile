@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help venv demo test lint format bench slurm-up slurm-down clean
+.PHONY: help venv demo test lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,7 +22,7 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 	VENV=$(abspath $(VENV)) bash examples/demo.sh
 
 test: venv ## the default test suite
-	$(BIN)/python -m pytest -q -m 'not slurm'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm' --numprocesses auto --dist loadfile
 
 lint: venv ## style and types
 	$(BIN)/ruff check .

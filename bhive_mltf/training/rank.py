@@ -9,11 +9,14 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import atomic
 from bhive_mltf.training.process import end_with_launcher, leave
+
+if TYPE_CHECKING:
+    from bhive_mltf.training.engine import Builder
 
 LOG_FOLDER = "logs"
 # What messages of gloo and NCCL say when the other side is gone.
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     leave(run(Path(arguments[0])))
 
 
-def run(plan_path: Path, builder: object = None) -> int:
+def run(plan_path: Path, builder: Builder | None = None) -> int:
     """Train one rank of the plan; returns the exit code. `builder` takes the place of `ingredients.build`."""
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -53,18 +56,17 @@ def run(plan_path: Path, builder: object = None) -> int:
         return 1
 
 
-def _train(plan_path: Path, builder: object) -> int:
+def _train(plan_path: Path, builder: Builder | None) -> int:
     from bhive_mltf.training import engine, ingredients
     from bhive_mltf.training.distributed import join_world
     from bhive_mltf.training.plan import TrainingPlan
     from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 
     plan = TrainingPlan.read(plan_path)
-    build = builder if callable(builder) else ingredients.build
     interrupted = False
     with join_world() as world:
         try:
-            engine.train(plan, world, build)
+            engine.train(plan, world, builder or ingredients.build)
         except TrainingInterruptedError as error:
             # all ranks stop at the same step: the group can be taken down in order
             interrupted = True

@@ -27,6 +27,7 @@ def train(task: TrainingTask, directory: Path) -> None:
     TrainingError : the training cannot go on; the same command continues it.
     """
     from bhive_mltf.training.launcher import launch
+    from bhive_mltf.training.signals import TrainingInterruptedError
 
     changed = commands.carry_out(task, directory)
     record = _record(task, directory, changed)
@@ -36,7 +37,8 @@ def train(task: TrainingTask, directory: Path) -> None:
         launch(plan)
     except BaseException as error:
         # rank 0 may be gone without a word: the command closes the run in its place
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        stopped = isinstance(error, KeyboardInterrupt | TrainingInterruptedError)
+        status = "KILLED" if stopped else "FAILED"
         tracking.attach(directory, tracking=plan.tracking).finish(status)
         raise
     _draw(plan)

@@ -1,4 +1,5 @@
 import subprocess
+import shlex
 import sys
 
 import pytest
@@ -36,7 +37,7 @@ def test_facts_and_tags():
     assert facts["packages"]["torch"] == facts["torch"]["torch"]
     assert "not_a_package" not in environment.packages(["not_a_package"])
     assert facts["torch"]["threads"] >= 1
-    assert "pytest" in facts["command"]
+    assert shlex.split(facts["command"]) == sys.orig_argv
     tags = environment.tags(facts)
     assert tags["bhive_mltf.version.torch"] == facts["torch"]["torch"]
     assert tags["bhive_mltf.command"] == facts["command"]
