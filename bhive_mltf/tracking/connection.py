@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # mlflow's own limits (120 s, 7 retries with growing pauses) would hold a training for minutes.
 _HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _SHORT_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+# MLflow's page then opens with the views for trained models, not with those for language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _TRIES = 5
 _LOCK_TIMEOUT = 30.0  # s
 
@@ -152,7 +154,8 @@ def experiment_id(client: MlflowClient, uri: str, data_path: Path) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=store.artifact_location(uri, data_path)))
+            location = store.artifact_location(uri, data_path)
+            return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
         except Exception:
             # made by another process between the two calls
             experiment = client.get_experiment_by_name(name)
