@@ -39,8 +39,8 @@ _bhive_mltf_setup() {
         return 1
     fi
     index="$LAW_HOME/index"
-    if [ ! -f "$index" ] || [ -n "$(find "$here/tasks" "$here/workflows" "$here/law.cfg" -newer "$index" -name '*.[pc][yf]*' \
-        -not -path '*/__pycache__*' 2> /dev/null | head -n 1)" ]; then
+    if [ ! -f "$index" ] || [ -n "$(find "$here/tasks" "$here/workflows" "$here/law.cfg" -newer "$index" \
+        \( -name '*.py' -o -name law.cfg \) | head -n 1)" ]; then
         law index --quiet || return 1
     fi
     # law's completion reads variables that may be unset

@@ -91,7 +91,7 @@ class BaseTask(law.Task):
 
     def say(self, text: str) -> None:
         """Show a line to the person at the terminal."""
-        self.publish_message(text)
+        self.publish_message(text, scheduler=False)
 
     def _print_deps(self, args: Any) -> Any:
         with messages.looking():

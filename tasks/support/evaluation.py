@@ -88,6 +88,8 @@ def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
         predictions, classes, task.load_config(), directory, record=Record.new({}, {"inference": inference})
     )
     task.say(table(summary.auc))
+    if task.terminal_plot:
+        _draw_in_terminal(predictions, classes)
     values = {
         f"auc/{process}/{label}": entry["auc"]
         for process, found in summary.auc.items()
@@ -98,6 +100,14 @@ def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
         run.json(summary.auc, "roc/auc.json")
         for name in summary.figures:
             run.artifact(directory / name, "figures/roc")
+
+
+def _draw_in_terminal(predictions: Predictions, classes: list[str]) -> None:
+    from rich.console import Console
+
+    from bhive_mltf.evaluation.terminal import terminal_roc
+
+    Console().print(terminal_roc(predictions.logits, predictions.truth, classes))
 
 
 def make_working_points(task: WorkingPointTask, directory: Path) -> None:
