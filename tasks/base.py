@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
-from bhive_mltf.errors import ParameterError
+from bhive_mltf.errors import ParameterError, RecordMismatchError
 from tasks import messages
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
 
 messages.install()
+law.Task.event_handler(luigi.Event.START)(messages.begin_running)
 
 
 class BaseTask(law.Task):
@@ -48,14 +49,18 @@ class BaseTask(law.Task):
         return law.LocalFileTarget(self.local_path(*path), **kwargs)
 
     def load_config(self) -> Config:
-        """The config of this command, with `reference_flavour` applied where the task has it."""
+        """The config of this command, with the reference flavour that was asked for, or else recorded."""
         from bhive_mltf import config
 
         loaded = config.load(self.config)
         for warning in loaded.warnings:
             messages.warn_once(warning)
-        flavour = getattr(self, "reference_flavour", "")
+        flavour = getattr(self, "reference_flavour", "") or self.recorded_flavour()
         return config.with_reference(loaded, flavour) if flavour else loaded
+
+    def recorded_flavour(self) -> str:
+        """The reference flavour that the data set of this task was made with, when it was given by parameter."""
+        return ""
 
     def result_parameters(self) -> dict[str, Any]:
         """What decides the result and is not in the path; held against the directory's record (W17)."""
@@ -71,10 +76,16 @@ class BaseTask(law.Task):
         from bhive_mltf.files import records
 
         record = records.Record.read(self.local_path())
-        asked = self.result_parameters()
         if record is None or self._held:
             return
         self._held = True
+        asked = self.result_parameters()
+        config = asked.pop("config", None)
+        if config is not None and record.parameters.get("config", config) != config:
+            raise RecordMismatchError(
+                f"{self.local_path()} was made with another content of config '{self.config}': give the result another "
+                "version, or the config another name"
+            )
         for note in records.compare(record.parameters, asked, self.defaults(asked), self.local_path()):
             self.say(f"note: {note}")
 

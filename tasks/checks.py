@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,22 @@ def refuse_unknown_attack(name: str) -> None:
     """ParameterError for an attack that does not exist here."""
     if name not in ATTACKS:
         raise ParameterError(f"--attack {name} does not exist: choose one of {', '.join(ATTACKS)}")
+
+
+def refuse_small_numbers(**parameters: tuple[int, int]) -> None:
+    """ParameterError for a parameter `name=(value, least)` below its least value."""
+    for name, (value, least) in parameters.items():
+        if value < least:
+            raise ParameterError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
+
+
+PRECISIONS = ("float32", "float64")
+
+
+def refuse_unknown_precision(name: str) -> None:
+    """ParameterError for a precision that inference cannot compute in."""
+    if name not in PRECISIONS:
+        raise ParameterError(f"--testing-precision {name} does not exist: choose one of {', '.join(PRECISIONS)}")
 
 
 def refuse_two_lists_for_one_version(task: EvaluationBase) -> None:
@@ -42,18 +59,19 @@ def refuse_two_lists_for_one_version(task: EvaluationBase) -> None:
     )
 
 
-def refuse_other_filelist(filelist: str, directory: str) -> None:
+def refuse_other_files(files: Callable[[], tuple[str, ...]], filelist: str, directory: str) -> None:
     """W44: a dataset directory belongs to the list that its manifest records.
 
     Raises
     ------
-    DatasetMismatchError : `filelist` names other files than those that the set in `directory` was made from.
+    DatasetMismatchError : `files()`, those of `filelist`, are others than those that the set in `directory` was made
+        from.
     """
     recorded = manifest_files(directory)
-    if not filelist or not recorded:
+    if not recorded:
         return
     try:
-        asked = read(filelist)
+        asked = files()
     except FilelistError:
         return  # a finished set does not need its list any more
     missing, new = sorted(set(recorded) - set(asked)), sorted(set(asked) - set(recorded))

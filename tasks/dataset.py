@@ -73,6 +73,10 @@ class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
             ReadOptions.for_debugging() if self.debug else ReadOptions(),
         )
 
+    def is_needless(self) -> bool:
+        """The training set is made already."""
+        return DatasetConstructorTask.req(self).is_made()
+
     def run(self) -> None:
         from bhive_mltf.data.stage import stage
 
@@ -99,7 +103,11 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
             return {}
         if not messages.only_looking():
             self.check()
-        return {"staged": ConvertNtuples.req(self)}
+        return {"staged": self.conversion()}
+
+    def conversion(self) -> ConvertNtuples:
+        """The task that reads the ROOT files."""
+        return ConvertNtuples.req(self)
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         return {
@@ -116,7 +124,8 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
     def complete(self) -> bool:
         if not self.is_made():
             return False
-        checks.refuse_other_filelist(self.filelist, self.local_path())
+        if self.filelist:
+            checks.refuse_other_files(self.conversion().input_files, self.filelist, self.local_path())
         self.hold_against_record()
         return True
 
@@ -132,11 +141,11 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
     def run(self) -> None:
         from tasks.support import dataset
 
-        staged = self.requires()["staged"]
-        dataset.construct(self, staged, Path(self.local_path()))
+        dataset.construct(self, self.conversion(), Path(self.local_path()))
 
     def result_parameters(self) -> dict[str, Any]:
-        names = ("chunk_size", "reference_flavour", "seed") if self.is_root_task() else ("reference_flavour",)
+        # a training with another seed may use the same set
+        names = ("chunk_size", "reference_flavour", *(("seed",) if self.is_root_task() else ()))
         return {**{name: getattr(self, name) for name in names}, "config": self.config_digest()}
 
     def config_digest(self) -> str:

@@ -43,9 +43,30 @@ class EvaluationBase(
         """The training list, when the test set is the training set."""
         return self.filelist if self.test_dataset_version == self.dataset_version else ""
 
+    def evaluated(self) -> dict[str, BaseTask]:
+        """The results that this one is made from, by the name under which its record knows them."""
+        return {"training": self.training(), "test_dataset": self.test_dataset(), "inference": InferenceTask.req(self)}
+
+    def sources(self) -> dict[str, str]:
+        """Directories of the results that this one is made from."""
+        return {name: task.local_path() for name, task in self.evaluated().items()}
+
+    @refuse_early(bool)
+    def complete(self) -> bool:
+        """Done, and so is what it was made from, as far as that still exists; records are held against the command."""
+        if not super().complete():
+            return False
+        self.check()
+        kept = [task for task in self.evaluated().values() if Path(task.local_path()).exists()]
+        if not all(task.complete() for task in kept):
+            return False
+        self.hold_against_record()
+        return True
+
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
         checks.refuse_unknown_attack(self.test_attack)
+        checks.refuse_unknown_precision(self.testing_precision)
         checks.refuse_two_lists_for_one_version(self)
 
 
@@ -69,11 +90,14 @@ class InferenceTask(EvaluationBase):
             "inference_metrics": "inference_metrics.npz",
             "output_root": "output.root",
         }
-        sources = {"training": self.training().local_path(), "test_dataset": self.test_dataset().local_path()}
+        sources = self.sources()
         return {
             key: DerivedFileTarget(self.local_path(name), record=self.local_path(), sources=sources)
             for key, name in files.items()
         }
+
+    def evaluated(self) -> dict[str, BaseTask]:
+        return {"training": self.training(), "test_dataset": self.test_dataset()}
 
     def run(self) -> None:
         from tasks.support import evaluation

@@ -26,6 +26,7 @@ _BOOKKEEPING = re.compile(
     r"^Informed scheduler that task|was stopped. Shutting down Keep-Alive|^Done scheduling|^Running Worker"
 )
 _looking = False
+_running = False
 _warned: set[str] = set()
 _T = TypeVar("_T")
 
@@ -39,6 +40,12 @@ def looking() -> Iterator[None]:
         yield
     finally:
         _looking = before
+
+
+def begin_running(_task: object) -> None:
+    """From the first task that runs on, errors are luigi's to report."""
+    global _running  # noqa: PLW0603 - one command, one process
+    _running = True
 
 
 def only_looking() -> bool:
@@ -62,7 +69,7 @@ def refuse_early(empty: Callable[[], _T]) -> Callable[[Callable[..., _T]], Calla
                 if only_looking():
                     sys.stdout.write(f"{error}\n")
                     return empty()
-                if CmdlineParser.get_instance() is None:
+                if CmdlineParser.get_instance() is None or _running:
                     raise
                 law.util.abort(f"error: {error}", exitcode=SCHEDULING_ERROR)
                 raise

@@ -35,6 +35,14 @@ class DatasetDependency:
     def store_parts(self) -> tuple[str, ...]:
         return (*super().store_parts(), self.dataset_version)
 
+    def recorded_flavour(self) -> str:
+        from bhive_mltf.files.records import Record
+        from tasks.dataset import DatasetConstructorTask
+
+        dataset = DatasetConstructorTask.req(self)
+        record = Record.read(dataset.local_path()) if dataset.is_made() else None
+        return str(record.parameters.get("reference_flavour", "")) if record else ""
+
 
 class TestDatasetDependency:
     """The set of jets that is evaluated."""

@@ -26,7 +26,7 @@ class ROCCurveTask(EvaluationBase):
         }
 
     def output(self) -> law.LocalDirectoryTarget:
-        return DerivedDirectoryTarget(self.local_path(), sources={"inference": InferenceTask.req(self).local_path()})
+        return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
 
     def run(self) -> None:
         from tasks.support import evaluation

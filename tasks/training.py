@@ -77,6 +77,9 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
     def complete(self) -> bool:
         if self.asks_for_a_change() or not super().complete():
             return False
+        dataset = DatasetConstructorTask.req(self)
+        if dataset.is_made() and not dataset.complete():
+            return False
         self.hold_against_record()
         return True
 
@@ -90,6 +93,7 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         from bhive_mltf.models import registry
 
         checks.refuse_unknown_attack(self.attack)
+        checks.refuse_small_numbers(epochs=(self.epochs, 1), resume_epoch=(self.resume_epoch, 0))
         plan = self.plan()
         registry.entry(plan.model_name)
         if not messages.only_looking():
@@ -118,4 +122,5 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
 
     def result_parameters(self) -> dict[str, Any]:
         """What decides the weights and is not in the path."""
-        return {name: getattr(self, name) for name in NOT_IN_THE_PATH}
+        config = self.load_config().dataset_digest
+        return {**{name: getattr(self, name) for name in NOT_IN_THE_PATH}, "config": config}

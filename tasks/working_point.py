@@ -22,8 +22,8 @@ class WorkingPointTask(EvaluationBase):
         return {"inference": InferenceTask.req(self), "test_dataset": self.test_dataset()}
 
     def output(self) -> dict[str, law.LocalFileTarget]:
-        sources = {"inference": InferenceTask.req(self).local_path()}
-        target = DerivedFileTarget(self.local_path("working_point.pdf"), record=self.local_path(), sources=sources)
+        path = self.local_path("working_point.pdf")
+        target = DerivedFileTarget(path, record=self.local_path(), sources=self.sources())
         return {"working_points": target}
 
     def run(self) -> None:

@@ -6,26 +6,27 @@ import law
 import luigi
 
 from tasks.base import BaseTask
+from tasks.parameter_mixins import TrainingDependency
 from tasks.plotting import ROCCurveTask
 from tasks.working_point import WorkingPointTask
 
 
-class _Run(law.WrapperTask, BaseTask):
+class _Run(law.WrapperTask, TrainingDependency, BaseTask):
     """ROC curves and working points of one model, trained for three epochs; `version` names everything."""
 
     version = luigi.Parameter(description="version of the training set and of the training")
     training_filelist = luigi.Parameter(description="list of ROOT files to train on")
     test_filelist = luigi.Parameter(description="list of ROOT files to evaluate on")
 
+    epochs = luigi.IntParameter(default=3, description="passes over the training jets")
+    model_name = luigi.Parameter(default="DeepJet", description="name in the model registry")
+
     exclude_index = True
-    model_name = ""
     config_name = ""
 
     def requires(self) -> dict[str, law.Task]:
         common = {
             "config": self.config_name if self.config == "default" else self.config,
-            "model_name": self.model_name,
-            "epochs": 3,
             "dataset_version": self.version,
             "filelist": self.training_filelist,
             "test_dataset_version": f"{self.version}_test",
@@ -39,7 +40,6 @@ class DeepJetRun(_Run):
     """DeepJet on offline AK4 jets."""
 
     exclude_index = False
-    model_name = "DeepJet"
     config_name = "offline_run3"
 
 
@@ -47,5 +47,5 @@ class DeepJetRunHLT(_Run):
     """DeepJet on HLT jets."""
 
     exclude_index = False
-    model_name = "DeepJetHLT"
+    model_name = luigi.Parameter(default="DeepJetHLT", description="name in the model registry")
     config_name = "hlt_run3"

@@ -215,7 +215,10 @@ def _failure(
         )
     reasons = {rank: _read_reason(directory, rank) for rank in range(size)}
     # killed by a signal: nobody asked it to; then errors of its own; then whoever first lost another rank
-    killed = [rank for rank, failure in failures.items() if failure.exitcode < 0]
+    # SIGTERM is what the launcher itself sends to those that are left
+    killed = [
+        rank for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+    ]
     told = sorted((r for r in reasons.items() if r[1]), key=lambda r: (r[1]["lost"], r[1]["time"]))
     rank = killed[0] if killed else told[0][0] if told else min(failures)
     reason = reasons[rank]

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -32,6 +33,16 @@ def end_with_launcher() -> None:
     if os.getppid() != launcher:  # gone before the signal was set
         _kill_group()
     threading.Thread(target=_watch, args=(launcher,), name="watch-launcher", daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """The same for a command that runs in a forked worker of the one that was typed (`law run --workers 2`)."""
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    threading.Thread(target=_watch, args=(parent.pid,), name="watch-parent", daemon=True).start()
 
 
 def _launcher() -> int | None:

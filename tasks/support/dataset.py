@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bhive_mltf.data import construct as library
-from bhive_mltf.errors import FilelistError
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record
 
@@ -22,24 +21,33 @@ def construct(task: DatasetConstructorTask, conversion: ConvertNtuples, director
     FilelistError : the list is missing, empty, or names files that do not exist.
     DataError and its kinds : the jets cannot make a training set.
     """
-    files = conversion.input_files()
-    staged = [Path(branch.output().path) for branch in conversion.get_branch_tasks().values()]
-    if not staged:
-        raise FilelistError(f"the list '{task.filelist}' names no file: write one ROOT file per line")
     with DirectoryLock(directory, wait_s=None):
-        manifest = library.construct(
-            task.load_config(), staged, directory, chunk_size=task.chunk_size, seed=task.seed, filelist=files
-        )
+        files = conversion.input_files()
+        branches = list(conversion.get_branch_tasks().values())
+        staged = [Path(branch.output().path) for branch in branches]
+        if task.is_made():  # by a command that held the lock before
+            _remove(staged)
+            return
+        conversion.run_branches([branch for branch in branches if not branch.complete()])
         parameters = {
             "chunk_size": task.chunk_size,
             "reference_flavour": task.reference_flavour,
             "seed": task.seed,
             "skip_bad_files": task.skip_bad_files,
-            "config": manifest.config_digest,
+            "config": task.config_digest(),
         }
+        # before the set can look complete; its generation is known only afterwards
+        Record(parameters, generation="").write(directory)
+        manifest = library.construct(
+            task.load_config(), staged, directory, chunk_size=task.chunk_size, seed=task.seed, filelist=files
+        )
         Record(parameters, generation=manifest.digest[:12]).write(directory)
+        _remove(staged)
     task.say(
         f"{task.dataset_version}: {manifest.accounting} -> {manifest.n_jets} jets in {len(manifest.shards)} shards"
     )
-    for path in staged:
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
         path.unlink(missing_ok=True)

@@ -35,6 +35,8 @@ def infer(task: InferenceTask, directory: Path) -> None:
     with DirectoryLock(directory, wait_s=None):
         dataset = open_dataset(test.local_path(), config, directory / "dataset")
         model = load_best_model(Path(training.local_path()), config, task.model_name, task.plain_model_kwargs())
+        if task.testing_precision == "float64":
+            model = model.double()
         loader = BatchLoader(
             dataset,
             range(len(dataset)),
@@ -44,13 +46,12 @@ def infer(task: InferenceTask, directory: Path) -> None:
             n_threads=task.n_threads,
             seed=task.seed,
             weighted=False,
-            unmatched=task.unmatched,
+            unmatched=_unmatched(task),
             config=config,
         )
         found = predictions.predict(model, loader.epoch(0), device, len(dataset), input_order=dataset.manifest.jet_ids)
         classes = [name for name, _ in model.inputs.classes]
-        sources = {"training": training.local_path(), "test_dataset": test.local_path()}
-        _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, sources))
+        _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, task.sources()))
         prediction_files.write(found, directory, dataset, classes)
     is_training_set = task.test_dataset_version == task.dataset_version
     if is_training_set:
@@ -83,10 +84,9 @@ def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
     """ROC curves of the predictions, into the directory and the run."""
     from bhive_mltf.evaluation.roc import make_roc_directory
 
-    inference, predictions, classes = _predictions(task)
-    summary = make_roc_directory(
-        predictions, classes, task.load_config(), directory, record=Record.new({}, {"inference": inference})
-    )
+    predictions, classes = _predictions(task)
+    record = Record.new({}, task.sources())
+    summary = make_roc_directory(predictions, classes, task.load_config(), directory, record=record)
     task.say(table(summary.auc))
     if task.terminal_plot:
         _draw_in_terminal(predictions, classes)
@@ -114,9 +114,9 @@ def make_working_points(task: WorkingPointTask, directory: Path) -> None:
     """Working points of the predictions, into the directory and the run."""
     from bhive_mltf.evaluation.working_points import make_working_points as make
 
-    inference, predictions, classes = _predictions(task)
+    predictions, classes = _predictions(task)
     with DirectoryLock(directory, wait_s=None):
-        _begin_anew(task, directory, Record.new({}, {"inference": inference}))
+        _begin_anew(task, directory, Record.new({}, task.sources()))
         make(predictions, classes, directory)
     with run_of(task) as run:
         run.artifact(directory / "working_point.png", "figures/working_points")
@@ -124,7 +124,15 @@ def make_working_points(task: WorkingPointTask, directory: Path) -> None:
             run.artifact(directory / name, "working_points")
 
 
-def _predictions(task: EvaluationBase) -> tuple[Path, Predictions, list[str]]:
+def _unmatched(task: InferenceTask) -> str:
+    """What the training did with jets of no class, unless the command says otherwise."""
+    record = Record.read(task.training().local_path())
+    if record is None or task.unmatched != task.defaults(["unmatched"])["unmatched"]:
+        return str(task.unmatched)
+    return str(record.parameters.get("unmatched", task.unmatched))
+
+
+def _predictions(task: EvaluationBase) -> tuple[Predictions, list[str]]:
     from bhive_mltf.evaluation import prediction_files
     from tasks.inference import InferenceTask
 
@@ -132,7 +140,7 @@ def _predictions(task: EvaluationBase) -> tuple[Path, Predictions, list[str]]:
     record = Record.read(directory)
     if record is None or "classes" not in record.parameters:
         raise ParameterError(f"{directory} does not record the model's classes: remove it and predict again")
-    return directory, prediction_files.load(directory), list(record.parameters["classes"])
+    return prediction_files.load(directory), list(record.parameters["classes"])
 
 
 def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +12,18 @@ import numpy as np
 
 from bhive_mltf import tracking
 from bhive_mltf.errors import RecordMismatchError
+from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record, compare
+from bhive_mltf.training.process import end_with_parent
 from tasks.support import commands
 
 if TYPE_CHECKING:
     from bhive_mltf.training.plan import TrainingPlan
     from tasks.training import TrainingTask
+
+COMMAND_FOLDER = ".command"  # holds the lock of the command; that of the directory belongs to rank 0
+RANKS_END_S = 60.0
+COMMANDS = ("resume_training", "resume_epoch", "extend_training")
 
 
 def train(task: TrainingTask, directory: Path) -> None:
@@ -29,32 +37,48 @@ def train(task: TrainingTask, directory: Path) -> None:
     from bhive_mltf.training.launcher import launch
     from bhive_mltf.training.signals import TrainingInterruptedError
 
-    changed = commands.carry_out(task, directory)
-    record = _record(task, directory, changed)
-    plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
-    _prepare_run(task, plan)
-    try:
-        launch(plan)
-    except BaseException as error:
-        # rank 0 may be gone without a word: the command closes the run in its place
-        stopped = isinstance(error, KeyboardInterrupt | TrainingInterruptedError)
-        status = "KILLED" if stopped else "FAILED"
-        tracking.attach(directory, tracking=plan.tracking).finish(status)
-        raise
-    _draw(plan)
+    with _alone(directory):
+        if task.complete():
+            return  # by a command that was waited for
+        changed = commands.carry_out(task, directory)
+        record = _record(task, directory, changed)
+        plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
+        _prepare_run(task, plan)
+        try:
+            launch(plan)
+        except BaseException as error:
+            # rank 0 may be gone without a word: the command closes the run in its place
+            stopped = isinstance(error, KeyboardInterrupt | TrainingInterruptedError)
+            status = "KILLED" if stopped else "FAILED"
+            tracking.attach(directory, tracking=plan.tracking).finish(status)
+            raise
+        _draw(plan)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One command at a time changes a training; another one waits, and says for whom."""
+    end_with_parent()
+    with DirectoryLock(directory / COMMAND_FOLDER, wait_s=None):
+        # ranks of a command that was just killed need a moment to end
+        with DirectoryLock(directory, wait_s=RANKS_END_S):
+            pass
+        yield
 
 
 def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
     """What the directory was made with; a new generation when this command changes the training."""
     from bhive_mltf.training import checkpoint
 
-    asked = {**task.result_parameters(), "config": task.load_config().dataset_digest}
+    asked = task.result_parameters()
     record = Record.read(directory)
     # a command that failed before its first checkpoint binds nobody
     if record is None or not (checkpoint.epoch_files(directory) or checkpoint.step_files(directory)):
-        record = Record.new({**asked, "extend_training": task.extend_training})
-        record.write(directory)
-        return record
+        begun = Record.new({**asked, "extend_training": task.extend_training})
+        if record is not None and (changed or record.parameters != begun.parameters):
+            _set_run_aside(directory, record)
+        begun.write(directory)
+        return begun
     if record.parameters["config"] != asked.pop("config"):
         raise RecordMismatchError(
             f"{directory} was trained with another config of the name '{task.config}': give the training another "
@@ -65,6 +89,15 @@ def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
         record = Record.new({**record.parameters, "extend_training": task.extend_training})
         record.write(directory)
     return record
+
+
+def _set_run_aside(directory: Path, record: Record) -> None:
+    """Another training begins here: what MLflow holds belongs to the one before."""
+    path = directory / "run.json"
+    if path.exists():
+        aside = directory / "aside" / f"run_{record.generation}.json"
+        aside.parent.mkdir(exist_ok=True)
+        path.rename(aside)
 
 
 def _recorded_settings(record: Record) -> dict[str, object]:
@@ -82,7 +115,11 @@ def _prepare_run(task: TrainingTask, plan: TrainingPlan) -> None:
     dataset = open_dataset(plan.dataset, plan.config, plan.dataset_sidecar)
     if not plan.tracking:
         return
-    significant = {name: getattr(task, name) for name, parameter in task.get_params() if parameter.significant}
+    significant = {
+        name: getattr(task, name)
+        for name, parameter in task.get_params()
+        if parameter.significant and name not in COMMANDS
+    }
     facts = tracking.environment.facts()
     record = tracking.prepare(
         plan.directory,

@@ -155,11 +155,39 @@ def test_w18_results_of_an_older_training_count_as_missing(chain):
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), "generation": "another"}))
     try:
-        status = chain.law("run", "InferenceTask", *chain.options, "--print-status", 0).stdout
+        status = [
+            chain.law("run", task, *chain.options, "--print-status", 0).stdout
+            for task in ("InferenceTask", "ROCCurveTask", "WorkingPointTask")
+        ]
     finally:
         path.write_text(before)
-    assert "existent" not in status
-    assert status.count("absent") >= 5
+    assert "existent" not in "".join(status)
+    assert [text.count("absent") >= 1 for text in status] == [True] * 3
+    assert "existent" in chain.law("run", "ROCCurveTask", *chain.options, "--print-status", 0).stdout
+
+
+REFUSED = {
+    "learning rate": (["--learning-rate", 0.1], "--learning-rate 0.001, and 0.1 is asked for"),
+    "unmatched": (["--unmatched", "drop"], "--unmatched error, and drop is asked for"),
+    "testing precision": (["--testing-precision", "float64"], "--testing-precision float32, and float64 is asked for"),
+    "unknown precision": (["--testing-precision", "float8"], "choose one of float32, float64"),
+    "chunk size": (["--DatasetConstructorTask-chunk-size", 77], "--chunk-size 100000, and 77 is asked for"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_w17_a_finished_evaluation_is_held_against_the_records_too(chain, case):
+    options, sentence = REFUSED[case]
+    done = chain.law("run", "ROCCurveTask", *chain.options, *options)
+    assert done.returncode == 50
+    assert sentence in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_w44_another_test_list_for_a_finished_evaluation(chain, btag_options):
+    done = chain.law("run", "ROCCurveTask", *chain.options, "--test-filelist", btag_options["--filelist"])
+    assert done.returncode == 50
+    assert "give this list another dataset version" in done.stdout
 
 
 def test_w44_a_version_belongs_to_one_list(chain, btag_options, test_options):
