@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
 
     files_per_branch = technical(luigi.IntParameter, default=1, description="ROOT files that one branch converts")
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes; 0: one per core")
+
+    conversion_memory = technical(luigi.IntParameter, default=1024, description="MB of memory per converting process")
 
     exclude_index = False
 
@@ -64,13 +67,14 @@ class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
         """What the library converts for this branch."""
         from bhive_mltf.data.jobs import ReadOptions, StageJob
 
+        options = ReadOptions.for_debugging() if self.debug else ReadOptions()
         return StageJob(
             self.load_config(),
             self.branch_data,
             Path(self.output().path),
             self.seed,
             self.skip_bad_files,
-            ReadOptions.for_debugging() if self.debug else ReadOptions(),
+            dataclasses.replace(options, memory_mb=self.conversion_memory),
         )
 
     def is_needless(self) -> bool:
@@ -93,6 +97,7 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
     """The training set: shards in a global random order, weights, manifest."""
 
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
+    conversion_memory = technical(luigi.IntParameter, default=1024, description="MB of memory per converting process")
     chunk_size = luigi.IntParameter(default=100000, description="jets per shard")
 
     exclude_index = False
@@ -133,7 +138,9 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
         """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.config import require_complete
         from bhive_mltf.data.construct import check_parameters
+        from bhive_mltf.data.jobs import check_memory
 
+        check_memory(self.conversion_memory)
         config = self.load_config()
         require_complete(config)
         check_parameters(config, self.chunk_size)
@@ -145,7 +152,7 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
 
     def result_parameters(self) -> dict[str, Any]:
         # a training with another seed may use the same set
-        names = ("chunk_size", "reference_flavour", *(("seed",) if self.is_root_task() else ()))
+        names = ("chunk_size", "reference_flavour", "weighting", *(("seed",) if self.is_root_task() else ()))
         return {**{name: getattr(self, name) for name in names}, "config": self.config_digest()}
 
     def config_digest(self) -> str:

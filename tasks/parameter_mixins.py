@@ -28,12 +28,19 @@ class DatasetDependency:
     reference_flavour = luigi.Parameter(
         default="", description="truth label whose pt/eta shape the others are weighted to; empty: the config's"
     )
+    weighting = luigi.ChoiceParameter(
+        default="reference",
+        choices=["reference", "balanced"],
+        description="weights of the jets: upstream's shape of the reference flavour, or equal yields and merged sparse "
+        "bins too; own path part unless 'reference'",
+    )
     skip_bad_files = technical(
         luigi.BoolParameter, default=False, description="leave out unreadable files, count and record them"
     )
 
     def store_parts(self) -> tuple[str, ...]:
-        return (*super().store_parts(), self.dataset_version)
+        parts = (*super().store_parts(), self.dataset_version)
+        return parts if self.weighting == "reference" else (*parts, f"weighting_{self.weighting}")
 
     def recorded_flavour(self) -> str:
         from bhive_mltf.files.records import Record

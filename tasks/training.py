@@ -10,7 +10,7 @@ import luigi
 
 from tasks import checks, messages
 from tasks.base import BaseTask
-from tasks.dataset import DatasetConstructorTask
+from tasks.dataset import ConvertNtuples, DatasetConstructorTask
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import AttackDependency, DatasetDependency, TrainingDependency, technical
 
@@ -53,17 +53,23 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
     )
     keep_checkpoints = technical(luigi.IntParameter, default=2, description="step checkpoints that are kept")
     keep_all_epochs_models = technical(luigi.BoolParameter, default=True, description="keep the model of each epoch")
+    read_root = technical(
+        luigi.BoolParameter,
+        default=False,
+        description="train on the ROOT files of --filelist themselves, without DatasetConstructorTask; same jets, same "
+        "batches, same result",
+    )
     nested_metrics = technical(
         luigi.BoolParameter, default=False, description="also log upstream's nested run model_performance_metrics"
     )
 
     exclude_index = False
-    exclude_params_req = {"restart"}
+    exclude_params_req = {"restart", "read_root"}
 
     @refuse_early(list)
-    def requires(self) -> law.Task:
+    def requires(self) -> law.Task | list[law.Task]:
         self.check()
-        return DatasetConstructorTask.req(self)
+        return [] if self.read_root else DatasetConstructorTask.req(self)
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         return {
@@ -77,6 +83,8 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
     def complete(self) -> bool:
         if self.asks_for_a_change() or not super().complete():
             return False
+        if self.filelist:
+            checks.refuse_other_files(lambda: checks.read(self.filelist), self.filelist, self.local_path("root_files"))
         dataset = DatasetConstructorTask.req(self)
         if dataset.is_made() and not dataset.complete():
             return False
@@ -104,6 +112,7 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         from bhive_mltf.training.plan import TrainingPlan
 
         fields = set(TrainingPlan.model_fields) - {"directory", "dataset", "dataset_sidecar", "config", "model_kwargs"}
+        fields -= {"root_files"}
         directory = Path(self.local_path())
         return TrainingPlan(
             directory=directory,
@@ -111,6 +120,7 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
             dataset_sidecar=directory / "dataset",
             config=self.load_config(),
             model_kwargs=self.plain_model_kwargs(),
+            root_files=ConvertNtuples.req(self).input_files() if self.read_root else (),
             **{name: getattr(self, name) for name in fields if hasattr(self, name)},
         )
 

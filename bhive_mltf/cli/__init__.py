@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import results
+from bhive_mltf.cli import dataset, loader_benchmark, results
 from bhive_mltf.errors import BhiveError
 
 
@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     results.add_to(commands)
+    dataset.add_to(commands)
+    loader_benchmark.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -30,7 +30,7 @@ def _group_content(group: Group) -> dict[str, Any]:
 
 def dataset_content(config: Config) -> dict[str, Any]:
     """What decides the content of a training set: not the figures' cuts, sampling weights, or layout on disk."""
-    return {
+    content = {
         "format": FORMAT,
         "treename": config.treename,
         "bins_pt": config.bins_pt,
@@ -43,6 +43,10 @@ def dataset_content(config: Config) -> dict[str, Any]:
         "eta_key": config.eta_key,
         "data_precision": config.data_precision,
     }
+    if config.data_precision == "float16":
+        # Four-vectors are not narrowed, so that which columns they are decides the content.
+        content["full_width"] = {g.name: g.four_vectors.columns for g in config.groups if g.four_vectors}
+    return content
 
 
 def all_content(config: Config) -> dict[str, Any]:
@@ -55,4 +59,7 @@ def all_content(config: Config) -> dict[str, Any]:
         "process_weights": config.process_weights,
         "processor": config.processor,
         "dataset": config.dataset,
+        # Younger than the digests of existing runs, which stay as they are.
+        **({"compression": config.compression} if config.compression != "none" else {}),
+        **({"storage_order": config.storage_order} if config.storage_order else {}),
     }

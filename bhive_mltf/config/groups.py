@@ -25,6 +25,24 @@ def read_groups(settings: Settings) -> tuple[Group, ...]:
     return tuple(_with_four_vectors(settings, group, given.get(group.name)) for group in groups)
 
 
+def read_storage_order(settings: Settings, groups: tuple[Group, ...]) -> dict[str, tuple[str, ...]]:
+    """Columns that lie next to each other in Arrow shards, per group of candidates."""
+    columns = {group.name: group.columns for group in groups if group.name != "global"}
+    result = {}
+    for key, listed in settings.mapping("storage_order").items():
+        check_known(str(key), columns, settings.where("storage_order"), "a group of candidates with columns")
+        where = settings.where("storage_order", key)
+        if not isinstance(listed, list):
+            raise ConfigError(f"{where}: {shown(listed)} is not a list of columns")
+        names = tuple(name(value, where) for value in listed)
+        for column in names:
+            check_known(column, columns[key], where, "a column of the group")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{where}: a column is listed more than once")
+        result[str(key)] = names
+    return result
+
+
 def _read_group(settings: Settings, group: GroupName) -> Group | None:
     plain = settings.distinct(BRANCH_KEYS[group])
     custom = _read_custom(settings, group, plain)

@@ -35,6 +35,8 @@ KNOWN: Final[frozenset[str]] = frozenset(
         "processor",
         "dataset",
         "data_precision",
+        "compression",
+        "storage_order",
     )
 )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bhive_mltf.config.groups import read_groups
+from bhive_mltf.config.groups import read_groups, read_storage_order
 from bhive_mltf.config.keys import BRANCH_KEYS, KNOWN
 from bhive_mltf.config.labels import read_truths
 from bhive_mltf.config.schema import Config, ProcessCuts
@@ -48,6 +48,8 @@ def build(settings: Settings) -> Config:
         processor=settings.choice("processor", ("LZ4Processing", "PFCandidateAndVertexProcessing"), "LZ4Processing"),
         dataset=settings.choice("dataset", ("ArrowDataset", "LZ4Dataset"), "LZ4Dataset"),
         data_precision=settings.choice("data_precision", ("float32", "float16"), "float32"),
+        compression=settings.choice("compression", ("none", "lz4", "zstd"), "none"),
+        storage_order=read_storage_order(settings, groups),
         warnings=tuple(settings.warnings),
     )
     if settings.name != "default" or config.treename:

@@ -15,6 +15,7 @@ GroupName = Literal["global", "cpf", "npf", "vtx", "lt"]
 Layout = Literal["ArrowDataset", "LZ4Dataset"]
 Processor = Literal["LZ4Processing", "PFCandidateAndVertexProcessing"]
 Precision = Literal["float32", "float16"]
+Compression = Literal["none", "lz4", "zstd"]
 
 
 class _Frozen(BaseModel):
@@ -82,6 +83,9 @@ class Config(_Frozen):
     groups : in the order global, cpf, npf, vtx, lt; those without columns left out.
     truths : labels in order of storage.
     reference_flavour : label whose shape in pt and eta the weights aim at; empty when the config names none.
+    data_precision : of network inputs on disk; four-vectors, kinematics, labels and weights keep their width.
+    compression : codec of Arrow shards.
+    storage_order : per group the columns that Arrow shards keep together, in the order in which a model reads them.
     warnings : what was odd but harmless, one sentence each; whoever loads the config logs them.
     """
 
@@ -101,6 +105,8 @@ class Config(_Frozen):
     processor: Processor
     dataset: Layout
     data_precision: Precision
+    compression: Compression = "none"
+    storage_order: dict[str, tuple[str, ...]] = {}
     warnings: tuple[str, ...] = ()
 
     def group(self, name: str) -> Group:

@@ -1,16 +1,17 @@
-"""From jagged jets in memory to the padded tensors of a batch.
+"""From a window to the padded tensors of a batch.
 
-B: jets of this rank; N: candidates, padding included; F: columns; S: candidates in memory.
+B: jets of this rank; N: candidates, padding included; F: columns.
 
-A batch lies in one buffer, so that passing it between processes or pinning it is one operation.
+A batch lies in one buffer, so that processes pass it on by its number and pinning it is one operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,20 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bhive_mltf.data.batch import Batch, GroupBatch
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.jagged import Scratch, assemble, gather, pad, padded_rows
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.data.source import JetIndexLike
-from bhive_mltf.models.inputs import GroupInput, ModelInputs
+from bhive_mltf.data.window import WindowTable
+from bhive_mltf.models.inputs import ModelInputs
 
 _ALIGNMENT = 64
-
-
-def read_columns(inputs: ModelInputs) -> dict[str, tuple[str, ...]]:
-    """Columns to read per group: the model's, then those that only its four-vectors need."""
-    return {
-        group.name: (*group.columns, *(c for c in dict.fromkeys(group.four_vectors) if c not in group.columns))
-        for group in inputs.groups
-    }
+_JET_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "position": (np.int64, ()),
+    "target": (np.int64, ()),
+    "weight": (np.float32, ()),
+    "jet_id": (np.int64, (2,)),
+    "process": (np.int64, ()),
+    "kinematics": (np.float32, (2,)),
+}
+_BATCH_COLUMNS = tuple(name for name in _JET_COLUMNS if name != "position")
+# Numbers of candidates are stored in 16 bits.
+_STEPS = np.arange(2**16, dtype=np.int32)
 
 
 def padded_lengths(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
@@ -48,184 +53,133 @@ def padded_lengths(index: JetIndexLike, positions: NDArray[np.int64], inputs: Mo
     return lengths
 
 
-@dataclass(frozen=True)
-class ArenaGroup:
-    """One group of an arena; the last row of the flat arrays is zero, padding points there.
+class Place(NamedTuple):
+    """Where one array lies in the buffer of a batch."""
 
-    features : float32 [S+1,F].
-    four_vectors : float32 [S+1,4] or None.
-    starts, counts : int64 [J].
-    """
-
-    features: NDArray[np.float32]
-    four_vectors: NDArray[np.float32] | None
-    starts: NDArray[np.int64]
-    counts: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Arena:
-    """Jets in memory, arranged for gathering."""
-
-    groups: Mapping[str, ArenaGroup]
-    jet_id: NDArray[np.int64]
-    process: NDArray[np.int16]
-    kinematics: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, blocks: Sequence[JetBlock], inputs: ModelInputs) -> Arena:
-        """The arena of blocks that were read with `read_columns(inputs)`, end to end."""
-        columns = read_columns(inputs)
-        return cls(
-            groups={group.name: _arena_group(blocks, group, columns[group.name]) for group in inputs.groups},
-            jet_id=np.concatenate([block.jet_id for block in blocks]),
-            process=np.concatenate([block.process for block in blocks]),
-            kinematics=np.concatenate([block.kinematics for block in blocks]),
-        )
-
-
-def _arena_group(blocks: Sequence[JetBlock], group: GroupInput, columns: tuple[str, ...]) -> ArenaGroup:
-    counts = np.concatenate([_counts(block, group.name) for block in blocks])
-    rows = [block.features[group.name] for block in blocks]
-    vectors = [columns.index(column) for column in group.four_vectors]
-    return ArenaGroup(
-        features=_join(rows, slice(len(group.columns)), len(group.columns)),
-        four_vectors=_join(rows, vectors, 4) if vectors else None,
-        starts=np.cumsum(counts) - counts,
-        counts=counts,
-    )
-
-
-def _counts(block: JetBlock, group: str) -> NDArray[np.int64]:
-    return np.ones(len(block), np.int64) if group == GLOBAL else block.counts[group].astype(np.int64)
-
-
-def _join(rows: Sequence[NDArray[np.float32]], columns: slice | list[int], width: int) -> NDArray[np.float32]:
-    """The chosen columns of all rows, and a row of zeros."""
-    joined = np.empty((sum(map(len, rows)) + 1, width), np.float32)
-    first = 0
-    for piece in rows:
-        joined[first : first + len(piece)] = piece[:, columns]
-        first += len(piece)
-    joined[-1] = 0
-    return joined
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A batch on its way from a worker.
-
-    buffer : uint8, the groups one after another; see `_places`.
-    lengths : N per group.
-    columns : the columns per jet by name, as in Batch; arrays, since a small tensor would hold a file
-        descriptor of its own for as long as somebody keeps it.
-    """
-
-    buffer: Tensor
-    lengths: Mapping[str, int]
-    columns: Mapping[str, NDArray[Any] | Tensor]
-    global_size: int
-
-    def pin_memory(self) -> Packet:
-        """The same packet in pinned memory; torch's DataLoader calls this."""
-        columns = {name: torch.as_tensor(values).pin_memory() for name, values in self.columns.items()}
-        return replace(self, buffer=self.buffer.pin_memory(), columns=columns)
-
-    def unpack(self, inputs: ModelInputs) -> Batch:
-        """The batch, without a copy."""
-        columns = {name: torch.as_tensor(values) for name, values in self.columns.items()}
-        n_jets = len(columns["target"])
-        groups = _group_views(self.buffer, inputs, self.lengths, n_jets)
-        return Batch(groups=groups, global_size=self.global_size, **columns)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where one tensor lies in the buffer of a packet."""
-
-    dtype: torch.dtype
     shape: tuple[int, ...]
+    dtype: type[np.generic]
     offset: int
 
     @property
     def stop(self) -> int:
-        return self.offset + prod(self.shape) * self.dtype.itemsize
+        """Byte behind the last one."""
+        return self.offset + prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def view(self, buffer: Tensor) -> Tensor:
-        return buffer[self.offset : self.stop].view(self.dtype).view(self.shape)
+    def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
+        """The array."""
+        return np.ndarray(self.shape, self.dtype, buffer, self.offset)
 
 
-def _places(inputs: ModelInputs, lengths: Mapping[str, int], n_jets: int) -> list[_Place]:
-    """Features, mask and, if asked for, four-vectors of each group, aligned."""
-    places: list[_Place] = []
-    for group in inputs.groups:
-        rows = (n_jets, lengths[group.name])
-        wanted = [(torch.float32, (*rows, len(group.columns))), (torch.bool, rows)]
+@dataclass(frozen=True)
+class BatchShape:
+    """What decides where the arrays of a batch lie in its buffer.
+
+    n_jets : of this rank.
+    lengths : N per group of `inputs`.
+    global_size : jets of the global batch.
+    """
+
+    n_jets: int
+    lengths: tuple[int, ...]
+    global_size: int
+
+    def places(self, inputs: ModelInputs) -> Mapping[str, Place]:
+        """Columns per jet; of each group `name`, `name/mask` and, if asked for, `name/vectors`; aligned."""
+        return _places(inputs, self.n_jets, self.lengths)
+
+
+@lru_cache(256)
+def _places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> Mapping[str, Place]:
+    wanted = {name: (kind, (n_jets, *shape)) for name, (kind, shape) in _JET_COLUMNS.items()}
+    for group, length in zip(inputs.groups, lengths, strict=True):
+        wanted[group.name] = np.float32, (n_jets, length, len(group.columns))
+        wanted[f"{group.name}/mask"] = np.bool_, (n_jets, length)
         if group.four_vectors:
-            wanted.append((torch.float32, (*rows, 4)))
-        for dtype, shape in wanted:
-            end = places[-1].stop if places else 0
-            places.append(_Place(dtype, shape, -(-end // _ALIGNMENT) * _ALIGNMENT))
+            wanted[f"{group.name}/vectors"] = np.float32, (n_jets, length, 4)
+    places: dict[str, Place] = {}
+    end = 0
+    for name, (kind, shape) in wanted.items():
+        places[name] = Place(shape, kind, -(-end // _ALIGNMENT) * _ALIGNMENT)
+        end = places[name].stop
     return places
 
 
-def _group_views(buffer: Tensor, inputs: ModelInputs, lengths: Mapping[str, int], n_jets: int) -> dict[str, GroupBatch]:
-    views = iter([place.view(buffer) for place in _places(inputs, lengths, n_jets)])
-    return {
-        group.name: GroupBatch(next(views), next(views), group.columns, next(views) if group.four_vectors else None)
+def buffer_bytes(inputs: ModelInputs, n_jets: int) -> int:
+    """Bytes that hold any batch of up to `n_jets` jets."""
+    shape = BatchShape(n_jets, tuple(group.length for group in inputs.groups), n_jets)
+    return max(place.stop for place in shape.places(inputs).values())
+
+
+class Collator:
+    """Writes jets of a window into the buffer of a batch."""
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self._inputs = inputs
+        self._scratch = Scratch()
+
+    def fill(
+        self, buffer: NDArray[np.uint8], shape: BatchShape, first: int, table: WindowTable, jets: NDArray[np.int64]
+    ) -> None:
+        """Write the jets `jets` (rows of the window) to the jets of the batch from `first` on."""
+        places = shape.places(self._inputs)
+        here = slice(first, first + len(jets))
+
+        def out(name: str) -> NDArray[Any]:
+            return places[name].view(buffer)[here]
+
+        for name, values in table.jets.items():
+            if name == GLOBAL:
+                out(GLOBAL)[:, 0] = values[jets]
+                out(f"{GLOBAL}/mask")[:] = True
+            else:
+                values.take(jets, axis=0, out=out(name), mode="clip")
+        for name in table.groups:
+            arrays = {key: out(key) for key in (name, f"{name}/mask", f"{name}/vectors") if key in places}
+            self._fill_group(name, arrays, table, jets)
+
+    def _fill_group(
+        self, name: str, out: Mapping[str, NDArray[Any]], table: WindowTable, jets: NDArray[np.int64]
+    ) -> None:
+        candidates = table.groups[name]
+        recipe, counts = candidates.recipe, candidates.counts[jets]
+        where = None if table.where is None else table.where[jets]
+        raw = [
+            gather(table.memory, where, begins[jets], counts, plane)
+            for begins, plane in zip(candidates.begins, recipe.planes, strict=True)
+        ]
+        mask = out[f"{name}/mask"]
+        np.less(_STEPS[: mask.shape[1]], counts.astype(np.int32)[:, None], out=mask)
+        rows = padded_rows(counts, mask.shape[1], self._scratch)
+        for target, picked in ((name, recipe.features), (f"{name}/vectors", recipe.vectors)):
+            if picked:
+                pad(assemble(raw, picked, out[target].shape[2], self._scratch, target), rows, out[target])
+
+
+def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *, pin_memory: bool = False) -> Batch:
+    """The batch in a buffer; the tensors of its groups keep the array `buffer` alive.
+
+    Columns per jet are copied: who keeps the targets of an epoch must not keep all of its features.
+    """
+    places = shape.places(inputs)
+    start, stop = places["target"].offset, places["kinematics"].stop
+    jets = torch.empty(stop - start, dtype=torch.uint8, pin_memory=pin_memory).numpy()
+    jets[:] = buffer[start:stop]
+
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(places[name].view(buffer))
+
+    groups = {
+        group.name: GroupBatch(
+            features=tensor(group.name),
+            mask=tensor(f"{group.name}/mask"),
+            columns=group.columns,
+            four_vectors=tensor(f"{group.name}/vectors") if group.four_vectors else None,
+        )
         for group in inputs.groups
     }
-
-
-def collate(
-    parts: Iterable[tuple[Arena, NDArray[np.int64]]],
-    inputs: ModelInputs,
-    lengths: Mapping[str, int],
-    *,
-    target: NDArray[np.int64],
-    weight: NDArray[np.float32],
-    global_size: int,
-) -> Packet:
-    """Gather jets into one batch.
-
-    Parameters
-    ----------
-    parts : (arena, rows in it), one after another; an arena may go once the next one is asked for.
-    lengths : N per group, from `padded_lengths`; longer jets are cut.
-    target, weight : [B], of all parts together.
-    """
-    n_jets = len(target)
-    places = _places(inputs, lengths, n_jets)
-    # Every byte but the gaps between tensors is written below.
-    buffer = torch.empty(places[-1].stop if places else 0, dtype=torch.uint8)
-    groups = _group_views(buffer, inputs, lengths, n_jets)
-    columns: dict[str, NDArray[Any]] = {
-        "target": target,
-        "weight": weight,
-        "jet_id": np.empty((n_jets, 2), np.int64),
-        "process": np.empty(n_jets, np.int64),
-        "kinematics": np.empty((n_jets, 2), np.float32),
+    columns = {
+        name: torch.from_numpy(place._replace(offset=place.offset - start).view(jets))
+        for name, place in places.items()
+        if name in _BATCH_COLUMNS
     }
-    first = 0
-    for arena, rows in parts:
-        here = slice(first, first + len(rows))
-        for name, group in groups.items():
-            _fill(group, here, arena.groups[name], rows)
-        columns["jet_id"][here] = arena.jet_id[rows]
-        columns["process"][here] = arena.process[rows]
-        columns["kinematics"][here] = arena.kinematics[rows]
-        first = here.stop
-    return Packet(buffer, dict(lengths), columns, global_size)
-
-
-def _fill(group: GroupBatch, here: slice, arena: ArenaGroup, rows: NDArray[np.int64]) -> None:
-    """Write the jets `rows` of the arena to the jets `here` of the batch."""
-    mask = group.mask.numpy()[here]
-    steps = np.arange(mask.shape[1])
-    np.less(steps, arena.counts[rows, None], out=mask)
-    zero_row = len(arena.features) - 1
-    taken = np.where(mask, arena.starts[rows, None] + steps, zero_row)
-    # mode="clip" spares numpy a buffered copy of the output; every index is in range.
-    np.take(arena.features, taken, axis=0, out=group.features.numpy()[here], mode="clip")
-    if group.four_vectors is not None and arena.four_vectors is not None:
-        np.take(arena.four_vectors, taken, axis=0, out=group.four_vectors.numpy()[here], mode="clip")
+    return Batch(groups=groups, global_size=shape.global_size, **columns)

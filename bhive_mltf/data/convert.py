@@ -5,7 +5,8 @@ J: jets of a chunk; J': accepted ones; S: candidates; F: columns; K: truth label
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,29 @@ from bhive_mltf.config import Config
 from bhive_mltf.config.expression import Expression
 from bhive_mltf.config.schema import Group
 from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.lists import PackedLists
 from bhive_mltf.data.manifest import Accounting
 from bhive_mltf.data.padding import first_rows, strip
 from bhive_mltf.data.root_tree import Chunk, Jagged, RootTree
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError
 
+Lists = Jagged | PackedLists
+Keys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 REASONS = ("outside_bins", "no_truth", "non_finite")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A branch of a chunk and the rows of it that are wanted."""
+
+    source: NDArray[Any] | Lists
+    rows: NDArray[np.int64]
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """All rows of the branch."""
+        return self.source if isinstance(self.source, np.ndarray) else self.source.values
 
 
 class Converter:
@@ -36,6 +53,8 @@ class Converter:
         self._custom = {
             group.name: [(feature.name, feature.parse()) for feature in group.custom] for group in config.groups
         }
+        # Kept from chunk to chunk: fresh memory costs more than what is done in it.
+        self._scratch = np.empty(0, np.float32)
 
     @property
     def no_rejections(self) -> dict[str, int]:
@@ -62,18 +81,24 @@ class Converter:
         for name in sorted(lists - tree.jagged):
             raise DataError(f"the branch `{name}` of '{tree.path}' is one number per jet, but the config takes a list")
 
-    def convert(self, chunk: Chunk, path: str, process: int, source: int) -> tuple[JetBlock, Accounting]:
-        """The accepted jets of a chunk, in its order, and what became of all of them.
+    def convert(
+        self, chunk: Chunk, path: str, process: int, source: int, keys: Keys | None = None
+    ) -> tuple[JetBlock, Accounting]:
+        """The accepted jets of a chunk and what became of all of them.
 
         Parameters
         ----------
         path : of the file, for messages.
         process : index of the file's process.
         source : becomes the first number of the jet ids; weights are zero.
+        keys : gives the key of each entry; jets come by ascending key, None: by entry.
         """
         total = chunk.stop - chunk.start
         kinematics, truth, state = self._select(chunk)
         jets = np.flatnonzero(state == len(REASONS))
+        if keys is not None:
+            # Ordered here, where candidates are gathered anyway, a sorted chunk costs no copy of its own.
+            jets = jets[np.argsort(keys(chunk.start + jets), kind="stable")]
         features, counts, finite = self._features(chunk, jets, path)
         state[jets[~finite]] = REASONS.index("non_finite")
         block = JetBlock(
@@ -123,33 +148,24 @@ class Converter:
         finite = np.ones(len(jets), np.bool_)
         for group in self._config.groups:
             if group.name == GLOBAL:
-                columns = {name: chunk.scalars[name][jets] for name in group.branches}
-                values = self._matrix(group, columns, len(jets))
-                finite &= np.isfinite(values).all(axis=1)
+                sources = {name: Column(chunk.scalars[name], jets) for name in group.branches}
+                values, bad = self._matrix(group, sources, len(jets))
+                finite[bad] = False
             else:
-                columns, number = self._candidates(group, chunk, jets, path)
-                values = self._matrix(group, columns, int(number.sum(dtype=np.int64)))
-                bad = ~np.isfinite(values).all(axis=1)
-                if bad.any():
+                values, number, bad = self._candidates(group, chunk, jets, path)
+                if len(bad):
                     finite[np.repeat(np.arange(len(jets)), number)[bad]] = False
                 values, counts[group.name] = strip(values, number)
             features[group.name] = values
         return features, counts, finite
 
-    def _matrix(self, group: Group, columns: dict[str, NDArray[Any]], rows: int) -> NDArray[np.float32]:
-        """Plain and custom columns side by side, float32 [rows,F]; too large for float32 becomes infinite."""
-        for name, expression in self._custom[group.name]:
-            columns[name] = np.broadcast_to(_evaluate(expression, columns), rows)
-        values = np.empty((rows, len(group.columns)), np.float32)
-        with np.errstate(over="ignore"):
-            for i, name in enumerate(group.columns):
-                values[:, i] = columns[name]
-        return values
-
     def _candidates(
         self, group: Group, chunk: Chunk, jets: NDArray[np.int64], path: str
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
-        """Branches of the first candidates of `jets`, flat; numbers of the jet repeated for each candidate."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
+        """Features [S,F] of the first candidates of `jets`, their numbers [J'], and the rows that are not finite.
+
+        Numbers of the jet are repeated for each candidate.
+        """
         lists = {name: chunk.jagged[name] for name in group.branches if name in chunk.jagged}
         if not lists:
             raise DataError(
@@ -158,18 +174,49 @@ class Converter:
             )
         offsets = _common_offsets(lists, chunk.start, path)
         rows, counts = first_rows(offsets, jets, group.length)
-        columns: dict[str, NDArray[Any]] = {name: column.values[rows] for name, column in lists.items()}
-        for name in group.branches:
-            if name not in lists:
-                columns[name] = np.repeat(chunk.scalars[name][jets], counts)
-        return columns, counts
+        sources: dict[str, Column] = {name: Column(column, rows) for name, column in lists.items()}
+        if len(lists) < len(group.branches):
+            jet = np.repeat(jets, counts)
+            sources |= {name: Column(chunk.scalars[name], jet) for name in group.branches if name not in lists}
+        values, bad = self._matrix(group, sources, len(rows))
+        return values, counts, bad
+
+    def _matrix(
+        self, group: Group, sources: Mapping[str, Column], rows: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Plain and custom columns side by side, float32 [rows,F], and the rows that are not finite.
+
+        Too large for float32 becomes infinite.
+        """
+        # Column by column and turned at the end: writing every F-th number of a large array is slower.
+        size = len(group.columns) * rows
+        if len(self._scratch) < size:
+            self._scratch = np.empty(size, np.float32)
+        stacked = self._scratch[:size].reshape(len(group.columns), rows)
+        places = dict(zip(group.columns, stacked, strict=True))
+        columns: dict[str, NDArray[Any]] = {}
+        with np.errstate(over="ignore"):
+            for name, column in sources.items():
+                values = column.values
+                if name in places and values.dtype == np.float32:
+                    # `clip` says that nothing is to be checked: the index is our own.
+                    columns[name] = np.take(values, column.rows, out=places[name], mode="clip")
+                else:
+                    columns[name] = values.take(column.rows)
+                    if name in places:
+                        places[name][:] = columns[name]
+            for name, expression in self._custom[group.name]:
+                columns[name] = np.broadcast_to(_evaluate(expression, columns), rows)
+                places[name][:] = columns[name]
+        bad = [np.flatnonzero(~np.isfinite(column)) for column in stacked if not np.isfinite(column).all()]
+        return np.array(stacked.T, order="C"), np.unique(np.concatenate([np.zeros(0, np.int64), *bad]))
 
 
-def _common_offsets(lists: Mapping[str, Jagged], start: int, path: str) -> NDArray[np.int64]:
+def _common_offsets(lists: Mapping[str, Lists], start: int, path: str) -> NDArray[np.int64]:
     """Where the candidates begin; DataError when two branches of a group disagree."""
     (first, column), *others = lists.items()
     for name, other in others:
-        if not np.array_equal(column.offsets, other.offsets):
+        if column.offsets is not other.offsets and not np.array_equal(column.offsets, other.offsets):
             jet = int(np.flatnonzero(np.diff(column.offsets) != np.diff(other.offsets))[0])
             raise DataError(
                 f"the branches `{first}` and `{name}` are in one group, but entry {start + jet} of '{path}' has "

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.config import Config
 from bhive_mltf.data import manifest as manifests
-from bhive_mltf.data.arrow import ArrowShard
+from bhive_mltf.data.arrow_shard import ArrowShard
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.columns import Selection
 from bhive_mltf.data.content import file_checksum
@@ -23,9 +23,10 @@ from bhive_mltf.data.index import JetIndex
 from bhive_mltf.data.lz4_rows import LZ4Shard
 from bhive_mltf.data.manifest import Manifest
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.shards import FILES, HISTOGRAM, INDEX, seek_file
+from bhive_mltf.data.shards import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
 from bhive_mltf.data.slices import empty_block
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
+from bhive_mltf.files.lock import DirectoryLock
 
 _REBUILD = "build the training set again"
 
@@ -35,6 +36,9 @@ class ShardReader(Protocol):
 
     def read(self, start: int, stop: int, selection: Selection) -> JetBlock:
         """The jets in rows [start, stop)."""
+
+    def forget_pages(self) -> None:
+        """Give back what is mapped of the file."""
 
 
 class Dataset:
@@ -124,6 +128,16 @@ class Dataset:
             block = dataclasses.replace(block, jet_id=self.index[start:stop].ids())
         return block
 
+    def arrow_shard(self, number: int) -> ArrowShard | None:
+        """A shard of the Arrow layout; None in another one."""
+        reader = self._reader(number)
+        return reader if isinstance(reader, ArrowShard) else None
+
+    def forget_pages(self) -> None:
+        """Give back what is mapped of the shards; it comes again when it is read again."""
+        for reader in list(self._readers.values()):
+            reader.forget_pages()
+
     def path(self, shard: int) -> Path:
         """Path of a shard."""
         return self.directory / self.manifest.shards[shard].file
@@ -138,10 +152,33 @@ class Dataset:
     def _open(self, shard: int) -> ShardReader:
         path = self.path(shard)
         if self.manifest.layout == "ArrowDataset":
-            return ArrowShard(path, self.schema)
-        seek = self._side / seek_file(path.name)
-        points = np.load(seek, mmap_mode="r") if seek.exists() else None
-        return LZ4Shard(path, self.schema, self.manifest.precision, points)
+            reader = ArrowShard(path, self.schema)
+            rows = self.manifest.shards[shard].rows
+            if reader.edges[-1] != rows:
+                raise CorruptFileError(f"'{path}' holds {reader.edges[-1]} jets, {rows} are recorded: {_REBUILD}")
+            return reader
+        points, checks = self._side_array(seek_file(shard)), self._side_array(block_check_file(shard))
+        return LZ4Shard(path, self.schema, self.manifest.precision, points, checks)
+
+    def _side_array(self, name: str) -> NDArray[np.void] | None:
+        """A file of an LZ4 shard, mapped and checked; None if the set has none."""
+        path = side_file(name, self._side)
+        if path is None and name not in self.manifest.files:
+            return None
+        if damage := self.side_damage(name):
+            raise CorruptFileError(f"{damage}: {_REBUILD}")
+        array: NDArray[np.void] = np.load(self._side / name, mmap_mode="r")
+        return array
+
+    def side_damage(self, name: str) -> str | None:
+        """What is wrong with a file beside the shards, by its recorded checksum; None if nothing is known to be."""
+        recorded = self.manifest.files.get(name)
+        path = side_file(name, self._side, self.directory)
+        if path is None:
+            return f"'{self.directory / name}' is missing" if recorded else None
+        if recorded is not None and (path.stat().st_size == 0 or file_checksum(path) != recorded):
+            return f"'{path}' has changed since the training set was made"
+        return None
 
 
 def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = None) -> Dataset:
@@ -171,13 +208,36 @@ def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = N
     dataset = Dataset(directory, Manifest.read(found), found)
     manifest = dataset.manifest
     same_config = manifest.config_digest == config.dataset_digest
-    if manifest.derived and not (same_config and _damage(dataset, shards) is None):
+    if manifest.derived and manifest.layout == "LZ4Dataset" and not (same_config and _damage(dataset, shards) is None):
         return _derived(directory, shards, config, sidecar)
     if not same_config:
         raise DatasetMismatchError(
             f"'{directory}' was made with config {manifest.config_name}, not with {config.name} as it is now: use the "
             "config that it was made with, or another --dataset-version"
         )
+    if damage := _damage(dataset, shards):
+        raise CorruptFileError(f"{damage}: {_REBUILD}")
+    return dataset
+
+
+def open_recorded(directory: str | Path) -> Dataset:
+    """Open a training set that has a manifest, without its config, and check that it is whole.
+
+    Raises
+    ------
+    DataError
+        No training set there, or none with a manifest.
+    CorruptFileError
+        As `open_dataset`.
+    """
+    directory = Path(directory)
+    shards = _processed_files(directory)
+    if not (directory / manifests.FILE_NAME).exists():
+        raise DataError(
+            f"'{directory}' has no {manifests.FILE_NAME}, like the datasets of upstream: derive one with "
+            f"bhive-mltf dataset convert {directory} --in-place --config NAME"
+        )
+    dataset = Dataset(directory, Manifest.read(directory))
     if damage := _damage(dataset, shards):
         raise CorruptFileError(f"{damage}: {_REBUILD}")
     return dataset
@@ -196,7 +256,11 @@ def _processed_files(directory: Path) -> list[str]:
     path = directory / FILES
     if not path.exists():
         raise DataError(f"'{directory}' holds no complete training set (no {FILES}): run DatasetConstructorTask")
-    listed = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"'{path}' cannot be read ({error}): {_REBUILD}") from error
+    listed = [line.strip() for line in text.splitlines() if line.strip()]
     if not listed:
         raise CorruptFileError(f"'{path}' names no shard: {_REBUILD}")
     # A directory may have been moved: the names count, not the paths of then.
@@ -209,22 +273,26 @@ def _damage(dataset: Dataset, shards: list[str]) -> str | None:
     recorded = [shard.file for shard in manifest.shards]
     if recorded != shards:
         missing = sorted(set(recorded) - set(shards)) or sorted(set(shards) - set(recorded))
-        return (
-            f"{FILES} and {manifests.FILE_NAME} of '{dataset.directory}' name other shards ({', '.join(missing[:3])})"
-        )
+        what = f"other shards ({', '.join(missing[:3])})" if missing else "the shards in another order"
+        return f"{FILES} and {manifests.FILE_NAME} of '{dataset.directory}' name {what}"
     for number, shard in enumerate(manifest.shards):
         path = dataset.path(number)
         size = path.stat().st_size if path.exists() else 0
         if size != shard.bytes:
             return f"the shard '{path}' has {size} bytes, {shard.bytes} are recorded"
     if len(dataset.index) != manifest.n_jets or sum(shard.rows for shard in manifest.shards) != manifest.n_jets:
-        return f"the index of '{dataset.directory}' has {len(dataset.index)} jets, {manifest.n_jets} are recorded"
-    return None
+        return f"the index '{dataset.directory / INDEX}' has {len(dataset.index)} jets, {manifest.n_jets} are recorded"
+    return next(filter(None, map(dataset.side_damage, (INDEX, HISTOGRAM, WEIGHTS))), None)
 
 
 def _derived(directory: Path, shards: list[str], config: Config, sidecar: Path | None) -> Dataset:
     """Derive what an upstream dataset lacks."""
     for shard in shards:
+        if shard.endswith(".npz"):
+            raise DataError(
+                f"'{directory / shard}' is of upstream's NumPy layout, which is not read; layouts: "
+                f"{', '.join(get_args(manifests.Layout))}: {_REBUILD}"
+            )
         if not shard.endswith(".lz4"):
             raise DataError(
                 f"'{directory}' has no {manifests.FILE_NAME}, and '{shard}' is not of upstream's LZ4 layout: {_REBUILD}"
@@ -234,7 +302,13 @@ def _derived(directory: Path, shards: list[str], config: Config, sidecar: Path |
     side = directory if _writable(directory) else sidecar
     if side is None:
         raise DataError(f"'{directory}' has no {manifests.FILE_NAME}, and none can be written there: copy the dataset")
-    return Dataset(directory, derive(config, directory, shards, side), side)
+    with DirectoryLock(side, wait_s=None):
+        # Another process may have derived it while this one waited.
+        if (side / manifests.FILE_NAME).exists():
+            found = Dataset(directory, Manifest.read(side), side)
+            if found.manifest.config_digest == config.dataset_digest and _damage(found, shards) is None:
+                return found
+        return Dataset(directory, derive(config, directory, shards, side), side)
 
 
 def _writable(directory: Path) -> bool:

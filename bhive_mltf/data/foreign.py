@@ -1,11 +1,13 @@
 """Upstream's LZ4 datasets, which have no manifest: it is derived by reading each shard once.
 
-The ids of the jets in their ntuples are not known: jet ids are (shard, row).
+The ids of the jets in their ntuples are not known: jet ids are (shard, row). Upstream's frames have no checksums: those
+of their blocks are kept beside the manifest.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +21,22 @@ from bhive_mltf.data.columns import Selection
 from bhive_mltf.data.content import content_id, file_checksum
 from bhive_mltf.data.digest import DatasetDigest
 from bhive_mltf.data.index import IndexWriter, write_index
-from bhive_mltf.data.lz4_frame import SeekPoints
+from bhive_mltf.data.lz4_frame import BLOCK_CHECK, SeekPoints
 from bhive_mltf.data.lz4_rows import HEADER_NUMBERS, LZ4Shard, n_columns
 from bhive_mltf.data.manifest import Accounting, Manifest, Shard, Source
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.shards import BATCH_JETS, INDEX, seek_file, write_array
+from bhive_mltf.data.shards import (
+    BATCH_JETS,
+    FILES,
+    INDEX,
+    WEIGHTS,
+    block_check_file,
+    seek_file,
+    side_checksums,
+    write_array,
+)
 from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.files import disk
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +51,13 @@ def derive(config: Config, directory: Path, names: Sequence[str], target: Path) 
     Raises
     ------
     CorruptFileError
-        A shard is not whole, or has other columns than the config describes.
+        A shard is not whole, has other columns than the config describes, or other jets than weights.json says.
     """
+    with disk.writing(target):
+        return _derive(config, directory, names, target)
+
+
+def _derive(config: Config, directory: Path, names: Sequence[str], target: Path) -> Manifest:
     shards = [directory / name for name in names]
     logger.info("reading %d LZ4 files once, to derive the manifest that they do not have", len(shards))
     target.mkdir(parents=True, exist_ok=True)
@@ -56,6 +73,7 @@ def derive(config: Config, directory: Path, names: Sequence[str], target: Path) 
         Source(str(path), f"{identity:016x}", shard.rows, shard.rows, -1)
         for path, identity, shard in zip(shards, ids, records, strict=True)
     )
+    _check_rows(directory, records)
     n_jets = sum(shard.rows for shard in records)
     manifest = Manifest(
         layout="LZ4Dataset",
@@ -76,8 +94,32 @@ def derive(config: Config, directory: Path, names: Sequence[str], target: Path) 
         derived=True,
         jet_ids=False,
     )
+    manifest = dataclasses.replace(manifest, files=side_checksums(manifest, target, directory))
     manifest.write(target)
     return manifest
+
+
+def _check_rows(directory: Path, records: Sequence[Shard]) -> None:
+    """Refuse a list of shards or a shard that is shorter than upstream's own account of it."""
+    path = directory / WEIGHTS
+    if not path.exists():
+        return
+    try:
+        account = json.loads(path.read_text(encoding="utf-8"))
+        rows, n_shards = list(account["chunk_size"]), len(account["sum_weight"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"'{path}' cannot be read ({error!r}): restore it from where it came from") from error
+    if n_shards != len(records):
+        raise CorruptFileError(
+            f"'{directory / FILES}' names {len(records)} shards, but {WEIGHTS} has {n_shards}: restore what is missing"
+        )
+    # Older sets have one number for all shards.
+    for shard, expected in zip(records, rows if len(rows) == n_shards else [], strict=False):
+        if shard.rows != expected:
+            raise CorruptFileError(
+                f"the shard '{shard.file}' of '{directory}' has {shard.rows} jets, but {WEIGHTS} says {expected}: "
+                "restore it from where it came from"
+            )
 
 
 def _derive_shard(
@@ -85,8 +127,9 @@ def _derive_shard(
 ) -> Shard:
     shard = LZ4Shard(path, Schema.of(config), config.data_precision)
     points = SeekPoints(shard.frame.header.linked)
+    checks: list[tuple[int, int]] = []
     rows, sum_weight = 0, 0.0
-    for block in _blocks(shard, config, points):
+    for block in _blocks(shard, config, points, checks):
         numbered = dataclasses.replace(block, jet_id=block.jet_id + np.array([number, 0]))
         index.append(numbered)
         digest.update(numbered)
@@ -94,12 +137,14 @@ def _derive_shard(
         sum_weight += float(block.weight.sum(dtype=np.float64))
     if not rows:
         raise CorruptFileError(f"'{path}' holds no jets: remove it from processed_files.txt")
-    write_array(target / seek_file(path.name), points.array())
+    write_array(target / seek_file(number), points.array())
+    if not shard.frame.header.block_checksums:
+        write_array(target / block_check_file(number), np.array(checks, BLOCK_CHECK))
     return Shard(path.name, rows, sum_weight, path.stat().st_size, file_checksum(path))
 
 
-def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints) -> Iterator[JetBlock]:
-    """All jets of a shard, at most 2048 at a time."""
+def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints, checks: list[tuple[int, int]]) -> Iterator[JetBlock]:
+    """All jets of a shard, at most 2048 at a time; seek points and block checksums are collected on the way."""
     schema = Schema.of(config)
     selection = Selection.of(schema)
     kind = np.dtype(config.data_precision).newbyteorder("<")
@@ -108,6 +153,7 @@ def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints) -> Iterator[Jet
     skip = HEADER_NUMBERS * kind.itemsize
     for piece in shard.frame.blocks():
         points.add(piece)
+        checks.append((piece.position, shard.frame.block_checksum(piece.position)))
         total += len(piece.content)
         held += piece.content
         if skip and len(held) >= skip:

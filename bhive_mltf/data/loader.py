@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from bhive_mltf.data import order, targets
+from bhive_mltf.data.arena import read_columns
 from bhive_mltf.data.batch import Batch
-from bhive_mltf.data.collate import read_columns
 from bhive_mltf.data.plan import BatchPlan, Selection
+from bhive_mltf.data.schedule import BatchTask, EpochTasks
 from bhive_mltf.data.source import JetSource
-from bhive_mltf.data.stream import START_METHOD, PacketStream
-from bhive_mltf.data.workers import BatchReader, EpochTasks, rank_slice
+from bhive_mltf.data.stream import START_METHOD, BatchStream
+from bhive_mltf.data.window import LoaderView
+from bhive_mltf.data.workers import BatchReader, rank_slice
 from bhive_mltf.errors import DataError, ModelError, ParameterError, nearest
 from bhive_mltf.models.inputs import ModelInputs
 
@@ -101,9 +103,11 @@ class BatchLoader:
         if training:
             self.n_batches(0)
         weight_factors = factors if mode == "validation" else None
-        reader = BatchReader(dataset, jets, inputs, self._unmatched, weight_factors)
-        tasks = EpochTasks(self._plan, inputs, rank, world_size)
-        self._stream = PacketStream(reader, tasks, n_threads, pin_memory, start_method)
+        self._view = LoaderView(dataset, jets, inputs, self._unmatched, weight_factors)
+        self._tasks = EpochTasks(self._plan, inputs, rank, world_size)
+        self._stream = BatchStream(
+            self._view, self._tasks, batch_size, n_threads=n_threads, pin_memory=pin_memory, start_method=start_method
+        )
         self._turn = 0
 
     def n_batches(self, epoch: int) -> int:
@@ -131,6 +135,14 @@ class BatchLoader:
         self._turn += 1
         return self._batches(self._turn, epoch, start)
 
+    def tasks(self, epoch: int) -> Iterator[BatchTask]:
+        """What is to be read for each batch of an epoch; for measurements."""
+        return self._tasks.tasks(epoch, 0)
+
+    def reader(self, n_buffers: int, buffer_bytes: int, n_arenas: int) -> BatchReader:
+        """A reader of its own; for measurements."""
+        return BatchReader(self._view, n_buffers, buffer_bytes, n_arenas)
+
     def close(self) -> None:
         """End the worker processes; another epoch starts them again."""
         self._turn += 1
@@ -139,8 +151,10 @@ class BatchLoader:
     def _batches(self, turn: int, epoch: int, start: int) -> Iterator[Batch]:
         self._expect(turn, epoch)
         self._stream.start(epoch, start)
-        while (packet := self._stream.next()) is not None:
-            yield packet.unpack(self._inputs)
+        while (batch := self._stream.next()) is not None:
+            yield batch
+            # Its memory is used again as soon as nobody holds it.
+            del batch
             self._expect(turn, epoch)
 
     def _expect(self, turn: int, epoch: int) -> None:

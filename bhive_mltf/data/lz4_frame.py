@@ -6,6 +6,7 @@ Blocks may refer to the 64 KiB before them, so reading starts at seek points, wh
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class Block:
     content: bytes
 
 
+BLOCK_CHECK = np.dtype([("position", "<i8"), ("checksum", "<u8")])
+
+
 def seek_point_type(linked: bool) -> np.dtype[np.void]:
     """Type of a seek point: content offset, file position, window of linked blocks with its size."""
     fields: list[Any] = [("offset", "<i8"), ("position", "<i8")]
@@ -61,6 +65,7 @@ class FrameReader:
     ----------
     path : of the file.
     points : seek points of the frame, as `SeekPoints` collects them; without them each read starts at the front.
+    checks : one row of `BLOCK_CHECK` per block, for frames without checksums of their own; blocks are held against it.
 
     Raises
     ------
@@ -68,14 +73,23 @@ class FrameReader:
         Not a whole LZ4 frame; also from all methods.
     """
 
-    def __init__(self, path: Path, points: NDArray[np.void] | None = None) -> None:
+    def __init__(
+        self, path: Path, points: NDArray[np.void] | None = None, checks: NDArray[np.void] | None = None
+    ) -> None:
         self._path = path
         self._points = points
+        self._checks = checks
         try:
-            self._data = np.memmap(path, np.uint8, mode="r").data
+            with path.open("rb") as handle:
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise CorruptFileError(f"'{path}' cannot be read ({error}): restore it from where it came from") from error
+        self._data = memoryview(self._map)
         self.header = self._read_header()
+
+    def forget_pages(self) -> None:
+        """Give back what is mapped of the file; it comes again when it is read again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def _broken(self, reason: str) -> CorruptFileError:
         return CorruptFileError(
@@ -117,17 +131,30 @@ class FrameReader:
         while word := self._integer(position):
             size = word & ~_RAW
             stored = self._take(position + 4, size)
+            after = position + 4 + size + (4 if self.header.block_checksums else 0)
+            self._check(position, stored)
             content = bytes(stored) if word & _RAW else self._decode(stored, window)
-            after = position + 4 + size
-            if self.header.block_checksums:
-                if self._integer(after) != xxhash.xxh32_intdigest(stored):
-                    raise self._broken(f"the checksum of the block at byte {position} is wrong")
-                after += 4
             yield Block(position, offset, window, content)
             position, offset = after, offset + len(content)
             if self.header.linked:
                 window = content[-_WINDOW:] if len(content) >= _WINDOW else (window + content)[-_WINDOW:]
         yield Block(position, offset, window, b"")
+
+    def _check(self, position: int, stored: memoryview) -> None:
+        good = True
+        if self.header.block_checksums:
+            good = self._integer(position + 4 + len(stored)) == xxhash.xxh32_intdigest(stored)
+        elif self._checks is not None:
+            place = int(np.searchsorted(self._checks["position"], position))
+            expected = (position, self.block_checksum(position))
+            good = place < len(self._checks) and self._checks[place].item() == expected
+        if not good:
+            raise self._broken(f"the checksum of the block at byte {position} is wrong")
+
+    def block_checksum(self, position: int) -> int:
+        """XXH3-64 of the block at this place of the file, its size word included."""
+        size = self._integer(position) & ~_RAW
+        return int(xxhash.xxh3_64_intdigest(self._take(position, 4 + size)))
 
     def _decode(self, stored: memoryview, window: bytes) -> bytes:
         try:

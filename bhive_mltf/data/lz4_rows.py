@@ -69,6 +69,22 @@ def kinematic_columns(schema: Schema) -> list[int]:
     return [columns.index(schema.pt_key), columns.index(schema.eta_key)]
 
 
+def check_layout(schema: Schema, precision: str, config_name: str) -> None:
+    """Refuse jets that the layout cannot hold.
+
+    Raises
+    ------
+    DataError
+        pt or eta is not a global feature, or the numbers are float16.
+    """
+    kinematic_columns(schema)
+    if precision == "float16":
+        raise DataError(
+            f"config {config_name}: the LZ4 layout in float16 cannot hold its own number of rows (above 2048) "
+            "and would round pt and eta: use `dataset: ArrowDataset`, or `data_precision: float32`"
+        )
+
+
 def from_rows(rows: NDArray[Any], schema: Schema, selection: Selection, jet_id: NDArray[np.int64]) -> JetBlock:
     """Rows [J,C] of float32 or float16 as a block; candidates that are all zero at the end of a jet are padding."""
     features, counts = {}, {}
@@ -98,13 +114,16 @@ def from_rows(rows: NDArray[Any], schema: Schema, selection: Selection, jet_id: 
 class LZ4ShardWriter:
     """Writes blocks to a file in B-Hive's layout, float32.
 
-    Blocks of the frame are independent, so that a reader can start at any of them.
+    Blocks of the frame are independent, so that a reader can start at any of them, and carry checksums.
     """
 
     def __init__(self, path: Path, schema: Schema, n_rows: int) -> None:
         self._schema = schema
+        self._missing = n_rows
         self._handle: BinaryIO = path.open("wb")
-        self._frame = lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX1MB, block_linked=False)
+        self._frame = lz4.frame.LZ4FrameCompressor(
+            block_size=lz4.frame.BLOCKSIZE_MAX1MB, block_linked=False, block_checksum=True
+        )
         columns = n_columns(schema)
         header = np.array([n_rows, columns], "<f4")
         self._handle.write(self._frame.begin(source_size=4 * (HEADER_NUMBERS + n_rows * columns)))
@@ -113,12 +132,14 @@ class LZ4ShardWriter:
     def append(self, block: JetBlock) -> None:
         """Add the jets of a block."""
         self._handle.write(self._frame.compress(to_rows(block, self._schema).astype("<f4", copy=False).tobytes()))
+        self._missing -= len(block)
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the file; without all of its rows it stays a frame that nobody can read."""
         if not self._handle.closed:
             with self._handle:
-                self._handle.write(self._frame.flush())
+                if not self._missing:
+                    self._handle.write(self._frame.flush())
 
 
 class LZ4Shard:
@@ -127,14 +148,21 @@ class LZ4Shard:
     Parameters
     ----------
     precision : "float32" or "float16".
-    points : seek points of the frame, if there are any.
+    points, checks : of the frame, if there are any; see `FrameReader`.
     """
 
-    def __init__(self, path: Path, schema: Schema, precision: str, points: NDArray[np.void] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: Schema,
+        precision: str,
+        points: NDArray[np.void] | None = None,
+        checks: NDArray[np.void] | None = None,
+    ) -> None:
         self._path = path
         self._schema = schema
         self._kind = np.dtype(precision).newbyteorder("<")
-        self._frame = FrameReader(path, points)
+        self._frame = FrameReader(path, points, checks)
         self._check_header(precision)
 
     @property
@@ -182,6 +210,10 @@ class LZ4Shard:
         last = HEADER_NUMBERS + stop * columns
         content = self._frame.read(first * self._kind.itemsize, last * self._kind.itemsize)
         return self.block(np.frombuffer(content, self._kind).reshape(-1, columns), start, selection)
+
+    def forget_pages(self) -> None:
+        """Give back what is mapped of the file; it comes again when it is read again."""
+        self._frame.forget_pages()
 
     def block(self, rows: NDArray[Any], start: int, selection: Selection) -> JetBlock:
         """Rows [J,C] of which the first is row `start` of the file."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,6 +20,7 @@ from bhive_mltf.files import atomic
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 Layout = Literal["ArrowDataset", "LZ4Dataset"]
+Compression = Literal["none", "lz4", "zstd"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,12 @@ class Manifest:
     digest : of ids, columns and values; the same for every layout, chunk size and place.
     precision : what the inputs were rounded to, "float32" or "float16".
     derived : made from the shards of an upstream dataset that had no manifest.
+    weighting : how the weights were found, a name of `weighting_methods`.
     jet_ids : False when jet ids are (shard, row), since the ids in the ntuples are not known.
+    files : XXH3-64 of the other files of the set (index, histogram, ...), by name; empty in old manifests.
+    compression : codec of Arrow shards.
+    full_width : columns per group that `precision` leaves alone.
+    storage_order : columns per group that Arrow shards keep together, in this order.
     """
 
     layout: Layout
@@ -112,6 +119,11 @@ class Manifest:
     precision: Literal["float32", "float16"] = "float32"
     derived: bool = False
     jet_ids: bool = True
+    weighting: str = "reference"
+    files: Mapping[str, str] = field(default_factory=dict)
+    compression: Compression = "none"
+    full_width: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    storage_order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -127,6 +139,7 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write `manifest.json`; keys sorted, no dates, so that the same set gives the same bytes."""
         value = _ADAPTER.dump_python(self, mode="json")
+        value[_CHECKSUM] = _checksum(value)
         atomic.write_text(directory / FILE_NAME, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -151,13 +164,22 @@ class Manifest:
                 f"'{path}' has format {version}, this version reads {FORMAT_VERSION}: build the training set again, or "
                 "use the version of the code that wrote it"
             )
+        recorded = value.pop(_CHECKSUM, None)
         try:
-            return _ADAPTER.validate_python(value)
+            manifest = _ADAPTER.validate_python(value)
         except ValidationError as error:
             raise CorruptFileError(
                 f"'{path}' is not a whole manifest ({error.error_count()} errors, first: {error.errors()[0]['loc']}): "
                 "build the training set again"
             ) from error
+        if recorded is not None and recorded != _checksum(value):
+            raise CorruptFileError(f"'{path}' has changed since it was written: build the training set again")
+        return manifest
 
 
+def _checksum(value: Mapping[str, object]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode()))
+
+
+_CHECKSUM = "checksum"
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -86,7 +86,11 @@ def shuffled(
     content_id, entry : [J], the ids of these jets.
     """
     bits = philox.random_bits(philox.key(seed, "window", epoch), content_id, entry.astype(np.uint64))
-    return positions[np.argsort(bits, kind="stable")]
+    # Twice as fast as a stable sort, which differs only where two numbers are equal.
+    jets = np.argsort(bits)
+    if (np.diff(bits[jets]) == 0).any():
+        jets = np.argsort(bits, kind="stable")
+    return positions[jets]
 
 
 def sampled(

@@ -35,10 +35,10 @@ def first_rows(offsets: NDArray[np.int64], jets: NDArray[np.int64], length: int)
 
 def strip(values: NDArray[Kind], counts: NDArray[np.int32]) -> tuple[NDArray[Kind], NDArray[np.int32]]:
     """Features [S,F] and counts [J] without the all-zero candidates at the end of each jet."""
-    filled = (values != 0).any(axis=1)
     ends = np.cumsum(counts, dtype=np.int64)
-    if filled[ends[counts > 0] - 1].all():
+    if (values[ends[counts > 0] - 1] != 0).any(axis=1).all():
         return values, counts
+    filled = (values != 0).any(axis=1)
     within = np.arange(len(values)) - np.repeat(ends - counts, counts) + 1
     kept = np.zeros_like(counts)
     some = counts > 0

@@ -44,10 +44,14 @@ class GlobalBatch:
     @property
     def positions(self) -> NDArray[np.int64]:
         """Stored positions [B] in the order of the batch."""
+        if len(self.parts) == 1:
+            return self.parts[0].positions
         return np.concatenate([part.positions for part in self.parts])
 
     def cut(self, wanted: slice) -> tuple[Part, ...]:
         """The parts of the jets `wanted` (start and stop given) of this batch."""
+        if wanted.start == 0 and wanted.stop == len(self):
+            return self.parts
         parts, first = [], 0
         for part in self.parts:
             chosen = part.positions[max(wanted.start - first, 0) : max(wanted.stop - first, 0)]

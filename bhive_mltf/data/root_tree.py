@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import itertools
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +16,10 @@ import uproot
 import uproot.source.file
 from numpy.typing import NDArray
 
+from bhive_mltf.data.baskets import BranchReader, simple_layout
 from bhive_mltf.data.content import content_id, remote_content_id
 from bhive_mltf.data.filelist import is_remote
+from bhive_mltf.data.lists import Indices, PackedLists
 from bhive_mltf.errors import BhiveError, CorruptFileError, DataError, MissingBranchError, nearest
 
 
@@ -33,7 +38,7 @@ class Chunk:
     start: int
     stop: int
     scalars: dict[str, NDArray[Any]]
-    jagged: dict[str, Jagged]
+    jagged: dict[str, Jagged | PackedLists]
 
 
 class RootTree:
@@ -45,48 +50,109 @@ class RootTree:
     jagged : those of the branches that hold a list per jet.
     """
 
-    def __init__(self, path: str, tree: Any, branches: Sequence[str], content_id: int) -> None:  # noqa: ANN401 - uproot
+    def __init__(
+        self,
+        path: str,
+        branches: Mapping[str, Any],
+        tree: Any,  # noqa: ANN401 - uproot
+        content_id: int,
+        content: memoryview | None,
+    ) -> None:
         self.path = path
         self.content_id = content_id
         self._tree = tree
-        self._branches = list(branches)
+        self._branches = branches
         self.n_entries = int(tree.num_entries)
         self.jagged = frozenset(name for name in branches if self._is_jagged(name))
+        self._edges = {name: branch.entry_offsets for name, branch in branches.items()}
+        for name, edges in self._edges.items():
+            if edges[-1] != self.n_entries or edges != sorted(edges):
+                raise ValueError(f"the branch `{name}` has {edges[-1]} entries, the tree {self.n_entries}")
+        self._readers = {} if content is None else _readers(branches, self._edges, content)
+        self._sizes = {name: int(branch.uncompressed_bytes) for name, branch in branches.items()}
 
     def _is_jagged(self, branch: str) -> bool:
-        interpretation = self._tree[branch].interpretation
+        interpretation = self._branches[branch].interpretation
         if isinstance(interpretation, uproot.AsJagged):
             return True
         if isinstance(interpretation, uproot.AsDtype) and not interpretation.inner_shape:
             return False
         raise DataError(
-            f"the branch `{branch}` of '{self.path}' is of type {self._tree[branch].typename}, which is neither a "
+            f"the branch `{branch}` of '{self.path}' is of type {self._branches[branch].typename}, which is neither a "
             "number nor a list of numbers per jet: remove it from the config"
         )
 
+    def edges(self, max_jets: int, max_bytes: int) -> list[int]:
+        """Where chunks of at most `max_jets` and about `max_bytes` (uncompressed) begin, and where the last one ends.
+
+        They begin where baskets of the largest branch do, as far as that leaves chunks of half the size or more.
+        """
+        largest = max(self._sizes, key=lambda name: self._sizes[name])
+        per_jet = max(1.0, sum(self._sizes.values()) / max(1, self.n_entries))
+        step = int(max(1, min(max_jets, max_bytes / per_jet)))
+        baskets = np.asarray(self._edges[largest], np.int64)
+        edges = [0]
+        while edges[-1] < self.n_entries:
+            limit = edges[-1] + step
+            basket = int(baskets[np.searchsorted(baskets, limit, side="right") - 1])
+            edges.append(min(basket if basket >= limit - step // 2 else limit, self.n_entries))
+        return edges
+
     def chunks(self, max_jets: int, max_bytes: int) -> Iterator[Chunk]:
         """All entries in order, at most `max_jets` and about `max_bytes` (uncompressed) at a time."""
-        size = sum(int(self._tree[name].uncompressed_bytes) for name in self._branches)
-        per_jet = max(1.0, size / max(1, self.n_entries))
-        step = int(max(1, min(max_jets, max_bytes / per_jet)))
-        for start in range(0, self.n_entries, step):
-            yield self.read(start, min(start + step, self.n_entries))
+        for start, stop in itertools.pairwise(self.edges(max_jets, max_bytes)):
+            yield self.read(start, stop)
 
     def read(self, start: int, stop: int) -> Chunk:
         """The entries [start, stop)."""
+        scalars: dict[str, NDArray[Any]] = {}
+        jagged: dict[str, Jagged | PackedLists] = {}
+        indices = Indices()
         with reading(self.path):
-            arrays = self._tree.arrays(
-                self._branches, entry_start=start, entry_stop=stop, library="ak", how=dict, array_cache=None
-            )
-            scalars, jagged = {}, {}
-            for name, array in arrays.items():
+            for name, reader in self._readers.items():
+                raw, sizes = reader.read(start, stop)
+                dtype = reader.layout.dtype
                 if name in self.jagged:
-                    layout = array.layout.to_ListOffsetArray64(True)
-                    offsets = np.asarray(layout.offsets.data)
-                    jagged[name] = Jagged(np.asarray(layout.content.data)[: offsets[-1]], offsets)
+                    index = indices.of(sizes, reader.layout)
+                    index.check(raw)
+                    jagged[name] = PackedLists(raw, index, dtype)
                 else:
-                    scalars[name] = np.asarray(array.layout.data)
+                    scalars[name] = raw.view(dtype).astype(dtype.newbyteorder("="))
+            self._read_others(start, stop, scalars, jagged)
+            found = {len(column) for column in scalars.values()} | {len(c.offsets) - 1 for c in jagged.values()}
+            if found != {stop - start}:
+                raise ValueError(f"the branches have {sorted(found)} entries instead of {stop - start}")
         return Chunk(start, stop, scalars, jagged)
+
+    def _read_others(
+        self, start: int, stop: int, scalars: dict[str, NDArray[Any]], jagged: dict[str, Jagged | PackedLists]
+    ) -> None:
+        """Branches that are not simple, and all those of remote files, by uproot."""
+        names = [name for name in self._branches if name not in self._readers]
+        if not names:
+            return
+        arrays = self._tree.arrays(names, entry_start=start, entry_stop=stop, library="ak", how=dict, array_cache=None)
+        for name, array in arrays.items():
+            if name in self.jagged:
+                layout = array.layout.to_ListOffsetArray64(True)
+                offsets = np.asarray(layout.offsets.data)
+                jagged[name] = Jagged(np.asarray(layout.content.data)[: offsets[-1]], offsets)
+            else:
+                scalars[name] = np.asarray(array.layout.data)
+
+
+def _readers(
+    branches: Mapping[str, Any], edges: Mapping[str, Sequence[int]], content: memoryview
+) -> dict[str, BranchReader]:
+    """Readers of the simple branches."""
+    readers = {}
+    for name, branch in branches.items():
+        layout = simple_layout(branch)
+        if layout is not None:
+            reader = BranchReader(content, branch, layout, edges[name])
+            if layout.header is None or reader.has_offsets():
+                readers[name] = reader
+    return readers
 
 
 @contextmanager
@@ -100,11 +166,12 @@ def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[Roo
     MissingBranchError
         No such tree, or a branch is missing.
     """
-    with _open_file(path) as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(_open_file(path))
         tree = _find_tree(file, path, treename)
         with reading(path):
-            available = tree.keys(recursive=True)
-        missing = [name for name in branches if name not in set(available)]
+            available = set(tree.keys(recursive=True))
+        missing = [name for name in branches if name not in available]
         if missing:
             raise MissingBranchError(
                 f"the tree '{treename}' of '{path}' has no branch `{missing[0]}`"
@@ -113,8 +180,23 @@ def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[Roo
             )
         with reading(path):
             identity = remote_content_id(str(file.file.uuid), _size(file)) if is_remote(path) else content_id(path)
-            opened = RootTree(path, tree, branches, identity)
+            content = None if is_remote(path) else stack.enter_context(_mapped(path))
+            opened = RootTree(path, {name: tree[name] for name in branches}, tree, identity, content)
         yield opened
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[memoryview]:
+    with Path(path).open("rb") as handle:
+        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    content = memoryview(mapped)
+    try:
+        yield content
+    finally:
+        # Views of it in the frames of an error close the file when they go.
+        with contextlib.suppress(BufferError):
+            content.release()
+            mapped.close()
 
 
 @contextmanager
@@ -161,7 +243,8 @@ def reading(path: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise DataError(
-            f"'{path}' needs a package that is not installed ({error.name}): pip install 'bhive_mltf[xrootd]'"
+            f"'{path}' needs a package that is not installed ({error.name or 'fsspec-xrootd'}): pip install "
+            "'bhive_mltf[xrootd]'"
         ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:160]

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,11 +26,13 @@ from bhive_mltf.data.lz4_frame import FrameReader, SeekPoints
 from bhive_mltf.data.lz4_rows import LZ4ShardWriter
 from bhive_mltf.data.manifest import Manifest, Shard
 from bhive_mltf.data.slices import regroup
+from bhive_mltf.data.storage import planes_of
+from bhive_mltf.data.weighting_report import FILE_NAME as WEIGHTING
 from bhive_mltf.files import atomic
 
 BATCH_JETS = 2_048
 INDEX, HISTOGRAM, WEIGHTS, FILES = "index.npy", "histogram.npy", "weights.json", "processed_files.txt"
-_WRITTEN = ("file_*.arrow", "file_*.lz4", "file_*.npy", INDEX, HISTOGRAM, WEIGHTS)
+_WRITTEN = ("file_*.arrow", "file_*.lz4", "file_*.npy", INDEX, HISTOGRAM, WEIGHTS, WEIGHTING, "spectra.*")
 
 
 class ShardWriter(Protocol):
@@ -53,25 +55,34 @@ def clear(directory: Path) -> None:
             path.unlink()
 
 
-def write_jets(jets: Iterator[JetBlock], manifest: Manifest, directory: Path) -> Manifest:
-    """Write shards and index of `manifest.n_jets` jets; returns the manifest with its shards and digest."""
+def write_jets(
+    jets: Iterator[JetBlock], manifest: Manifest, directory: Path, shard_rows: Sequence[int] | None = None
+) -> Manifest:
+    """Write shards and index of `manifest.n_jets` jets; returns the manifest with its shards and digest.
+
+    shard_rows : jets per shard; None: `manifest.chunk_size`, the last one what is left.
+    """
     schema = manifest.schema
     digest = DatasetDigest(schema, manifest.content_ids)
     groups = [group.name for group in schema.candidate_groups]
-    rows = [
+    rows = shard_rows or [
         min(manifest.chunk_size, manifest.n_jets - first) for first in range(0, manifest.n_jets, manifest.chunk_size)
     ]
-    blocks = regroup(jets, itertools.chain.from_iterable(map(_batch_sizes, rows)))
+    sizes = [_batch_sizes(last - n_rows, n_rows) for last, n_rows in zip(itertools.accumulate(rows), rows, strict=True)]
+    blocks = regroup(jets, itertools.chain.from_iterable(sizes))
     shards = []
     with write_index(directory / INDEX, groups, len(schema.truths)) as index:
         for number, n_rows in enumerate(rows):
-            batches = itertools.islice(blocks, len(_batch_sizes(n_rows)))
+            batches = itertools.islice(blocks, len(sizes[number]))
             shards.append(_write_shard(_watched(batches, index, digest), number, n_rows, manifest, directory))
     return dataclasses.replace(manifest, shards=tuple(shards), digest=digest.hexdigest())
 
 
-def _batch_sizes(rows: int) -> list[int]:
-    return [min(BATCH_JETS, rows - first) for first in range(0, rows, BATCH_JETS)]
+def _batch_sizes(start: int, rows: int) -> list[int]:
+    """Jets per batch of a shard; batches end at multiples of their size in the whole set, as the loader's blocks do."""
+    stop = start + rows
+    edges = [start, *range(start // BATCH_JETS * BATCH_JETS + BATCH_JETS, stop, BATCH_JETS), stop]
+    return [b - a for a, b in itertools.pairwise(edges)]
 
 
 def _watched(blocks: Iterator[JetBlock], index: IndexWriter, digest: DatasetDigest) -> Iterator[JetBlock]:
@@ -92,15 +103,15 @@ def _write_shard(blocks: Iterator[JetBlock], number: int, n_rows: int, manifest:
                 ids.append(block.jet_id)
         checksum, size = file_checksum(temporary), temporary.stat().st_size
     if manifest.layout == "LZ4Dataset":
-        write_array(directory / f"file_{number}.ids.npy", np.concatenate(ids))
-        write_seek_points(directory / name, directory)
+        write_array(directory / ids_file(number), np.concatenate(ids))
+        write_seek_points(directory / name, number, directory)
     return Shard(name, n_rows, sum_weight, size, checksum)
 
 
 def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
     if manifest.layout == "LZ4Dataset":
         return LZ4ShardWriter(path, manifest.schema, n_rows)
-    return ArrowShardWriter(path, manifest.schema, half=manifest.precision == "float16")
+    return ArrowShardWriter(path, manifest.schema, planes_of(manifest), manifest.compression)
 
 
 def write_array(path: Path, values: NDArray[np.generic]) -> None:
@@ -109,27 +120,58 @@ def write_array(path: Path, values: NDArray[np.generic]) -> None:
         np.save(handle, values)
 
 
-def seek_file(shard: str) -> str:
-    """Name of the file with the seek points of a shard."""
-    return f"{Path(shard).stem}.seek.npy"
+def ids_file(shard: int) -> str:
+    """Name of the file with the jet ids of an LZ4 shard."""
+    return f"file_{shard}.ids.npy"
 
 
-def write_seek_points(shard: Path, directory: Path) -> None:
+def seek_file(shard: int) -> str:
+    """Name of the file with the seek points of an LZ4 shard."""
+    return f"file_{shard}.seek.npy"
+
+
+def block_check_file(shard: int) -> str:
+    """Name of the file with the checksums of the blocks of an LZ4 shard; only for frames that have none."""
+    return f"file_{shard}.blocks.npy"
+
+
+def write_seek_points(shard: Path, number: int, directory: Path) -> None:
     """Read an LZ4 shard once and write its seek points to `directory`."""
     frame = FrameReader(shard)
     points = SeekPoints(frame.header.linked)
     for block in frame.blocks():
         points.add(block)
-    write_array(directory / seek_file(shard.name), points.array())
+    write_array(directory / seek_file(number), points.array())
 
 
-def publish(manifest: Manifest, histogram: NDArray[np.int64], directory: Path) -> None:
-    """Write what makes the set complete, the list of shards last."""
+def side_checksums(manifest: Manifest, *directories: Path) -> dict[str, str]:
+    """Checksums of the files of a set beside its shards, by name; those that are in one of `directories`."""
+    names = [INDEX, HISTOGRAM, WEIGHTS, WEIGHTING]
+    for number in range(len(manifest.shards)):
+        names += [ids_file(number), seek_file(number), block_check_file(number)]
+    found = {name: side_file(name, *directories) for name in names}
+    return {name: file_checksum(path) for name, path in found.items() if path is not None}
+
+
+def side_file(name: str, *directories: Path) -> Path | None:
+    """A file beside the shards, in the first of `directories` that has it."""
+    return next((folder / name for folder in directories if (folder / name).exists()), None)
+
+
+def publish(manifest: Manifest, histogram: NDArray[np.generic], directory: Path) -> Manifest:
+    """Write what makes the set complete, the list of shards last; returns the manifest as written."""
     write_array(directory / HISTOGRAM, histogram.astype(np.float32))
     weights = {
         "chunk_size": [shard.rows for shard in manifest.shards],
         "sum_weight": [shard.sum_weight for shard in manifest.shards],
     }
     atomic.write_text(directory / WEIGHTS, json.dumps(weights) + "\n")
+    manifest = dataclasses.replace(manifest, files=side_checksums(manifest, directory))
     manifest.write(directory)
-    atomic.write_text(directory / FILES, "\n".join(str(directory.absolute() / shard.file) for shard in manifest.shards))
+    write_file_list(manifest, directory, directory)
+    return manifest
+
+
+def write_file_list(manifest: Manifest, directory: Path, place: Path) -> None:
+    """Write `processed_files.txt` to `directory`, of shards that are or will be in `place`."""
+    atomic.write_text(directory / FILES, "\n".join(str(place.absolute() / shard.file) for shard in manifest.shards))

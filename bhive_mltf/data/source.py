@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.schema import Schema
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.arrow_shard import ArrowShard
 
 Integers = NDArray[np.integer[Any]]
 
@@ -76,3 +79,19 @@ class JetSource(Protocol):
 
     def read(self, start: int, stop: int, columns: Mapping[str, Sequence[str]] | None = None) -> JetBlock:
         """The jets `start` to `stop` in stored order, with just these columns per group."""
+
+
+@runtime_checkable
+class ArrowSource(Protocol):
+    """A training set in Arrow shards."""
+
+    def arrow_shard(self, number: int) -> ArrowShard | None:
+        """A shard; None if it is of another layout."""
+
+
+@runtime_checkable
+class MappingSource(Protocol):
+    """A training set that maps its files into memory."""
+
+    def forget_pages(self) -> None:
+        """Give back what is mapped; it comes again when it is read again."""

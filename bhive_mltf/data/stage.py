@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
+import contextlib
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from bhive_mltf.config import Config
 from bhive_mltf.data.convert import Converter
 from bhive_mltf.data.jobs import StageJob
-from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
+from bhive_mltf.data.leftovers import sweeping
+from bhive_mltf.data.manifest import Accounting
+from bhive_mltf.data.pieces import Ledger, Outcome, Piece, Span, cut, edges_of, join, source_of
 from bhive_mltf.data.processes import match_process
 from bhive_mltf.data.root_tree import open_tree
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.staging import StagedRecord, StagedWriter, global_keys
-from bhive_mltf.errors import CorruptFileError, DataError
-from bhive_mltf.files import atomic
+from bhive_mltf.data.spread import Task, spread
+from bhive_mltf.data.staged_writer import StagedWriter
+from bhive_mltf.data.staging import StagedRecord, global_keys
+from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.files import atomic, disk
+
+# Smaller pieces than there are processes, so that none waits long for the last one.
+_PIECES_PER_WORKER = 3
 
 
 def stage(job: StageJob) -> StagedRecord:
@@ -29,77 +36,110 @@ def stage(job: StageJob) -> StagedRecord:
     FilelistError
         A file matches no process.
     MissingBranchError, CorruptFileError, DataError
-        A file cannot be used.
+        A file cannot be used, or the disk is full.
     """
-    config = job.config
-    converter = Converter(config)
-    processes = [match_process(path, config.processes) for path in job.paths]
-    sources: list[Source] = []
-    skipped: list[SkippedFile] = []
-    batches: list[int] = []
-    total = Accounting()
-    with atomic.replace_file(job.target) as temporary, _writer(temporary, config) as writer:
-        for path, process in zip(job.paths, processes, strict=True):
-            first = writer.n_batches
-            try:
-                source, accounting = _convert(job, converter, writer, path, process=process, source=len(sources))
-            except CorruptFileError as error:
-                if not job.skip_bad_files:
-                    raise
-                skipped.append(SkippedFile(path, str(error)))
-                continue
-            sources.append(source)
-            total += accounting
-            batches += range(first, writer.n_batches)
-        record = StagedRecord(tuple(sources), tuple(skipped), total, tuple(batches), job.seed, config.dataset_digest)
+    _check_processes(job)
+    converter, ledger = Converter(job.config), Ledger(job)
+    with sweeping(job.target), _target(job) as writer:
+        for number in range(len(job.paths)):
+            n_chunks = len(writer.chunks)
+            outcome = _convert(job, converter, writer, Span(number), ledger.position)
+            if outcome.source is None:
+                writer.rewind(n_chunks)
+            ledger.add([outcome])
+        record = ledger.record()
         writer.close(record)
     return record
 
 
+def _check_processes(job: StageJob) -> None:
+    for path in job.paths:
+        match_process(path, job.config.processes)
+
+
 @contextmanager
-def _writer(path: Path, config: Config) -> Iterator[StagedWriter]:
-    writer = StagedWriter(path, Schema.of(config))
+def _target(job: StageJob) -> Iterator[StagedWriter]:
+    """The writer of the staged file; not synced, since chunks have checksums that are held against them."""
+    with (
+        disk.writing(job.target),
+        atomic.replace_file(job.target, durable=False) as temporary,
+        _writer(temporary, job) as writer,
+    ):
+        yield writer
+
+
+@contextmanager
+def _writer(path: Path, job: StageJob) -> Iterator[StagedWriter]:
+    writer = StagedWriter(path, Schema.of(job.config))
     try:
         yield writer
     finally:
         writer.abandon()
 
 
-def _convert(
-    job: StageJob, converter: Converter, writer: StagedWriter, path: str, *, process: int, source: int
-) -> tuple[Source, Accounting]:
-    total = Accounting(rejected=converter.no_rejections)
-    with open_tree(path, job.config.treename, job.config.branches) as tree:
-        converter.check(tree)
-        for number, chunk in enumerate(tree.chunks(job.options.max_jets, job.options.max_bytes)):
-            if number == job.options.max_chunks:
-                break
-            block, accounting = converter.convert(chunk, path, process, source)
-            total += accounting
-            if len(block):
-                writer.append(block, global_keys(job.seed, tree.content_id, block.jet_id[:, 1]))
-        identity = f"{tree.content_id:016x}"
-        return Source(path, identity, tree.n_entries, total.accepted, process), total
+def _convert(job: StageJob, converter: Converter, writer: StagedWriter, span: Span, source: int) -> Outcome:
+    """Write the chunks of a span; a file that cannot be read is an error, or an outcome if it may be skipped."""
+    path = job.paths[span.number]
+    total, first = Accounting(rejected=converter.no_rejections), len(writer.chunks)
+    try:
+        with open_tree(path, job.config.treename, job.config.branches) as tree:
+            converter.check(tree)
+            keys = functools.partial(global_keys, job.seed, tree.content_id)
+            process = match_process(path, job.config.processes)
+            edges = edges_of(job, tree)
+            stop = edges[-1] if span.stop is None else span.stop
+            for low, high in itertools.pairwise(edge for edge in edges if span.start <= edge <= stop):
+                block, accounting = converter.convert(tree.read(low, high), path, process, source, keys)
+                total += accounting
+                if len(block):
+                    writer.append(block, keys(block.jet_id[:, 1]), source)
+            return Outcome(
+                span.number, source_of(job, span.number, tree, total.accepted), total, tuple(writer.chunks[first:])
+            )
+    except CorruptFileError as error:
+        if not job.skip_bad_files:
+            raise
+        return Outcome(span.number, None, reason=str(error))
+
+
+def _stage_piece(piece: Piece) -> list[Outcome]:
+    """Convert the spans of a piece to its file."""
+    converter = Converter(piece.job.config)
+    with disk.writing(piece.path), _writer(piece.path, piece.job) as writer:
+        return [_convert(piece.job, converter, writer, span, span.number) for span in piece.spans]
 
 
 def stage_many(jobs: Sequence[StageJob], workers: int = 1) -> list[StagedRecord]:
-    """Run jobs in up to `workers` processes; results in the order of the jobs.
+    """Run jobs in up to `workers` processes, this one among them; results in the order of the jobs.
 
-    The first error ends the rest and is raised here as it was there.
+    When there are fewer jobs than processes, jobs are cut into pieces; the staged files are the same bytes. The first
+    error ends the rest and is raised here as it was there.
     """
-    if min(workers, len(jobs)) <= 1:
-        return [stage(job) for job in jobs]
-    # spawn: the caller may hold threads and locks that a forked process would inherit.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = [pool.submit(stage, job) for job in jobs]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process of the conversion was killed, most likely for want of memory: use fewer workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    for job in jobs:
+        _check_processes(job)
+    pieces: list[list[Piece]] = [[] for _ in jobs]
+    if 0 < len(jobs) < workers:
+        found = [cut(job, _PIECES_PER_WORKER * -(-workers // len(jobs))) for job in jobs]
+        pieces = [some if len(some) > 1 else [] for some in found]
+    tasks: list[Task] = []
+    for job, some in zip(jobs, pieces, strict=True):
+        tasks += [(_stage_piece, piece) for piece in some] or [(stage, job)]
+    with contextlib.ExitStack() as stack:
+        for job, some in zip(jobs, pieces, strict=True):
+            if some:
+                stack.enter_context(sweeping(job.target))
+            for piece in some:
+                stack.callback(piece.path.unlink, missing_ok=True)
+        results = iter(spread(tasks, workers))
+        return [
+            _joined(job, some, list(itertools.islice(results, max(1, len(some)))))
+            for job, some in zip(jobs, pieces, strict=True)
+        ]
+
+
+def _joined(job: StageJob, pieces: Sequence[Piece], results: Sequence[Any]) -> StagedRecord:
+    if not pieces:
+        record: StagedRecord = results[0]
+        return record
+    with _target(job) as writer:
+        return join(job, pieces, results, writer)

@@ -1,30 +1,37 @@
-"""Staged files: the accepted jets of a group of source files, sorted by the key of the global order.
+"""Staged files: the accepted jets of a group of source files, in sorted chunks.
 
-A staged file is an Arrow file with one record batch per chunk, each sorted by its column `key`, and a last, empty
-batch that carries the record of what was read. Any range of keys is then a contiguous run of each batch, so that a
-merge of any size needs little memory.
+A staged file is a row of chunks, each sorted by the key of the global order, and a last part that says where they lie
+and what was read. Any range of keys is then a contiguous run of each chunk, so that a merge of any size needs little
+memory. A chunk is the same bytes wherever it stands, so that pieces of a file made by several processes are put
+together by copying bytes.
+
+Format: the word MAGIC; chunks, each at a multiple of 64 bytes, their arrays (`chunk_arrays`) likewise; the last part as
+JSON; its length in bytes (uint64); MAGIC. Numbers are little-endian.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import mmap
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from bhive_mltf.data import philox
-from bhive_mltf.data.arrow import ArrowShardWriter, decode, encode, read_batches
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.columns import Selection
 from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
-from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.slices import empty_block
+from bhive_mltf.data.schema import GLOBAL, Schema
 from bhive_mltf.errors import CorruptFileError
+
+MAGIC = b"bhstage2"
+ALIGNMENT = 64
+LENGTH = struct.Struct("<Q")
 
 
 def global_keys(seed: int, content_id: int, entries: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -37,10 +44,9 @@ def global_keys(seed: int, content_id: int, entries: NDArray[np.int64]) -> NDArr
 class StagedRecord:
     """What a staged file was made from.
 
-    sources : files read; the first number of the staged jet ids is a position in here.
+    sources : files read, which the chunks refer to.
     skipped : files left out.
     accounting : jets of `sources`.
-    batches : numbers of the valid record batches; others belong to a file that broke off.
     seed : of the keys.
     config_digest : `dataset_digest` of the config.
     """
@@ -48,39 +54,58 @@ class StagedRecord:
     sources: tuple[Source, ...]
     skipped: tuple[SkippedFile, ...]
     accounting: Accounting
-    batches: tuple[int, ...]
     seed: int
     config_digest: str
 
 
-_RECORD: TypeAdapter[StagedRecord] = TypeAdapter(StagedRecord)
+@dataclass(frozen=True)
+class StagedChunk:
+    """Where the jets of a chunk lie.
+
+    source : position in the record's sources.
+    start, size : bytes in the file.
+    jets : number of jets.
+    candidates : per candidate group of the schema.
+    checksum : XXH3-64 of the bytes, in hexadecimal.
+    """
+
+    source: int
+    start: int
+    size: int
+    jets: int
+    candidates: tuple[int, ...]
+    checksum: str
 
 
-class StagedWriter:
-    """Collects sorted chunks; `close` writes the record, without which the file is not readable."""
+@dataclass(frozen=True)
+class Contents:
+    """The last part of a staged file."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self._writer = ArrowShardWriter(path, schema)
-        self._schema = schema
-        self.n_batches = 0
+    record: StagedRecord
+    chunks: tuple[StagedChunk, ...]
 
-    def append(self, block: JetBlock, keys: NDArray[np.uint64]) -> None:
-        """Add a block; its jets are put in the order of their keys, uint64 [J]."""
-        order = np.lexsort((block.jet_id[:, 1], keys))
-        batch = encode(block.take(order), self._schema)
-        self._writer.write(batch.append_column("key", pa.array(keys[order])))
-        self.n_batches += 1
 
-    def close(self, record: StagedRecord) -> None:
-        """Write the record and finish the file."""
-        batch = encode(empty_block(self._schema), self._schema)
-        batch = batch.append_column("key", pa.array(np.zeros(0, np.uint64)))
-        self._writer.write(batch, {"record": json.dumps(dataclasses.asdict(record), sort_keys=True)})
-        self._writer.close()
+CONTENTS: TypeAdapter[Contents] = TypeAdapter(Contents)
 
-    def abandon(self) -> None:
-        """Release the file without a record."""
-        self._writer.close()
+
+def chunk_arrays(schema: Schema, jets: int, candidates: Sequence[int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of the arrays of a chunk, in their order."""
+    yield "key", "<u8", (jets,)
+    yield "entry", "<i8", (jets,)
+    yield "truth", "|b1", (jets, len(schema.truths))
+    yield "kinematics", "<f4", (jets, 2)
+    numbers = iter(candidates)
+    for group in schema.groups:
+        if group.name == GLOBAL:
+            yield GLOBAL, "<f4", (jets, len(group.columns))
+        else:
+            yield f"{group.name}_offsets", "<i8", (jets + 1,)
+            yield group.name, "<f4", (next(numbers), len(group.columns))
+
+
+def padded(size: int) -> int:
+    """`size` with the bytes that bring it to the alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class StagedFile:
@@ -94,25 +119,80 @@ class StagedFile:
 
     def __init__(self, path: Path, schema: Schema) -> None:
         self.path = path
-        batches, metadata = read_batches(path)
+        self._schema = schema
         try:
-            self.record = _RECORD.validate_json(metadata["record"])
-        except (KeyError, ValidationError) as error:
-            raise CorruptFileError(f"the staged file '{path}' has no record: remove it and convert again") from error
-        self._selection = Selection.of(schema)
-        self._batches = [batches[i] for i in self.record.batches]
-        self.keys: list[NDArray[np.uint64]] = [batch.column("key").to_numpy() for batch in self._batches]
-        self.bytes = sum(batch.nbytes for batch in self._batches)
+            with path.open("rb") as handle:
+                self._content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            contents = _contents(self._content)
+        except (OSError, ValueError, ValidationError) as error:
+            raise CorruptFileError(f"'{path}' is not a whole staged file: remove it and convert again") from error
+        self.record, self.chunks = contents.record, contents.chunks
+        self.keys: list[NDArray[np.uint64]] = [self._arrays(chunk, ("key",))["key"] for chunk in self.chunks]
+        self.bytes = sum(chunk.size for chunk in self.chunks)
 
     def __len__(self) -> int:
         """Number of chunks."""
-        return len(self._batches)
+        return len(self.chunks)
+
+    def _arrays(self, chunk: StagedChunk, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Some arrays of a chunk, or all when none is named, as views of the file."""
+        found = {}
+        at = chunk.start
+        for name, kind, shape in chunk_arrays(self._schema, chunk.jets, chunk.candidates):
+            dtype = np.dtype(kind)
+            if not names or name in names:
+                found[name] = np.ndarray(shape, dtype, self._content, at)
+            at += padded(int(np.prod(shape)) * dtype.itemsize)
+        return found
+
+    def verify(self, chunk: int) -> None:
+        """Hold the bytes of a chunk against its checksum; CorruptFileError when they differ."""
+        place = self.chunks[chunk]
+        with memoryview(self._content) as view, view[place.start : place.start + place.size] as content:
+            if xxhash.xxh3_64_hexdigest(content) != place.checksum:
+                raise CorruptFileError(f"the staged file '{self.path}' is damaged: remove it and convert again")
 
     def read(self, chunk: int, start: int, stop: int) -> JetBlock:
-        """The jets [start, stop) of a chunk, in the order of their keys, without a copy."""
-        return decode(self._batches[chunk].slice(start, stop - start), self._selection)
+        """The jets [start, stop) of a chunk, in the order of their keys; large arrays are views of the file."""
+        place = self.chunks[chunk]
+        arrays = self._arrays(place, ())
+        features, counts = {}, {}
+        for group in self._schema.groups:
+            values = arrays[group.name]
+            if group.name == GLOBAL:
+                features[GLOBAL] = values[start:stop]
+            else:
+                offsets = arrays[f"{group.name}_offsets"][start : stop + 1]
+                features[group.name] = values[offsets[0] : offsets[-1]]
+                counts[group.name] = (offsets[1:] - offsets[:-1]).astype(np.int32)
+        jet_id = np.empty((stop - start, 2), np.int64)
+        jet_id[:, 0] = place.source
+        jet_id[:, 1] = arrays["entry"][start:stop]
+        return JetBlock(
+            features=features,
+            counts=counts,
+            truth=arrays["truth"][start:stop],
+            process=np.full(stop - start, self.record.sources[place.source].process, np.int16),
+            weight=np.zeros(stop - start, np.float32),
+            jet_id=jet_id,
+            kinematics=arrays["kinematics"][start:stop],
+        )
 
     def labels(self, chunk: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(pt, eta) [J,2] and truth labels [J,K] of a chunk."""
-        narrow = decode(self._batches[chunk], Selection((), self._selection.n_truths))
-        return narrow.kinematics, narrow.truth
+        arrays = self._arrays(self.chunks[chunk], ("kinematics", "truth"))
+        return arrays["kinematics"], arrays["truth"]
+
+
+def _contents(content: mmap.mmap) -> Contents:
+    end = len(content) - len(MAGIC)
+    if end < ALIGNMENT + LENGTH.size or content[:8] != MAGIC or content[end:] != MAGIC:
+        raise ValueError("no mark at an end")
+    (length,) = LENGTH.unpack_from(content, end - LENGTH.size)
+    start = end - LENGTH.size - length
+    if start < ALIGNMENT:
+        raise ValueError("no record")
+    contents = CONTENTS.validate_json(content[start : end - LENGTH.size])
+    if any(chunk.start + chunk.size > start for chunk in contents.chunks):
+        raise ValueError("a chunk lies outside")
+    return contents

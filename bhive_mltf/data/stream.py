@@ -1,133 +1,121 @@
-"""Packets one after another, read in this process or by torch's DataLoader workers."""
+"""Batches one after another, read in this process or by workers that stay from one epoch to the next."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader
 
-from bhive_mltf.data.collate import Packet
-from bhive_mltf.data.workers import BatchReader, EpochTasks, Failure, WorkerStart
-from bhive_mltf.errors import TrainingError
+from bhive_mltf.data.batch import Batch
+from bhive_mltf.data.collate import BatchShape, buffer_bytes, unpack
+from bhive_mltf.data.pool import START_METHOD, Inline, Pool, Workers
+from bhive_mltf.data.ring import Ring, SharedBuffers
+from bhive_mltf.data.schedule import EpochTasks, Schedule, steps
+from bhive_mltf.data.window import LoaderView
+from bhive_mltf.data.workers import BatchReader, rank_slice
 
-# fork starts a worker in milliseconds and shares the imported torch, spawn takes 1.5 s and 150 MB each;
-# workers touch neither CUDA nor thread pools, which is what fork breaks.
-START_METHOD = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+__all__ = ["START_METHOD", "BatchStream"]
+
+# Batches that the user may hold while others are filled; of more than that, copies are made.
+_HELD = 3
+
+_Result = TypeVar("_Result")
 
 
-class PacketStream:
-    """The packets of one epoch at a time, in order; workers stay from one epoch to the next.
+class BatchStream:
+    """The batches of one epoch at a time, in order.
 
     Parameters
     ----------
-    reader, tasks : how to read, and what.
+    view, tasks : how to read, and what.
+    batch_size : jets of a global batch.
     n_threads : worker processes; 0 reads in this process.
-    pin_memory : packets in pinned memory; without effect where there is no CUDA.
+    pin_memory : batches in pinned memory; without effect where there is no CUDA.
     start_method : of the workers.
     """
 
     def __init__(
-        self, reader: BatchReader, tasks: EpochTasks, n_threads: int, pin_memory: bool, start_method: str
+        self,
+        view: LoaderView,
+        tasks: EpochTasks,
+        batch_size: int,
+        *,
+        n_threads: int,
+        pin_memory: bool,
+        start_method: str,
     ) -> None:
-        self._reader = reader
+        self._view = view
         self._tasks = tasks
         self._n_threads = n_threads
         self._pin_memory = pin_memory and torch.cuda.is_available()
         self._start_method = start_method
-        self._loader: DataLoader[Packet | Failure] | None = None
-        self._packets: Iterator[Packet | Failure] = iter(())
+        last = rank_slice(batch_size, tasks.world_size - 1, tasks.world_size)
+        self._n_jets = last.stop - last.start
+        self._pool: Pool | None = None
+        self._buffers: SharedBuffers | None = None
+        self._ring: Ring | None = None
+        self._n_arenas = 0
+        self._schedule: Schedule | None = None
 
     def start(self, epoch: int, start: int) -> None:
         """Go to batch `start` of `epoch`; what was under way is dropped."""
-        self._tasks.epoch, self._tasks.start = epoch, start
-        with _quiet(), _sigchld_untouched():
-            if self._loader is None:
-                self._loader = self._data_loader()
-            self._packets = iter(self._loader)
+        if self._schedule is not None:
+            self._guarded(self._schedule.drop)
+        if self._pool is None or self._ring is None or self._buffers is None:
+            self._pool, self._ring, self._buffers = self._open()
+        ahead = self._n_threads > 0
+        work = steps(self._tasks.tasks(epoch, start), decode=self._n_arenas > 0, ahead=ahead)
+        self._schedule = Schedule(self._pool, self._ring, self._buffers, self._n_arenas, ahead, work)
 
-    def next(self) -> Packet | None:
-        """The next packet, None at the end of the epoch. An error ends the workers.
+    def next(self) -> Batch | None:
+        """The next batch, None at the end of the epoch. An error ends the workers.
 
         Raises
         ------
         BhiveError : the reader's, whether it happened here or in a worker.
         TrainingError : a worker died.
         """
-        try:
-            packet = next(self._packets, None)
-        except BaseException as error:
-            # Workers left to the garbage collector take torch 5 s to end.
-            self.close()
-            if self._n_threads and _tells_of_a_dead_worker(error):
-                raise TrainingError(
-                    f"A loader worker ended on its own ({error}); if memory ran out, take fewer --n-threads."
-                ) from error
-            raise
-        if isinstance(packet, Failure):
-            self.close()
-            raise packet.error
-        return packet
+        if self._schedule is None:
+            raise RuntimeError("no epoch has been started")
+        found = self._guarded(self._schedule.next)
+        return None if found is None else self._batch(*found)
 
     def close(self) -> None:
         """End the workers; `start` starts them again."""
-        # torch ends its workers when nothing refers to them any more.
-        self._packets = iter(())
-        self._loader = None
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = self._ring = self._buffers = self._schedule = None
 
-    def _data_loader(self) -> DataLoader[Packet | Failure]:
-        workers: dict[str, Any] = {}
-        if self._n_threads:
-            workers = {
-                "worker_init_fn": WorkerStart(os.getpid()),
-                "multiprocessing_context": self._start_method,
-                "persistent_workers": True,
-            }
-        return DataLoader(
-            self._reader,
-            batch_size=None,
-            sampler=self._tasks,
-            num_workers=self._n_threads,
-            collate_fn=_same,
-            pin_memory=self._pin_memory,
-            # torch draws a seed for its workers: not from the generator that dropout uses.
-            generator=torch.Generator(),
-            **workers,
-        )
+    @property
+    def workers(self) -> Workers | None:
+        """The worker processes, if there are any now."""
+        return self._pool if isinstance(self._pool, Workers) else None
 
+    def _open(self) -> tuple[Pool, Ring, SharedBuffers]:
+        size = buffer_bytes(self._view.inputs, self._n_jets)
+        reader = BatchReader(self._view, 2 * self._n_threads + _HELD + 1, size, n_arenas=2 if self._n_threads else 1)
+        self._n_arenas = reader.arenas.number if reader.arenas else 0
+        pool: Pool = Workers(reader, self._n_threads, self._start_method) if self._n_threads else Inline(reader)
+        if self._pin_memory:
+            # After the workers are there: they must not inherit what CUDA keeps of these pages.
+            reader.buffers.pin()
+        return pool, Ring(reader.buffers), reader.buffers
 
-def _same(packet: Any) -> Any:  # noqa: ANN401 - torch types it as a list
-    return packet
+    def _batch(self, number: int, shape: BatchShape) -> Batch:
+        if self._ring is None or self._buffers is None:
+            raise RuntimeError("the workers have ended")
+        if self._ring.n_lent < _HELD:
+            return unpack(self._ring.lend(number), shape, self._view.inputs, pin_memory=self._pin_memory)
+        size = max(place.stop for place in shape.places(self._view.inputs).values())
+        kept = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
+        kept[:] = self._buffers.view(number)[:size]
+        self._ring.give_back(number)
+        return unpack(kept, shape, self._view.inputs, pin_memory=self._pin_memory)
 
-
-def _tells_of_a_dead_worker(error: BaseException) -> bool:
-    """True for what torch raises then; the error of a worker that lives begins with `Caught`."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker")
-    return isinstance(error, ConnectionError | EOFError) and not str(error).startswith("Caught")
-
-
-def _quiet() -> warnings.catch_warnings[None]:
-    """Silence advice on the number of workers (the user's choice) and on fork beside threads."""
-    return warnings.catch_warnings(action="ignore")
-
-
-@contextmanager
-def _sigchld_untouched() -> Iterator[None]:
-    """Undo torch's SIGCHLD handler, which raises wherever the training happens to be when a worker dies.
-
-    Without it, asking for the next packet finds the dead worker within 5 s.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
+    def _guarded(self, function: Callable[[], _Result]) -> _Result:
+        try:
+            return function()
+        except BaseException:
+            self.close()
+            raise

@@ -1,7 +1,7 @@
 """Reading of batches, in this process or in loader workers.
 
-The process that trains plans the batches and sends each one's jet positions; a worker keeps no state
-but the window that it read last. So an epoch, a restart or a rank is nothing that a worker must know.
+The process that trains plans the batches and writes each one's jet positions into its buffer; a worker keeps no state
+but tables of the windows that it read last. So an epoch, a restart or a rank is nothing that a worker must know.
 """
 
 from __future__ import annotations
@@ -11,64 +11,131 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import torch.utils.data
+import torch
 from numpy.typing import NDArray
 
 from bhive_mltf.data import order
-from bhive_mltf.data.collate import Arena, Packet, collate, padded_lengths, read_columns
+from bhive_mltf.data.arena import Arenas
+from bhive_mltf.data.collate import BatchShape, Collator
+from bhive_mltf.data.mapped import ArrowWindows, MappedWindows
 from bhive_mltf.data.order import Window
-from bhive_mltf.data.plan import BatchPlan, Part
-from bhive_mltf.data.source import JetSource
-from bhive_mltf.data.targets import Unmatched, class_targets, resolve_unmatched
+from bhive_mltf.data.ring import SharedBuffers
+from bhive_mltf.data.window import LoaderView, WindowTable
 from bhive_mltf.errors import BhiveError
-from bhive_mltf.models.inputs import ModelInputs
 
 _WATCH_S = 1.0
+_TABLES = 3
 
 
 @dataclass(frozen=True)
-class BatchTask:
-    """One rank's slice of a global batch, to be read.
+class Decode:
+    """Decode one block of a window into an arena."""
 
-    lengths : N per group, of the whole global batch.
+    window: Window
+    block: int
+    arena: int
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Write jets of one window into a batch: those from `first` on, `n_jets` of them.
+
+    buffer : number of the batch's buffer, which holds their stored positions.
+    arena : where the window was decoded; -1: it needs no decoding.
     """
 
-    parts: tuple[Part, ...]
-    lengths: Mapping[str, int]
-    global_size: int
+    buffer: int
+    shape: BatchShape
+    first: int
+    n_jets: int
+    window: Window
+    arena: int
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A user's error on its way from a worker; torch would wrap its sentence in a traceback."""
-
-    error: BhiveError
+Work = Decode | Fill
 
 
-class EpochTasks(torch.utils.data.Sampler[BatchTask]):
-    """The tasks of one rank for the epoch that is set; what torch's DataLoader calls a sampler."""
+class BatchReader:
+    """Does the work, in whatever process; picklable.
 
-    def __init__(self, plan: BatchPlan, inputs: ModelInputs, rank: int, world_size: int) -> None:
-        self.plan = plan
-        self.inputs = inputs
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.start = 0
+    Parameters
+    ----------
+    n_buffers, buffer_bytes : of batches.
+    n_arenas : windows that are decoded at the same time, where they must be.
+    """
 
-    def __iter__(self) -> Iterator[BatchTask]:
-        index = self.plan.selection.source.index
-        for batch in self.plan.batches(self.epoch, self.start):
-            yield BatchTask(
-                parts=batch.cut(rank_slice(len(batch), self.rank, self.world_size)),
-                lengths=padded_lengths(index, batch.positions, self.inputs),
-                global_size=len(batch),
-            )
+    def __init__(self, view: LoaderView, n_buffers: int, buffer_bytes: int, n_arenas: int) -> None:
+        arrow = ArrowWindows.of(view)
+        decoder = None if arrow and not arrow.compressed else Arenas(view, arrow)
+        self.buffers = SharedBuffers(n_buffers, buffer_bytes)
+        self.arenas = None if decoder is None else SharedBuffers(n_arenas, decoder.n_bytes)
+        self._view = view
+        self._open(arrow, decoder)
+
+    def _open(self, arrow: ArrowWindows | None, decoder: Arenas | None) -> None:
+        self._buffers = [self.buffers.view(number) for number in range(self.buffers.number)]
+        self._decoder = decoder
+        self._mapped = None
+        if decoder is not None and self.arenas is not None:
+            decoder.use([self.arenas.view(number) for number in range(self.arenas.number)])
+        elif arrow is not None:
+            self._mapped = MappedWindows(self._view, arrow)
+        self._collator = Collator(self._view.inputs)
+        self._tables: OrderedDict[tuple[Window, int], WindowTable] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"view": self._view, "buffers": self.buffers, "arenas": self.arenas}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._view, self.buffers, self.arenas = state["view"], state["buffers"], state["arenas"]
+        arrow = ArrowWindows.of(self._view)
+        self._open(arrow, None if self.arenas is None else Arenas(self._view, arrow))
+
+    def do(self, work: Work) -> None:
+        """Decode or fill."""
+        if isinstance(work, Fill):
+            self._fill(work)
+        elif self._decoder is not None:
+            self._decoder.decode(work.window, work.block, work.arena)
+
+    def _fill(self, work: Fill) -> None:
+        buffer = self._buffers[work.buffer]
+        last = work.first + work.n_jets
+        positions = positions_in(buffer, work.shape.n_jets)[work.first : last]
+        rows = order.window_rows(self._view.jets, work.window, positions)
+        self._collator.fill(buffer, work.shape, work.first, self.table(work.window, work.arena), rows)
+
+    def table(self, window: Window, arena: int) -> WindowTable:
+        """The table of a window; the last ones are kept."""
+        key = window, arena
+        table = self._tables.get(key)
+        if table is None:
+            while len(self._tables) >= _TABLES:
+                self._tables.popitem(last=False)
+            table = self._tables[key] = self._make_table(window, arena)
+        return table
+
+    def forget_tables(self) -> None:
+        """Make the tables anew; for windows that are decoded again outside of a schedule."""
+        self._tables.clear()
+
+    def _make_table(self, window: Window, arena: int) -> WindowTable:
+        if self._mapped is not None:
+            return self._mapped.table(window)
+        if self._decoder is None:
+            raise RuntimeError("there is neither a mapped file nor an arena")
+        return self._decoder.table(window, arena)
+
+
+def positions_in(buffer: NDArray[np.uint8], n_jets: int) -> NDArray[np.int64]:
+    """Stored positions of the jets of a batch, at the front of its buffer."""
+    return buffer[: 8 * n_jets].view(np.int64)
 
 
 def rank_slice(n: int, rank: int, world_size: int) -> slice:
@@ -76,64 +143,24 @@ def rank_slice(n: int, rank: int, world_size: int) -> slice:
     return slice(rank * n // world_size, (rank + 1) * n // world_size)
 
 
-@dataclass
-class BatchReader(torch.utils.data.Dataset[Packet | Failure]):
-    """Reads and collates tasks; picklable.
+def work_for(connection: Connection, reader: BatchReader, parent: int, name: str) -> None:
+    """What a worker process does: one piece of work after another, until the other end is closed.
 
-    unmatched : what becomes of jets in no class.
-    weight_factors : process factors if the batch weight is the sampling probability, None if it is 1.
+    Answers each with None, or with the error of a user; another error ends the process with its traceback.
     """
-
-    source: JetSource
-    jets: range
-    inputs: ModelInputs
-    unmatched: Unmatched
-    weight_factors: NDArray[np.float64] | None
-    _cached: tuple[Window, Arena] | None = field(default=None, init=False, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}
-
-    def __getitem__(self, task: BatchTask) -> Packet | Failure:
+    WorkerStart(parent)(name)
+    torch.set_num_threads(1)
+    while True:
         try:
-            return self._read(task)
+            work: Work = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        answer: BhiveError | None = None
+        try:
+            reader.do(work)
         except BhiveError as error:
-            if torch.utils.data.get_worker_info() is None:
-                raise
-            return Failure(error)
-
-    def _read(self, task: BatchTask) -> Packet:
-        positions = np.concatenate([np.empty(0, np.int64), *(part.positions for part in task.parts)])
-        index = self.source.index
-        bits = np.asarray(index.truth_bits[positions])
-        targets = class_targets(bits, self.source.schema.truths, self.inputs.classes)
-        weight = np.ones(len(positions), np.float32)
-        if self.weight_factors is not None:
-            probability = order.sampling_probability(
-                index.weight[positions], index.process[positions], self.weight_factors
-            )
-            weight = probability.astype(np.float32)
-        return collate(
-            (
-                (self._arena(part.window), order.window_rows(self.jets, part.window, part.positions))
-                for part in task.parts
-            ),
-            self.inputs,
-            task.lengths,
-            target=resolve_unmatched(targets, self.unmatched),
-            weight=weight,
-            global_size=task.global_size,
-        )
-
-    def _arena(self, window: Window) -> Arena:
-        """The jets of a window; only the last one asked for is kept."""
-        if self._cached is None or self._cached[0] != window:
-            self._cached = None
-            columns = read_columns(self.inputs)
-            runs = order.window_runs(self.jets, window)
-            blocks = [self.source.read(run.start, run.stop, columns) for run in runs]
-            self._cached = window, Arena.of(blocks, self.inputs)
-        return self._cached[1]
+            answer = error
+        connection.send(answer)
 
 
 @dataclass(frozen=True)
@@ -142,7 +169,7 @@ class WorkerStart:
 
     parent: int
 
-    def __call__(self, worker: int) -> None:
+    def __call__(self, name: str) -> None:
         """Leave signals to the parent, and end with it."""
         # The batch system signals every process of a job, and a terminal all of its foreground: the
         # parent decides what that means, and it needs batches to come to a step boundary.
@@ -150,7 +177,7 @@ class WorkerStart:
             signal.signal(number, signal.SIG_IGN)
         if sys.platform != "darwin":
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=self._watch, name=f"parent of worker {worker}", daemon=True).start()
+        threading.Thread(target=self._watch, name=f"parent of {name}", daemon=True).start()
 
     def _watch(self) -> None:
         """End this process when the parent is gone or wants it to."""

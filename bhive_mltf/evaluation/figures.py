@@ -62,13 +62,19 @@ def cms_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, directory: str | Path, stem: str) -> str:
+def save(figure: Figure, directory: str | Path, stem: str, suffixes: Sequence[str] = ("png", "pdf")) -> str:
     """Write `<stem>.png` and then `<stem>.pdf`, each whole; the name of the PNG file."""
     with cms_style():
-        for suffix, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+        for suffix in suffixes:
+            metadata: dict[str, Any] = {"CreationDate": None} if suffix == "pdf" else {}
             with atomic.replace_file(Path(directory) / f"{stem}.{suffix}") as path:
                 figure.savefig(path, format=suffix, metadata=metadata)
     return f"{stem}.png"
+
+
+def colour_and_line(number: int) -> tuple[str, str]:
+    """Colour and line style of the curve `number` of a figure; no two of the first forty are alike."""
+    return COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
 
 
 def auc_text(area: Area) -> str:
@@ -104,7 +110,7 @@ def roc_figure(curves: Sequence[Drawn], jets: str, style: Style | None = None) -
     """
     several = len(curves) > 1
     with cms_style():
-        figure, axes = _axes(style)
+        figure, axes = panel(style)
         for number, drawn in enumerate(curves):
             legend = f"{drawn.discriminator.title}: {'' if several else 'AUC = '}{auc_text(drawn.area)}"
             colour = _draw(axes, drawn.curve, legend, number)
@@ -140,7 +146,7 @@ def loss_curves(
 
 def _history(histories: Mapping[str, np.ndarray], labels: tuple[str, str], style: Style | None) -> Figure:
     with cms_style():
-        figure, axes = _axes(style)
+        figure, axes = panel(style)
         for number, (label, values) in enumerate(histories.items()):
             marker = "o" if len(values) <= 50 else ""
             axes.plot(np.arange(1, len(values) + 1), values, LINES[number], marker=marker, lw=2.5, label=label)
@@ -160,12 +166,25 @@ def _labels(curves: Sequence[Drawn]) -> tuple[str, str]:
     return f"{only.signal_name}-identification efficiency", f"{only.background_name} mis-id. rate"
 
 
-def _axes(style: Style | None) -> tuple[Figure, Axes]:
-    style = style or Style()
-    figure = Figure()
-    FigureCanvasAgg(figure)
+def panel(style: Style | None = None) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure = new_figure()
     figure.subplots_adjust(left=0.15, right=0.96, bottom=0.11, top=0.93)
     axes = figure.add_subplot()
+    stamp(axes, axes, style)
+    return figure, axes
+
+
+def new_figure(size: tuple[float, float] | None = None) -> Figure:
+    """An empty figure of `size` inches, to be drawn and saved in `cms_style`."""
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def stamp(axes: Axes, last: Axes, style: Style | None = None) -> None:
+    """What stands on every figure: "Simulation" and a note above `axes`, the energy above `last` in the same row."""
+    style = style or Style()
     first = axes.text(0.0, 1.01, "Simulation", transform=axes.transAxes, weight="bold", va="bottom", size=24)
     axes.annotate(
         style.note, xy=(1.0, 0.0), xycoords=first, xytext=(8, 0), textcoords="offset points", style="italic", size=20,
@@ -173,13 +192,12 @@ def _axes(style: Style | None) -> tuple[Figure, Axes]:
     )  # fmt: skip
     if style.energy_tev is not None:
         energy = f"({style.energy_tev:g} TeV)"
-        axes.text(1.0, 1.01, energy, transform=axes.transAxes, ha="right", va="bottom", size=20)
-    return figure, axes
+        last.text(1.0, 1.01, energy, transform=last.transAxes, ha="right", va="bottom", size=20)
 
 
 def _draw(axes: Axes, curve: Curve, legend: str, number: int) -> str:
     """Draw a curve and the binomial uncertainty of its mistag rate; its colour."""
-    colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
+    colour, line = colour_and_line(number)
     shown = curve.mistag > 0
     efficiency, mistag = curve.efficiency[shown], curve.mistag[shown]
     low, up = binomial_interval(np.rint(mistag * curve.n_background), curve.n_background)
@@ -221,10 +239,10 @@ def _finish(axes: Axes, n_background: int, labels: tuple[str, str], title: str) 
     axes.set_yticks(minor, labels=[""] * len(minor), minor=True)
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    _fitting_legend(axes, title, n_columns)
+    fitting_legend(axes, title, n_columns)
 
 
-def _fitting_legend(axes: Axes, title: str, n_columns: int) -> None:
+def fitting_legend(axes: Axes, title: str, n_columns: int) -> None:
     """A legend in the largest font that does not reach over the axes: class names may be long."""
     for size in (18, 16, 14, 12, 10, 8):
         legend = axes.legend(

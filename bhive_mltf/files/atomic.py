@@ -25,15 +25,24 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the place of `path`, on error it is removed."""
+def replace_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, on error it is removed.
+
+    durable : False leaves it to the system when the content reaches the disk: for what a power cut may damage.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+    except OSError as error:
+        # A write that fails does not say of what.
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
 
 
 class Loader(Protocol):
@@ -48,16 +51,34 @@ def seed_model(seed: int) -> None:
     torch.manual_seed(philox.key(seed, "model"))
 
 
+def open_training_set(plan: TrainingPlan) -> Dataset:
+    """The training set of a plan; of ROOT files that are read on the fly, as long as the returned object lives."""
+    from bhive_mltf.data.dataset import open_dataset
+
+    if not plan.root_files:
+        return open_dataset(plan.dataset, plan.config, plan.dataset_sidecar)
+    from bhive_mltf.data.jobs import ReadOptions
+    from bhive_mltf.data.root_dataset import open_root
+
+    return open_root(
+        plan.config,
+        plan.root_files,
+        seed=plan.seed,
+        weighting=plan.weighting,
+        skip_bad_files=plan.skip_bad_files,
+        options=ReadOptions.for_debugging() if plan.debug else None,
+    )
+
+
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     """Open the training set and build model and loaders of this rank."""
-    from bhive_mltf.data.dataset import open_dataset
     from bhive_mltf.data.loader import BatchLoader
     from bhive_mltf.data.split import split_ranges
     from bhive_mltf.models import registry
     from bhive_mltf.training.losses import class_weights
 
     config = plan.config
-    dataset = open_dataset(plan.dataset, config, plan.dataset_sidecar)
+    dataset = open_training_set(plan)
     seed_model(plan.seed)
     model = registry.create(plan.model_name, config, **plan.model_kwargs)
     train_jets, validation_jets = split_ranges(dataset, plan.train_val_split, plan.n_train_files)

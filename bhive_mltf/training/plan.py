@@ -44,7 +44,8 @@ class TrainingPlan(BaseModel):
     Every name is the task parameter of that name; `batch_size` counts the jets of the global batch, all
     ranks together. `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice.
     `ranks_per_node` 0 means one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and
-    every ten minutes.
+    every ten minutes. With `root_files` these are read on the fly (`data.root_dataset`) and `dataset` is not
+    looked at; `weighting`, `skip_bad_files` and `debug` then say how, as for a constructed set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -52,6 +53,10 @@ class TrainingPlan(BaseModel):
     directory: Path
     dataset: Path
     dataset_sidecar: Path | None = None
+    root_files: tuple[str, ...] = ()
+    weighting: str = "reference"
+    skip_bad_files: bool = False
+    debug: bool = False
     config: Config
     model_name: str
     model_kwargs: dict[str, Any] = Field(default_factory=dict)

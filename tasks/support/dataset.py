@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,14 +36,24 @@ def construct(task: DatasetConstructorTask, conversion: ConvertNtuples, director
             "reference_flavour": task.reference_flavour,
             "seed": task.seed,
             "skip_bad_files": task.skip_bad_files,
+            "weighting": task.weighting,
             "config": task.config_digest(),
         }
         # before the set can look complete; its generation is known only afterwards
         Record(parameters, generation="").write(directory)
         manifest = library.construct(
-            task.load_config(), staged, directory, chunk_size=task.chunk_size, seed=task.seed, filelist=files
+            task.load_config(),
+            staged,
+            directory,
+            chunk_size=task.chunk_size,
+            seed=task.seed,
+            filelist=files,
+            weighting=task.weighting,
+            memory_mb=task.conversion_memory,
+            threads=task.coffea_worker or os.cpu_count() or 1,
         )
         Record(parameters, generation=manifest.digest[:12]).write(directory)
+        _show_weights(task, directory)
         _remove(staged)
     task.say(
         f"{task.dataset_version}: {manifest.accounting} -> {manifest.n_jets} jets in {len(manifest.shards)} shards"
@@ -51,3 +63,14 @@ def construct(task: DatasetConstructorTask, conversion: ConvertNtuples, director
 def _remove(paths: list[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
+
+
+def _show_weights(task: DatasetConstructorTask, directory: Path) -> None:
+    """What weighted sampling makes of each label: in words, and as a figure where figures can be drawn."""
+    from bhive_mltf.data.weighting_report import WeightingReport
+
+    task.say(f"{WeightingReport.read(directory)[0].table()}\n")
+    if importlib.util.find_spec("matplotlib") is not None:
+        from bhive_mltf.evaluation.spectra import draw_spectra
+
+        draw_spectra(directory)

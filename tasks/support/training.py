@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,12 @@ from bhive_mltf.training.process import end_with_parent
 from tasks.support import commands
 
 if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
     from bhive_mltf.training.plan import TrainingPlan
     from tasks.training import TrainingTask
 
+# Where a training on ROOT files keeps the manifest of what it read.
+ROOT_RECORD = "root_files"
 COMMAND_FOLDER = ".command"  # holds the lock of the command; that of the directory belongs to rank 0
 RANKS_END_S = 60.0
 COMMANDS = ("resume_training", "resume_epoch", "extend_training")
@@ -43,7 +47,8 @@ def train(task: TrainingTask, directory: Path) -> None:
         changed = commands.carry_out(task, directory)
         record = _record(task, directory, changed)
         plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
-        _prepare_run(task, plan)
+        dataset = _open(plan)
+        _prepare_run(task, plan, dataset)
         try:
             launch(plan)
         except BaseException as error:
@@ -106,13 +111,24 @@ def _recorded_settings(record: Record) -> dict[str, object]:
     return {**settings, "betas": tuple(settings["betas"])}
 
 
-def _prepare_run(task: TrainingTask, plan: TrainingPlan) -> None:
+def _open(plan: TrainingPlan) -> Dataset:
+    """The training set, opened once before the ranks do.
+
+    They then find the manifest of an upstream set, or what ROOT files were converted to, ready; the latter lives as
+    long as the returned object.
+    """
+    from bhive_mltf.training.ingredients import open_training_set
+
+    dataset = open_training_set(plan)
+    if plan.root_files:
+        dataset.manifest.write(plan.directory / ROOT_RECORD)
+    return dataset
+
+
+def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset) -> None:
     """Find or make the MLflow run, and log what is known before the first step."""
-    from bhive_mltf.data.dataset import open_dataset
     from bhive_mltf.training.plan import RESULT_FIELDS
 
-    # opened here once, so that ranks find the manifest of an upstream set ready
-    dataset = open_dataset(plan.dataset, plan.config, plan.dataset_sidecar)
     if not plan.tracking:
         return
     significant = {
@@ -138,7 +154,22 @@ def _prepare_run(task: TrainingTask, plan: TrainingPlan) -> None:
         run.json(facts, "environment.json")
         run.json(plan.config.model_dump(mode="json"), "config.json")
         run.text("\n".join(dataset.manifest.filelist) + "\n", "filelist.txt")
+        spectra = _spectra(dataset, plan.directory)
+        if spectra is not None:
+            run.artifact(spectra, "figures")
         log_dataset(run, dataset, task.dataset_version, "training")
+
+
+def _spectra(dataset: Dataset, directory: Path) -> Path | None:
+    """The figure of the weighted spectra; drawn to `directory` for a set without it, None for an upstream set."""
+    made = dataset.directory / "spectra.png"
+    if made.exists():
+        return made
+    if not (dataset.directory / "weighting.json").exists() or importlib.util.find_spec("matplotlib") is None:
+        return None
+    from bhive_mltf.evaluation.spectra import draw_spectra
+
+    return directory / draw_spectra(dataset.directory, directory)
 
 
 def log_dataset(run: tracking.Run, dataset: object, name: str, context: str) -> None:

@@ -76,6 +76,7 @@ def build(config, paths, directory, *, chunk_size=1000, seed=1, per_job=1, **opt
     directory = Path(directory)
     groups = [tuple(paths[i : i + per_job]) for i in range(0, len(paths), per_job)]
     skip = options.pop("skip_bad_files", False)
+    weighting = options.pop("weighting", "reference")
     jobs = [
         StageJob(config, group, directory.parent / f"{directory.name}_staged" / staged_name(config, group, seed), seed)
         for group in groups
@@ -93,6 +94,7 @@ def build(config, paths, directory, *, chunk_size=1000, seed=1, per_job=1, **opt
         seed=seed,
         filelist=paths,
         code_version="0",
+        weighting=weighting,
     )
     return open_dataset(directory, config)
 

@@ -1,33 +1,38 @@
-import pickle
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data.collate import Arena, collate, padded_lengths, read_columns
+from bhive_mltf.data import order
+from bhive_mltf.data.arena import Arenas, read_columns
+from bhive_mltf.data.collate import BatchShape, Collator, buffer_bytes, padded_lengths, unpack
+from bhive_mltf.data.window import LoaderView
+from bhive_mltf.errors import CorruptFileError
 from tests.data.memory_dataset import SCHEMA, inputs, make_dataset, value
 
 DATASET = make_dataset(300)
 
 
-def batch_of(positions, model=None, dataset=DATASET, split=1):
+def batch_of(positions, model=None, dataset=DATASET, parts=1, dirt=255):
+    """A batch that is filled in some parts from a decoded window."""
     model = model or inputs()
     positions = np.array(positions, np.int64)
-    columns = read_columns(model)
-    edges = np.linspace(0, len(dataset), split + 1).astype(int)
-    blocks = [dataset.read(a, b, columns) for a, b in pairwise(edges)]
-    packet = collate(
-        [(Arena.of(blocks, model), positions)],
-        model,
-        padded_lengths(dataset.index, positions, model),
-        target=np.zeros(len(positions), np.int64),
-        weight=np.ones(len(positions), np.float32),
-        global_size=len(positions),
-    )
-    return packet.unpack(model)
+    view = LoaderView(dataset, range(len(dataset)), model, "error", None)
+    arenas = Arenas(view, None)
+    arenas.use([np.full(arenas.n_bytes, dirt, np.uint8)])
+    window = tuple(range(order.n_blocks(view.jets)))
+    for block in window:
+        arenas.decode(window, block, 0)
+    buffer = np.full(buffer_bytes(model, len(positions)), dirt, np.uint8)
+    lengths = padded_lengths(dataset.index, positions, model)
+    shape = BatchShape(len(positions), tuple(lengths.values()), len(positions))
+    collator = Collator(model)
+    first = 0
+    for part in np.array_split(positions, parts):
+        collator.fill(buffer, shape, first, arenas.table(window, 0), part)
+        first += len(part)
+    return unpack(buffer, shape, model)
 
 
 def naive(positions, group, columns, length):
@@ -50,7 +55,7 @@ def naive(positions, group, columns, length):
 )
 def test_collate_equals_the_loop(positions, padding, cpf, split):
     model = inputs(padding, cpf)
-    batch = batch_of(positions, model, split=split)
+    batch = batch_of(positions, model, parts=split)
     for group in model.groups:
         got = batch.groups[group.name]
         length = got.mask.shape[1]
@@ -99,12 +104,8 @@ def test_jets_without_candidates():
 
 
 def test_no_jets():
-    model = inputs("configured")
-    lengths = padded_lengths(DATASET.index, np.empty(0, np.int64), model)
-    none = {"target": np.empty(0, np.int64), "weight": np.empty(0, np.float32)}
-    batch = collate([], model, lengths, **none, global_size=5).unpack(model)
+    batch = batch_of([], inputs("configured"))
     assert len(batch) == 0
-    assert batch.global_size == 5
     assert batch.groups["cpf"].features.shape == (0, 6, 3)
     assert batch.groups["cpf"].four_vectors.shape == (0, 6, 4)
     assert batch.jet_id.shape == (0, 2)
@@ -120,25 +121,25 @@ def test_columns_are_read_once_each():
 
 def test_a_kept_target_does_not_keep_the_features():
     batch = batch_of(range(50))
-    sizes = {batch.target.untyped_storage().nbytes(), batch.jet_id.untyped_storage().nbytes()}
-    assert sizes == {50 * 8, 50 * 16}
-    features = [group.features.untyped_storage().data_ptr() for group in batch.groups.values()]
-    assert len(set(features)) == 1
+    kept = [batch.target, batch.weight, batch.jet_id, batch.process, batch.kinematics]
+    features = [t.numpy() for g in batch.groups.values() for t in (g.features, g.mask)]
+    low, high = min(x.ctypes.data for x in features), max(x.ctypes.data for x in features)
+    assert high - low < 1 << 16
+    assert not any(low <= tensor.data_ptr() <= high for tensor in kept)
 
 
-@pytest.mark.parametrize("n", [0, 7])
-def test_packets_survive_pickling(n):
-    model = inputs()
-    positions = np.arange(n)
-    arena = Arena.of([DATASET.read(0, 300, read_columns(model))], model)
-    packet = collate(
-        [(arena, positions)] if n else [],
-        model,
-        {"global": 1, "cpf": 2, "vtx": 1},
-        target=positions,
-        weight=np.ones(n, np.float32),
-        global_size=n,
-    )
-    copy = pickle.loads(pickle.dumps(packet)).unpack(model)
-    assert torch.equal(copy.groups["cpf"].features, packet.unpack(model).groups["cpf"].features)
-    assert torch.equal(copy.target, torch.arange(n))
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 299), max_size=30), st.integers(0, 255))
+def test_what_was_in_the_buffer_does_not_show(positions, dirt):
+    clean, dirty = batch_of(positions, dirt=0), batch_of(positions, dirt=dirt)
+    for a, b in zip(clean.groups.values(), dirty.groups.values(), strict=True):
+        assert torch.equal(a.features, b.features)
+        assert torch.equal(a.mask, b.mask)
+    assert torch.equal(clean.weight, dirty.weight)
+
+
+def test_a_set_whose_index_disagrees_is_refused():
+    dataset = make_dataset(40)
+    dataset.index.n["cpf"][7] += 1
+    with pytest.raises(CorruptFileError, match="disagree on the number of candidates cpf"):
+        batch_of([3], dataset=dataset)

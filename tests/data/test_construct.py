@@ -81,7 +81,7 @@ def test_w03_every_jet_once_whatever_the_chunks(world, tmp_path, monkeypatch, da
     shutil.rmtree(directory, ignore_errors=True)
     bucket = data.draw(st.integers(1, 200))
     batch = data.draw(st.integers(1, 60))
-    monkeypatch.setattr(merge, "_bucket_jets", lambda _: bucket)
+    monkeypatch.setattr(merge, "_bucket_jets", lambda *_: bucket)
     monkeypatch.setattr(shards, "BATCH_JETS", batch)
     dataset = build(
         config,
@@ -138,6 +138,7 @@ def test_files_and_records(world, tmp_path):
             shards.INDEX,
             shards.HISTOGRAM,
             shards.WEIGHTS,
+            shards.WEIGHTING,
             shards.FILES,
             FILE_NAME,
         ]

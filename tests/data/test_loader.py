@@ -49,7 +49,7 @@ def same(a, b):
 
 
 def worker_pids(loader):
-    return [worker.pid for worker in loader._stream._packets._workers]
+    return loader._stream.workers.pids
 
 
 def assert_same(first, second):

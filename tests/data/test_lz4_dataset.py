@@ -1,5 +1,6 @@
 """Upstream's LZ4 layout, byte by byte, ours and foreign."""
 
+import json
 import struct
 
 import lz4.frame
@@ -52,12 +53,14 @@ def write_foreign(directory, pieces, sizes=None, kind="f", **frame):
         names.append(str(directory / f"file_{k}.lz4"))
         (directory / f"file_{k}.lz4").write_bytes(lz4.frame.compress(content_by_hand(rows, kind), **frame))
     (directory / "processed_files.txt").write_text("\n".join(names))
-    sums = [float(rows[:, -1].sum()) for rows in pieces]
-    (directory / "weights.json").write_text(
-        f'{{"chunk_size": {sizes or [len(r) for r in pieces]}, "sum_weight": {sums}}}'
-    )
+    account(directory, sizes or [len(r) for r in pieces], [float(rows[:, -1].sum()) for rows in pieces])
     np.save(directory / "histogram.npy", np.ones((3, 4, 3), np.float32))
     return directory
+
+
+def account(directory, sizes, sums=(1.0,)):
+    """Upstream's weights.json."""
+    (directory / "weights.json").write_text(f'{{"chunk_size": {sizes}, "sum_weight": {list(sums)}}}')
 
 
 @pytest.fixture
@@ -152,6 +155,7 @@ def test_changed_files_derive_anew(config, tmp_path):
     directory = write_foreign(tmp_path / "set", [rows_by_hand()])
     open_dataset(directory, config)
     (directory / "file_0.lz4").write_bytes(lz4.frame.compress(content_by_hand(rows_by_hand(12))))
+    account(directory, [12])
     assert len(open_dataset(directory, config)) == 12
 
 
@@ -190,6 +194,7 @@ def test_w09_a_float16_header_cannot_count(tmp_path):
     assert np.isinf(header[0])
     directory = write_foreign(tmp_path / "set", [rows_by_hand(3)])
     (directory / "file_0.lz4").write_bytes(lz4.frame.compress(header.tobytes() + rows.tobytes()))
+    account(directory, [n])
     dataset = open_dataset(directory, config)
     assert len(dataset) == n
     assert dataset.read(n - 5, n).kinematics[:, 0].tolist() == [50.0] * 5
@@ -268,6 +273,7 @@ def test_w26_a_large_foreign_file_is_never_held_whole(config, tmp_path, monkeypa
     rows = np.tile(rows_by_hand(), (500, 1))
     directory = write_foreign(tmp_path / "set", [rows_by_hand()])
     (directory / "file_0.lz4").write_bytes(lz4.frame.compress(struct.pack("<ff", len(rows), ROW) + rows.tobytes()))
+    account(directory, [len(rows)])
     sizes = []
     block = reading.LZ4Shard.block
     monkeypatch.setattr(
@@ -282,3 +288,54 @@ def test_w26_a_large_foreign_file_is_never_held_whole(config, tmp_path, monkeypa
 def test_header_checksum_is_that_of_the_format():
     frame = lz4.frame.compress(b"x")
     assert frame[14] == (xxhash.xxh32_intdigest(frame[4:14]) >> 8) & 0xFF
+
+
+def test_the_files_beside_the_shards_are_upstreams_too(config, tmp_path):
+    dataset = build(config, [write_hand_made(tmp_path / "TT.root", N)], tmp_path / "set", chunk_size=25)
+    directory = tmp_path / "set"
+    by_hand = rows_by_hand()[dataset.index.entry]
+    by_hand[:, -1] = dataset.index.weight
+    files = [str(directory / f"file_{k}.lz4") for k in range(2)]
+    assert (directory / "processed_files.txt").read_text() == "\n".join(files)
+    account_of = json.loads((directory / "weights.json").read_text())
+    assert account_of["chunk_size"] == [25, 15]
+    assert account_of["sum_weight"] == [
+        pytest.approx(float(by_hand[part, -1].sum())) for part in (slice(25), slice(25, N))
+    ]
+    histogram = np.load(directory / "histogram.npy")
+    counts = np.zeros((3, 4, 3), np.float32)
+    for row in by_hand:
+        counts[
+            np.argmax(row[-4:-1]), np.digitize(row[0], config.bins_pt) - 1, np.digitize(row[1], config.bins_eta) - 1
+        ] += 1
+    assert histogram.dtype == np.float32
+    np.testing.assert_array_equal(histogram, counts)
+
+
+def test_all_groups_stand_in_upstreams_order(tmp_path):
+    """Global, cpf, npf, vtx, lt, each with its custom columns last, candidates one after the other."""
+    config = small_config(
+        tmp_path,
+        dataset="LZ4Dataset",
+        global_custom_features=[{"twice": "npv * 2"}],
+        n_npf_candidates=2,
+        npf_candidates=["Cpfcan_BtagPf_trackSip2dSig"],
+        npf_custom_features=[{"n_minus": "-Cpfcan_pt"}],
+        vtx_custom_features=[{"v2": "sv_mass + 1"}],
+        n_lt_candidates=3,
+        lt_candidates=["Cpfcan_pt"],
+    )
+    build(config, [write_hand_made(tmp_path / "TT.root", 6)], tmp_path / "set")
+    content = np.frombuffer(lz4.frame.decompress((tmp_path / "set" / "file_0.lz4").read_bytes()), "<f4")
+    assert content[:2].tolist() == [6, 4 + 5 * 3 + 2 * 2 + 2 * 2 + 3 * 1 + 1 + 3 + 1]
+    row = next(row for row in content[2:].reshape(6, -1).tolist() if row[2] == 5)  # jet 5: 1 track, 2 vertices
+    pt, track = 25.0, 1.0 + sum(i % 4 for i in range(5))
+    sv = 0.5 + sum(i % 3 for i in range(5))
+    assert row[:1] + row[2:4] == [pt, 5, 10]
+    assert row[4:6] == [track, -track]
+    assert row[6] == pytest.approx(np.log(track / pt), rel=1e-6)
+    assert row[7:19] == [0] * 12
+    assert row[19:23] == [-track, -track, 0, 0]
+    assert row[23:27] == [sv, sv + 1, sv + 1, sv + 2]
+    assert row[27:30] == [track, 0, 0]
+    assert row[30:34] == [0, 0, 0, 1]

@@ -131,7 +131,13 @@ def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, ru
     models = client.search_logged_models([run.info.experiment_id])
     assert [m.source_run_id for m in models] == [run.info.run_id]
     figures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
-    assert {"figures/loss.png", "figures/acc.png", "figures/roc", "figures/working_points"} <= figures
+    assert {
+        "figures/loss.png",
+        "figures/acc.png",
+        "figures/spectra.png",
+        "figures/roc",
+        "figures/working_points",
+    } <= figures
 
 
 def test_the_same_command_again_does_nothing(chain):

@@ -1,0 +1,311 @@
+"""Conversion against its floor: uproot's bare reading of the same branches.
+
+    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 6] [--scale]
+
+DIR is a folder of JetClass files named after their processes. The last line is one JSON object:
+
+convert_over_uproot : jets/s of the conversion (ROOT files to a finished training set: staging and construction) over
+    jets/s of uproot reading the same branches, the faster of library="ak" and "np"; one process on one core, files in
+    the page cache; median of interleaved repeats. convert_over_uproot_cpu: the same of the processor's time, which
+    leaves out waiting for the disk and for other processes.
+bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
+convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
+    copies of each file; null with fewer than two cores.
+scale (with --scale) : microseconds per jet and peak private memory in MB of the conversion of synthetic jets, from
+    10^4 to 10^6, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import uproot
+import uproot.source.file
+
+import bhive_mltf
+from bhive_mltf import config as configs
+from bhive_mltf.config import Config
+from bhive_mltf.data.construct import construct
+from bhive_mltf.data.jobs import DEFAULT_MB, ReadOptions, StageJob
+from bhive_mltf.data.manifest import Manifest
+from bhive_mltf.data.stage import stage_many
+
+SEED = 1
+SCALES = (10_000, 100_000, 1_000_000)
+LARGEST_FILE = 10_000
+MEMORY_TICK_S = 0.02
+KINDS = ("wall", "cpu")
+LABELS = {
+    "ak": "uproot, awkward",
+    "np": "uproot, numpy",
+    "convert": "conversion",
+    "stage": "  staging",
+    "construct": "  construction",
+}
+
+
+def read(config: Config, files: Sequence[str], library: str) -> None:
+    """uproot alone: all branches of the config, one file after the other."""
+    for path in files:
+        with uproot.open(path, array_cache=None, handler=uproot.source.file.MemmapSource) as file:
+            file[config.treename].arrays(list(config.branches), library=library)
+
+
+def staged_files(files: Sequence[str], place: Path) -> list[Path]:
+    return [place / "staged" / f"{i}.jets" for i in range(len(files))]
+
+
+def stage_files(
+    config: Config, files: Sequence[str], place: Path, *, workers: int = 1, memory_mb: int = DEFAULT_MB
+) -> None:
+    """The first half of a conversion, as ConvertNtuples does it."""
+    options = ReadOptions(memory_mb=memory_mb)
+    targets = staged_files(files, place)
+    stage_many([StageJob(config, (f,), t, SEED, False, options) for f, t in zip(files, targets, strict=True)], workers)
+
+
+def construct_set(
+    config: Config, files: Sequence[str], place: Path, *, workers: int = 1, memory_mb: int = DEFAULT_MB
+) -> Manifest:
+    """The second half, as DatasetConstructorTask does it."""
+    return construct(
+        config,
+        staged_files(files, place),
+        place / "set",
+        chunk_size=100_000,
+        seed=SEED,
+        filelist=files,
+        memory_mb=memory_mb,
+        threads=workers,
+    )
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """On the clock, and of the processor: the second hardly depends on what else the machine does."""
+
+    wall: float
+    cpu: float
+
+
+def timed(action: Callable[[], object]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
+    action()
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+@contextlib.contextmanager
+def emptied(place: Path) -> Iterator[Path]:
+    """A folder for one conversion; emptied before and after, outside of what is timed."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    yield place
+    shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """This process, and those that it starts, on some cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def one_core(config: Config, files: Sequence[str], scratch: Path, repeats: int, core: int) -> dict[str, float]:
+    """Bare reading and conversion in turn, after one round that does not count."""
+    times: dict[str, list[Seconds]] = {"ak": [], "np": [], "stage": [], "construct": []}
+    with on_cores([core]):
+        for round_number in range(repeats + 1):
+            found = {library: timed(functools.partial(read, config, files, library)) for library in ("ak", "np")}
+            with emptied(scratch / "one") as place:
+                found["stage"] = timed(functools.partial(stage_files, config, files, place))
+                found["construct"] = timed(functools.partial(construct_set, config, files, place))
+                manifest = Manifest.read(place / "set")
+                size = sum(path.stat().st_size for path in (place / "set").iterdir())
+            if round_number:
+                for name, seconds in found.items():
+                    times[name].append(seconds)
+    jets = manifest.accounting.read
+    columns = {f"{name}, {kind}": [getattr(t, kind) for t in found] for name, found in times.items() for kind in KINDS}
+    for kind in KINDS:
+        both = zip(columns[f"stage, {kind}"], columns[f"construct, {kind}"], strict=True)
+        columns[f"convert, {kind}"] = [a + b for a, b in both]
+    print(f"\n{'one core, median s':<34}{'wall':>8}{'jets/s':>9}{'CPU':>9}{'jets/s':>9}")
+    for name, label in LABELS.items():
+        wall, cpu = (statistics.median(columns[f"{name}, {kind}"]) for kind in KINDS)
+        print(f"{label:<34}{wall:>8.3f}{jets / wall:>9.0f}{cpu:>9.3f}{jets / cpu:>9.0f}")
+    root = sum(os.path.getsize(path) for path in files)  # noqa: PTH202 - paths are texts here
+    result = {"bytes_over_root": size / root}
+    for kind, key in zip(KINDS, ("convert_over_uproot", "convert_over_uproot_cpu"), strict=True):
+        floor = min((columns[f"{name}, {kind}"] for name in ("ak", "np")), key=statistics.median)
+        ratios = [bare / own for bare, own in zip(floor, columns[f"convert, {kind}"], strict=True)]
+        print(f"ratios of the repeats, {kind}: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
+        result[key] = statistics.median(ratios)
+    return result
+
+
+def distinct_copies(files: Sequence[str], copies: int, folder: Path) -> list[str]:
+    """Each file several times; bytes after its end, which ROOT does not read, make the contents differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path in map(Path, files):
+        for number in range(copies):
+            copy = folder / f"{path.stem}_copy{number}.root"
+            shutil.copyfile(path, copy)
+            with copy.open("ab") as handle:
+                handle.write(number.to_bytes(8, "little"))
+            found.append(str(copy))
+    return found
+
+
+def two_cores(
+    config: Config, files: Sequence[str], scratch: Path, *, repeats: int, cores: Sequence[int], copies: int
+) -> float | None:
+    """One core and two in turn, on more jets, since starting a process takes about a second."""
+    if len(cores) < 2:
+        return None
+    many = distinct_copies(files, copies, scratch / "copies")
+    times: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for workers, found in times.items():
+            with on_cores(cores[:workers]), emptied(scratch / "two") as place:
+                staging = timed(functools.partial(stage_files, config, many, place, workers=workers)).wall
+                whole = staging + timed(functools.partial(construct_set, config, many, place, workers=workers)).wall
+                found.append((whole, staging))
+                jets = Manifest.read(place / "set").accounting.read
+    print(f"\n{'cores':<10}{'median s':>10}{'staging':>10}{'construction':>14}{'jets/s':>10}")
+    for workers, found in times.items():
+        whole, staging = (statistics.median(column) for column in zip(*found, strict=True))
+        rest = statistics.median(a - b for a, b in found)
+        print(f"{workers:<10}{whole:>10.2f}{staging:>10.2f}{rest:>14.2f}{jets / whole:>10.0f}")
+    shutil.rmtree(scratch / "copies")
+    return statistics.median(one[0] / two[0] for one, two in zip(times[1], times[2], strict=True))
+
+
+class PeakMemory:
+    """The largest private memory of this process while the block runs, in MB; pages of mapped files not counted."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_mb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._over.wait(MEMORY_TICK_S):
+            self.peak_mb = max(self.peak_mb, process.memory_full_info().uss / 1e6)
+
+
+def scale(name: str, scratch: Path, memory_mb: int) -> list[dict[str, float]]:
+    """Synthetic jets in growing numbers, each number converted by a fresh process."""
+    rows = []
+    print(f"\n{'synthetic jets':<16}{'files':>6}{'s':>9}{'us/jet':>9}{'peak private MB':>17}   (budget {memory_mb} MB)")
+    for n_jets in SCALES:
+        with emptied(scratch / "scale") as place:
+            files = synthetic(n_jets, place)
+            command = [sys.executable, __file__, "--data", str(place / "root"), "--config", name]
+            command += ["--scratch", str(place), "--memory", str(memory_mb), "--only-convert"]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        row = json.loads(answer.splitlines()[-1])
+        rows.append({"jets": row["jets"], "us_per_jet": row["s"] / row["jets"] * 1e6, "peak_mb": row["peak_mb"]})
+        print(f"{row['jets']:<16}{len(files):>6}{row['s']:>9.2f}{rows[-1]['us_per_jet']:>9.1f}{row['peak_mb']:>17.0f}")
+    return rows
+
+
+def synthetic(n_jets: int, place: Path) -> list[str]:
+    """JetClass files of all labels with `n_jets` jets together: a few made, the others their distinct copies."""
+    from bhive_mltf.testing.jetclass_jets import PROCESSES
+    from bhive_mltf.testing.jets import write_jetclass
+
+    per_file = min(LARGEST_FILE, n_jets // len(PROCESSES))
+    made = [
+        str(write_jetclass(place / "made" / f"{process}_000.root", per_file, SEED, label))
+        for label, process in PROCESSES.items()
+    ]
+    files = distinct_copies(made, n_jets // (per_file * len(made)), place / "root")
+    shutil.rmtree(place / "made")
+    return files
+
+
+def only_convert(config: Config, files: Sequence[str], scratch: Path, memory_mb: int) -> None:
+    """One conversion in this process, as one line of JSON."""
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        stage_files(config, files, scratch / "only", memory_mb=memory_mb)
+        manifest = construct_set(config, files, scratch / "only", memory_mb=memory_mb)
+        seconds = time.perf_counter() - start
+    print(json.dumps({"jets": manifest.accounting.read, "s": seconds, "peak_mb": memory.peak_mb}))
+
+
+def conditions(files: Sequence[str], config: Config, repeats: int) -> None:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        print("CPU:", next(line.split(":")[1].strip() for line in lines if line.startswith("model name")))
+    names = ("numpy", "uproot", "awkward", "pyarrow")
+    versions = ", ".join(f"{name} {sys.modules[name].__version__}" for name in names if name in sys.modules)
+    print(f"{len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {versions}")
+    print(f"bhive_mltf {bhive_mltf.__version__}; config {config.name}: {len(config.branches)} branches")
+    total = sum(os.path.getsize(path) for path in files)  # noqa: PTH202
+    print(f"{len(files)} files, {total / 1e6:.1f} MB; {repeats} repeats after one that does not count")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
+    parser.add_argument("--config", default="jet_class")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--copies", type=int, default=6, help="of each file, for one core against two")
+    parser.add_argument("--memory", type=int, default=DEFAULT_MB, help="budget of a process in MB")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
+    parser.add_argument("--scale", action="store_true", help="synthetic jets too, 10^4 to 10^6")
+    parser.add_argument("--only-convert", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
+    config = configs.load(arguments.config)
+    files = sorted(map(str, arguments.data.glob("*.root")))
+    if not files:
+        parser.error(f"no ROOT files in {arguments.data}")
+    if arguments.only_convert:
+        only_convert(config, files, arguments.scratch, arguments.memory)
+        return
+    conditions(files, config, arguments.repeats)
+    cores = sorted(os.sched_getaffinity(0), reverse=True)
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+        scratch = Path(folder)
+        result: dict[str, object] = dict(one_core(config, files, scratch, arguments.repeats, cores[0]))
+        result["convert_two_cores_over_one"] = two_cores(
+            config, files, scratch, repeats=min(3, arguments.repeats), cores=cores[:2], copies=arguments.copies
+        )
+        if arguments.scale:
+            result["scale"] = scale(arguments.config, scratch, arguments.memory)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

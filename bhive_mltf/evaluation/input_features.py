@@ -1,0 +1,83 @@
+"""The input features of a config by the names that histograms and figures have. Light: nothing is read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.evaluation.discriminators import safe_name
+
+COMBINED = "all"
+
+
+class Columns(Protocol):
+    """A group of columns, of a config or of a training set."""
+
+    @property
+    def name(self) -> str:
+        """`global` or the kind of candidate."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns in order of storage."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A column of a group.
+
+    name : of its histograms and figures; `<group>_<column>` where two groups have a column of one name.
+    position : in the group.
+    """
+
+    name: str
+    group: str
+    position: int
+
+
+def features(groups: Iterable[Columns]) -> tuple[Feature, ...]:
+    """The features of all groups, in order of storage."""
+    groups = tuple(groups)
+    times = Counter(column for group in groups for column in group.columns)
+    return tuple(
+        Feature(column if times[column] == 1 else f"{group.name}_{column}", group.name, position)
+        for group in groups
+        for position, column in enumerate(group.columns)
+    )
+
+
+def figure_names(features: Sequence[Feature], labels: Sequence[str], *, ylog: bool, weighted: bool) -> dict[str, str]:
+    """Figures by key `<feature>_<label>`: paths `<feature>/<label>[_weight][_ylog].png`, `all` for all labels together.
+
+    A config with a truth label called `all` gets no figure of all labels.
+    """
+    ending = f"{'_weight' if weighted else ''}{'_ylog' if ylog else ''}.png"
+    return {
+        f"{feature.name}_{label}": f"{safe_name(feature.name)}/{safe_name(label)}{ending}"
+        for feature in features
+        for label in dict.fromkeys((COMBINED, *labels))
+    }
+
+
+def check_parameters(n_bins: int, n_workers: int) -> None:
+    """ParameterError for a number of bins or of processes that cannot be."""
+    if n_bins < 1:
+        raise ParameterError(f"--Nbins {n_bins}: a histogram has one bin or more; the default is 50")
+    count_workers(n_workers)
+
+
+def count_workers(n_workers: int) -> int:
+    """Processes for a parameter `n_workers`: -1 means one per core but one.
+
+    Raises
+    ------
+    ParameterError
+        Neither positive nor -1.
+    """
+    if n_workers < 1 and n_workers != -1:
+        raise ParameterError(f"--n-workers {n_workers}: give a number of processes, or -1 for one per core but one")
+    return n_workers if n_workers > 0 else max(1, (os.cpu_count() or 2) - 1)

@@ -1,0 +1,109 @@
+"""InputHistogrammerTask and HistogramPlotterTask: what the inputs of a training set look like, per truth label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import law
+import luigi
+
+from tasks.base import BaseTask
+from tasks.dataset import DatasetConstructorTask
+from tasks.messages import refuse_early
+from tasks.parameter_mixins import DatasetDependency, technical
+from tasks.targets import DerivedFileTarget
+
+if TYPE_CHECKING:
+    from bhive_mltf.evaluation.input_features import Feature
+
+
+DEFAULT_BINS = 50
+
+
+class InputHistogrammerTask(DatasetDependency, BaseTask):
+    """Histograms of all input features, with one binning per feature for all files."""
+
+    Nbins = luigi.IntParameter(
+        default=DEFAULT_BINS, description="bins of a histogram, without underflow and overflow; own path part unless 50"
+    )
+    n_workers = technical(luigi.IntParameter, default=-1, description="processes; -1: one per core but one")
+    weight_histo = luigi.BoolParameter(default=False, description="count each jet with its weight")
+
+    exclude_index = False
+
+    def store_parts(self) -> tuple[str, ...]:
+        parts = super().store_parts()
+        return parts if self.Nbins == DEFAULT_BINS else (*parts, f"Nbins_{self.Nbins}")
+
+    @refuse_early(list)
+    def requires(self) -> law.Task:
+        self.check()
+        return self.dataset()
+
+    def output(self) -> Any:
+        return self.derived("input_histogram_weight.npz" if self.weight_histo else "input_histogram.npz")
+
+    def run(self) -> None:
+        from tasks.support import input_plotter
+
+        input_plotter.fill(self, Path(self.local_path()))
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before anything runs."""
+        from bhive_mltf.evaluation.input_features import check_parameters
+
+        check_parameters(self.Nbins, self.n_workers)
+
+    def dataset(self) -> DatasetConstructorTask:
+        """The training set that is looked at."""
+        return DatasetConstructorTask.req(self)
+
+    def sources(self) -> dict[str, str]:
+        """Directories of what the results are made from."""
+        return {"dataset": self.dataset().local_path()}
+
+    def derived(self, name: str) -> DerivedFileTarget:
+        """A file of this task, out of date once one of its sources is made anew."""
+        return DerivedFileTarget(self.local_path(name), record=self.local_path(), sources=self.sources())
+
+
+class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
+    """Figures of the histograms: one per feature and truth label, and one per feature with all labels."""
+
+    ylog = luigi.BoolParameter(default=True, description="logarithmic counts")
+
+    exclude_index = False
+
+    @refuse_early(list)
+    def requires(self) -> law.Task:
+        self.check()
+        return self.histograms()
+
+    def output(self) -> dict[str, DerivedFileTarget]:
+        from bhive_mltf.evaluation.input_features import figure_names
+
+        names = figure_names(self.features(), self.labels(), ylog=self.ylog, weighted=self.weight_histo)
+        return {key: self.derived(name) for key, name in names.items()}
+
+    def run(self) -> None:
+        from tasks.support import input_plotter
+
+        input_plotter.draw(self, Path(self.local_path()))
+
+    def sources(self) -> dict[str, str]:
+        return {**super().sources(), "histograms": self.histograms().local_path()}
+
+    def histograms(self) -> InputHistogrammerTask:
+        """The task that fills what is drawn."""
+        return InputHistogrammerTask.req(self)
+
+    def features(self) -> tuple[Feature, ...]:
+        """All input features of the config."""
+        from bhive_mltf.evaluation.input_features import features
+
+        return features(self.load_config().groups)
+
+    def labels(self) -> tuple[str, ...]:
+        """The truth labels of the config."""
+        return tuple(self.load_config().labels)
