@@ -22,7 +22,7 @@ ALLOWED = {
     "tracking": {"errors", "files"},
     "training": {"errors", "files", "config", "data", "models", "tracking"},
     "evaluation": {"errors", "files", "config", "data", "models"},
-    "cli": {"errors", "files", "config", "data", "evaluation", "tracking"},
+    "cli": {"errors", "files", "config", "data", "models", "evaluation", "tracking"},
 }
 
 

@@ -198,7 +198,8 @@ def test_w15_jets_in_no_class_are_refused_with_the_ways_out(sandbox, ntuple):
     truths["soft_gluon"] = [{"isG": [1]}, {"jet_pt": [{"<=": 60}]}]
     config = write_config(sandbox.folder, truths=truths)
     filelist = write_list(sandbox.folder, ntuple)
-    options = ["--config", config, *DEEPJET, *DATASET, "--filelist", filelist, "--batch-size", 100]
+    # sampling keeps about 100 of the 255 training jets: the ids differ from one making of the file to the next
+    options = ["--config", config, *DEEPJET, *DATASET, "--filelist", filelist, "--batch-size", 50]
     refused(sandbox.law("run", "TrainingTask", *options), "--unmatched", "drop", "first", "soft_gluon")
     assert list(sandbox.data_path.rglob("best_model.pt")) == []
     sandbox.run("TrainingTask", *options, "--unmatched", "drop")
