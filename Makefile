@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test test-long lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,7 +22,10 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 	VENV=$(abspath $(VENV)) bash examples/demo.sh
 
 test: venv ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm' --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not long' --numprocesses auto --dist loadfile
+
+test-long: venv ## tests that take minutes: trainings killed again and again, large data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'long and not slurm' --numprocesses auto
 
 lint: venv ## style and types
 	$(BIN)/ruff check .
