@@ -4,8 +4,13 @@ PYTHON ?= python3
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 BIN := $(abspath $(VENV))/bin
+# What the benchmarks compare with, in an environment of its own; one that is there already may be named.
+WEAVER_VENV ?= .venv-weaver
+SYNTHETIC := .bench/jetclass
+# JetClass files for the benchmarks, named after their processes.
+DATA ?= $(SYNTHETIC)
 
-.PHONY: help venv demo test test-long lint format clean
+.PHONY: help venv weaver demo test test-long bench lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,6 +32,19 @@ test: venv ## the default test suite
 test-long: venv ## tests that take minutes: trainings killed again and again, large data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'long and not slurm' --numprocesses auto
 
+weaver: $(WEAVER_VENV)/bin/weaver ## create the environment of weaver-core, for `make bench` only
+
+$(WEAVER_VENV)/bin/weaver:
+	$(PYTHON) -m venv $(WEAVER_VENV)
+	$(WEAVER_VENV)/bin/pip install --quiet torch==2.13.0 weaver-core==0.5.3
+
+$(SYNTHETIC): | venv
+	$(BIN)/python benchmarks/synthetic.py $@
+
+bench: venv weaver | $(DATA) ## all benchmarks; DATA=folder of JetClass files, without it small synthetic ones
+	export WEAVER_PYTHON=$(abspath $(WEAVER_VENV))/bin/python; \
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" --data $(DATA); done
+
 lint: venv ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +55,4 @@ format: venv ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches (outputs stay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-weaver .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

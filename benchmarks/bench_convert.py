@@ -38,6 +38,7 @@ from pathlib import Path
 import psutil
 import uproot
 import uproot.source.file
+from synthetic import distinct_copies, write_jets
 
 import bhive_mltf
 from bhive_mltf import config as configs
@@ -49,7 +50,6 @@ from bhive_mltf.data.stage import stage_many
 
 SEED = 1
 SCALES = (10_000, 100_000, 1_000_000)
-LARGEST_FILE = 10_000
 MEMORY_TICK_S = 0.02
 KINDS = ("wall", "cpu")
 LABELS = {
@@ -164,20 +164,6 @@ def one_core(config: Config, files: Sequence[str], scratch: Path, repeats: int, 
     return result
 
 
-def distinct_copies(files: Sequence[str], copies: int, folder: Path) -> list[str]:
-    """Each file several times; bytes after its end, which ROOT does not read, make the contents differ."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for path in map(Path, files):
-        for number in range(copies):
-            copy = folder / f"{path.stem}_copy{number}.root"
-            shutil.copyfile(path, copy)
-            with copy.open("ab") as handle:
-                handle.write(number.to_bytes(8, "little"))
-            found.append(str(copy))
-    return found
-
-
 def two_cores(
     config: Config, files: Sequence[str], scratch: Path, *, repeats: int, cores: Sequence[int], copies: int
 ) -> float | None:
@@ -228,7 +214,7 @@ def scale(name: str, scratch: Path, memory_mb: int) -> list[dict[str, float]]:
     print(f"\n{'synthetic jets':<16}{'files':>6}{'s':>9}{'us/jet':>9}{'peak private MB':>17}   (budget {memory_mb} MB)")
     for n_jets in SCALES:
         with emptied(scratch / "scale") as place:
-            files = synthetic(n_jets, place)
+            files = write_jets(n_jets, place / "root")
             command = [sys.executable, __file__, "--data", str(place / "root"), "--config", name]
             command += ["--scratch", str(place), "--memory", str(memory_mb), "--only-convert"]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -236,21 +222,6 @@ def scale(name: str, scratch: Path, memory_mb: int) -> list[dict[str, float]]:
         rows.append({"jets": row["jets"], "us_per_jet": row["s"] / row["jets"] * 1e6, "peak_mb": row["peak_mb"]})
         print(f"{row['jets']:<16}{len(files):>6}{row['s']:>9.2f}{rows[-1]['us_per_jet']:>9.1f}{row['peak_mb']:>17.0f}")
     return rows
-
-
-def synthetic(n_jets: int, place: Path) -> list[str]:
-    """JetClass files of all labels with `n_jets` jets together: a few made, the others their distinct copies."""
-    from bhive_mltf.testing.jetclass_jets import PROCESSES
-    from bhive_mltf.testing.jets import write_jetclass
-
-    per_file = min(LARGEST_FILE, n_jets // len(PROCESSES))
-    made = [
-        str(write_jetclass(place / "made" / f"{process}_000.root", per_file, SEED, label))
-        for label, process in PROCESSES.items()
-    ]
-    files = distinct_copies(made, n_jets // (per_file * len(made)), place / "root")
-    shutil.rmtree(place / "made")
-    return files
 
 
 def only_convert(config: Config, files: Sequence[str], scratch: Path, memory_mb: int) -> None:
