@@ -3,7 +3,8 @@
 BhiveError
 ├── ConfigError (ValueError)          a config file says something that cannot be
 │   ├── UnknownKeyError               a key that no part of the config has
-│   └── ExpressionError               a custom feature or truth condition outside the grammar
+│   ├── ExpressionError               a custom feature or truth condition outside the grammar
+│   └── ProfileError                  a facility profile, or an option of a job, that cannot be
 ├── FilelistError (ValueError)        a list of input files that cannot be used
 ├── ParameterError (ValueError)       a parameter of a task out of its range
 │   └── RecordMismatchError           a parameter differs from what the directory was made with
@@ -16,6 +17,10 @@ BhiveError
 │   ├── CheckpointError               a checkpoint that cannot be written, read or used
 │   ├── NonFiniteLossError            a loss that is NaN or infinite
 │   └── RankFailedError               a rank that died
+├── SlurmError (RuntimeError)         the batch system does not do what is asked
+│   ├── SubmissionError               a job that was not taken
+│   ├── QueryFailedError              no answer; says nothing about any job
+│   └── JobFailedError                a job that ended without its result
 ├── LockedError (RuntimeError)        an output directory in use by another process
 └── TrackingError (RuntimeError)      a tracking store that cannot be reached; never ends a training
 
@@ -42,6 +47,10 @@ class UnknownKeyError(ConfigError):
 
 class ExpressionError(ConfigError):
     """A custom feature or truth condition outside the expression grammar."""
+
+
+class ProfileError(ConfigError):
+    """A facility profile, or an option of a job, that cannot be."""
 
 
 class FilelistError(BhiveError, ValueError):
@@ -90,6 +99,22 @@ class NonFiniteLossError(TrainingError):
 
 class RankFailedError(TrainingError):
     """A rank that died."""
+
+
+class SlurmError(BhiveError, RuntimeError):
+    """The batch system does not do what is asked."""
+
+
+class SubmissionError(SlurmError):
+    """A job that was not taken."""
+
+
+class QueryFailedError(SlurmError):
+    """The batch system did not answer; this says nothing about any job."""
+
+
+class JobFailedError(SlurmError):
+    """A job that ended without its result."""
 
 
 class LockedError(BhiveError, RuntimeError):

@@ -22,7 +22,8 @@ ALLOWED = {
     "tracking": {"errors", "files"},
     "training": {"errors", "files", "config", "data", "models", "tracking"},
     "evaluation": {"errors", "files", "config", "data", "models"},
-    "cli": {"errors", "files", "config", "data", "models", "evaluation", "tracking"},
+    "slurm": {"errors", "files", "config", "tracking"},  # of config only `yaml_file`, and where configs lie
+    "cli": {"errors", "files", "config", "data", "models", "evaluation", "tracking", "slurm"},
 }
 
 
