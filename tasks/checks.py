@@ -11,6 +11,7 @@ from bhive_mltf.errors import DatasetMismatchError, FilelistError, ParameterErro
 
 if TYPE_CHECKING:
     from tasks.inference import EvaluationBase
+    from tasks.training import TrainingTask
 
 ATTACKS = ("nominal",)
 
@@ -26,6 +27,18 @@ def refuse_small_numbers(**parameters: tuple[int, int]) -> None:
     for name, (value, least) in parameters.items():
         if value < least:
             raise ParameterError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
+
+
+def refuse_contradictions(task: TrainingTask) -> None:
+    """ParameterError for commands to a training that exclude each other, or leave nothing to train."""
+    if task.restart and task.resume_epoch:
+        raise ParameterError(
+            f"--restart True begins anew and --resume-epoch {task.resume_epoch} keeps epochs: give one of them"
+        )
+    if task.epochs == 0 and not task.effective("use_iterations"):
+        raise ParameterError(
+            "--epochs 0 trains nothing: give 1 or more, or --use-iterations True with --total-iterations"
+        )
 
 
 PRECISIONS = ("float32", "float64")

@@ -67,6 +67,9 @@ class TrainingDependency:
 
     training_version = luigi.Parameter(default="training_version_01", description="version of the training")
     epochs = luigi.IntParameter(default=1, description="passes over the training jets")
+    use_iterations = luigi.BoolParameter(default=False, description="train by iterations; with --epochs 0")
+    total_iterations = luigi.IntParameter(default=0, description="iterations to train, with --use-iterations True")
+    n_iters_per_save = luigi.IntParameter(default=20000, description="iterations between validations and models")
     model_name = luigi.Parameter(description="name in the model registry")
     n_threads = luigi.IntParameter(default=4, description="loader workers per rank; 0 loads in the rank itself")
     batch_size = luigi.IntParameter(default=1024, description="jets of a global batch, all ranks together")

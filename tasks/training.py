@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
+from bhive_mltf.files import records
 from tasks import checks, messages
 from tasks.base import BaseTask
 from tasks.dataset import ConvertNtuples, DatasetConstructorTask
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from bhive_mltf.training.plan import TrainingPlan
 
 NOT_IN_THE_PATH = (
+    "use_iterations",
+    "total_iterations",
+    "n_iters_per_save",
     "batch_size",
     "learning_rate",
     "optimizer",
@@ -43,8 +47,12 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         default=False, description="use all jets and weight the loss by class, instead of sampling jets by weight"
     )
     resume_training = luigi.BoolParameter(default=False, description="accepted; an unfinished training always goes on")
-    resume_epoch = luigi.IntParameter(default=0, description="go back to the model of epoch N-1; 0: off")
-    extend_training = luigi.IntParameter(default=0, description="train N epochs more in the same directory and run")
+    resume_epoch = luigi.IntParameter(
+        default=0, description="go back to where N epochs (or iterations) were done; 0: off"
+    )
+    extend_training = luigi.IntParameter(
+        default=0, description="train N epochs (or iterations) more in the same directory and run"
+    )
     train_val_split = luigi.FloatParameter(default=0.85, description="fraction of the jets that train")
     n_train_files = luigi.IntParameter(default=-1, description="train on the first N shards only; -1: all")
     restart = technical(luigi.BoolParameter, default=False, description="set aside what was trained, and begin anew")
@@ -65,6 +73,8 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
 
     exclude_index = False
     exclude_params_req = {"restart", "read_root"}
+    # --TrainingTask-use-iterations True at a downstream task, as with upstream
+    prefer_params_cli = {"use_iterations", "total_iterations", "n_iters_per_save"}
 
     @refuse_early(list)
     def requires(self) -> law.Task | list[law.Task]:
@@ -76,8 +86,14 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
             "training_metrics": self.local_target("training_metrics.npz"),
             "validation_metrics": self.local_target("validation_metrics.npz"),
             "best_model": self.local_target("best_model.pt"),
-            "model": self.local_target(f"model_{self.epochs - 1 + self.extend_training}.pt"),
+            "model": self.local_target(f"model_{self.last_number()}.pt"),
         }
+
+    def last_number(self) -> int:
+        """Number of the last `model_<number>.pt`."""
+        if self.effective("use_iterations"):
+            return int(self.effective("total_iterations")) + self.extend_training
+        return self.epochs - 1 + self.extend_training
 
     @refuse_early(bool)
     def complete(self) -> bool:
@@ -101,7 +117,8 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         from bhive_mltf.models import registry
 
         checks.refuse_unknown_attack(self.attack)
-        checks.refuse_small_numbers(epochs=(self.epochs, 1), resume_epoch=(self.resume_epoch, 0))
+        checks.refuse_small_numbers(epochs=(self.epochs, 0), resume_epoch=(self.resume_epoch, 0))
+        checks.refuse_contradictions(self)
         plan = self.plan()
         registry.entry(plan.model_name)
         if not messages.only_looking():
@@ -129,6 +146,14 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         from tasks.support import commands
 
         return (self.restart or self.resume_epoch > 0) and not commands.is_carried_out(self.local_path())
+
+    def effective(self, name: str) -> Any:
+        """A parameter of the result; the recorded value where the command leaves it at its default."""
+        value = getattr(self, name)
+        if value != self.defaults([name])[name]:
+            return value
+        record = records.Record.read(self.local_path())
+        return record.parameters.get(name, value) if record is not None else value
 
     def result_parameters(self) -> dict[str, Any]:
         """What decides the weights and is not in the path."""

@@ -1,7 +1,7 @@
 """Checkpoint files: written whole, verified when read, the newest good one wins.
 
-`model_<t>.pt` after epoch t, `best_model.pt`, and rolling `checkpoints/step_<9 digits>.pt` inside epochs. All hold
-the same keys: upstream's (`epoch`, `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`,
+`model_<t>.pt` after epoch t or iteration t, `best_model.pt`, and rolling `checkpoints/step_<9 digits>.pt` between them.
+All hold the same keys: upstream's (`epoch`, `model_state_dict`, `optimizer_state_dict`, `scheduler_state_dict`,
 `loss_train`, `acc_train`, `loss_val`, `acc_val`) and what else decides the next step. Plain types only, so that
 they load with `weights_only=True`.
 """
@@ -113,6 +113,13 @@ def prune_steps(directory: Path, keep: int) -> None:
     """Remove all but the last `keep` step checkpoints."""
     for path in list(step_files(directory).values())[keep:]:
         path.unlink(missing_ok=True)
+
+
+def prune_before(directory: Path, number: int) -> None:
+    """Remove the epoch file just before `model_<number>.pt`."""
+    before = [other for other in epoch_files(directory) if other < number]
+    if before:
+        epoch_path(directory, max(before)).unlink(missing_ok=True)
 
 
 def _numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:

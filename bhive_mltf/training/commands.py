@@ -26,27 +26,30 @@ def restart(directory: Path) -> Path | None:
     return _set_aside(directory, (path for path in directory.iterdir() if _MADE.fullmatch(path.name)))
 
 
-def resume_epoch(directory: Path, epoch: int) -> Path | None:
-    """Bring the directory to where epoch `epoch` - 1 was just done; later epochs are set aside.
+def resume_epoch(directory: Path, epoch: int, *, iterations: bool = False) -> Path | None:
+    """Bring the directory to where `epoch` epochs were just done; what came later is set aside.
 
     Parameters
     ----------
-    epoch : number of finished epochs to keep, at least 1.
+    epoch : number of finished epochs to keep, or with `iterations` of finished iterations; at least 1.
 
     Raises
     ------
-    CheckpointError : `model_<epoch - 1>.pt`, or the best of the epochs kept, is missing or damaged.
+    CheckpointError : `model_<epoch - 1>.pt` (with `iterations` `model_<epoch>.pt`), or the best of those kept, is
+        missing or damaged.
     """
-    kept = checkpoint.epoch_path(directory, epoch - 1)
+    last = epoch if iterations else epoch - 1
+    kept = checkpoint.epoch_path(directory, last)
     if not kept.is_file():
         there = ", ".join(map(str, sorted(checkpoint.epoch_files(directory)))) or "none"
+        unit = "iterations" if iterations else "epochs"
         raise CheckpointError(
-            f"resume_epoch {epoch} needs {kept.name} in {directory}, where the epochs are: {there}; "
+            f"resume_epoch {epoch} needs {kept.name} in {directory}, where the {unit} are: {there}; "
             "resume after one of these, or restart."
         )
     state = checkpoint.load(kept)
     best = checkpoint.load(checkpoint.epoch_path(directory, state["best_epoch"]))
-    later = [path for number, path in checkpoint.epoch_files(directory).items() if number >= epoch]
+    later = [path for number, path in checkpoint.epoch_files(directory).items() if number > last]
     folder = _set_aside(directory, [*later, directory / checkpoint.STEP_FOLDER, directory / checkpoint.BEST_NAME])
     checkpoint.save(directory / checkpoint.BEST_NAME, best)
     Histories(state["histories"]).write(directory)

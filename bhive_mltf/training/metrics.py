@@ -42,12 +42,12 @@ class Figures:
 
 @dataclass
 class Histories:
-    """One entry per finished epoch: losses, accuracies, and seconds."""
+    """One entry per finished round (epoch, or `n_iters_per_save` iterations): losses, accuracies, and seconds."""
 
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in HISTORY_NAMES})
 
     def append(self, train: Figures, validation: Figures, train_time: float, val_time: float) -> None:
-        """Add an epoch."""
+        """Add a round."""
         row = (train.loss, train.accuracy, validation.loss, validation.accuracy, train_time, val_time)
         for name, value in zip(HISTORY_NAMES, row, strict=True):
             self.values[name].append(value)

@@ -29,7 +29,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """A finished epoch; times in seconds."""
+    """A finished round; times in seconds.
+
+    epoch : number of the round: the epoch, from 0, or with `use_iterations` the iterations done.
+    """
 
     epoch: int
     train: Figures
@@ -46,7 +49,10 @@ class Observer:
         """The training starts, or goes on."""
 
     def phase(self, name: str, epoch: int, done: int, total: int) -> None:
-        """Training or validation of an epoch starts; `done` of its `total` batches are there already."""
+        """Training or validation of a round starts or goes on; `done` of its `total` batches are there already.
+
+        epoch : the epoch, from 0, or with `use_iterations` the iterations done.
+        """
 
     def advance(self, n_jets: int) -> None:
         """A global batch of `n_jets` is done."""
@@ -55,7 +61,7 @@ class Observer:
         """Some more steps of training are done."""
 
     def epoch(self, result: EpochResult) -> None:
-        """An epoch is done and on disk."""
+        """A round is done and on disk."""
 
     def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
         """The training is done; `model` has the best weights."""

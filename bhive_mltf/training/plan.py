@@ -20,6 +20,9 @@ RESULT_FIELDS = (
     "model_name",
     "model_kwargs",
     "epochs",
+    "use_iterations",
+    "total_iterations",
+    "n_iters_per_save",
     "batch_size",
     "learning_rate",
     "optimizer",
@@ -61,6 +64,9 @@ class TrainingPlan(BaseModel):
     model_name: str
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     epochs: int = 1
+    use_iterations: bool = False
+    total_iterations: int = 0
+    n_iters_per_save: int = 20000
     extend_training: int = 0
     batch_size: int = 1024
     learning_rate: float = 1e-3
@@ -108,6 +114,9 @@ class TrainingPlan(BaseModel):
             value = getattr(self, field)
             if value not in valid:
                 raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(valid)}.")
+        for is_wrong, sentence in _COMBINATIONS:
+            if is_wrong(self):
+                raise ValueError(sentence.format_map(vars(self)))
         return self
 
     @property
@@ -116,8 +125,10 @@ class TrainingPlan(BaseModel):
         return self.directory / FILE_NAME
 
     @property
-    def last_epoch(self) -> int:
-        """Index of the last epoch, -1 if there is none."""
+    def last_number(self) -> int:
+        """Number of the last `model_<number>.pt`: the last epoch (from 0, -1 if there is none) or iteration."""
+        if self.use_iterations:
+            return self.total_iterations + self.extend_training
         return self.epochs + self.extend_training - 1
 
     def write(self) -> Path:
@@ -137,6 +148,8 @@ class TrainingPlan(BaseModel):
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("epochs", lambda n: n >= 0, "0 or more"),
+    ("total_iterations", lambda n: n >= 0, "0 or more"),
+    ("n_iters_per_save", lambda n: n >= 1, "at least 1"),
     ("extend_training", lambda n: n >= 0, "0 or more"),
     ("batch_size", lambda n: n >= 1, "at least 1"),
     ("learning_rate", lambda x: 0 < x < math.inf, "a number above 0"),
@@ -159,6 +172,22 @@ _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("training_precision", names.PRECISIONS),
     ("unmatched", names.UNMATCHED),
     ("torch_compile_mode", names.COMPILE_MODES),
+)
+
+
+_COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
+    (
+        lambda plan: plan.use_iterations and plan.epochs > 0,
+        "epochs is {epochs}, but must be 0 with use_iterations, where total_iterations says how long to train.",
+    ),
+    (
+        lambda plan: plan.use_iterations and plan.total_iterations == 0,
+        "total_iterations is 0, but must be at least 1 with use_iterations.",
+    ),
+    (
+        lambda plan: not plan.use_iterations and plan.total_iterations > 0,
+        "total_iterations is {total_iterations}, but must be 0 without use_iterations.",
+    ),
 )
 
 

@@ -30,7 +30,7 @@ class Progress(Observer):
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._bars: _Bars | None = _Bars(self._stream) if self._stream.isatty() else None
-        self._last_epoch = 0
+        self._total_rounds, self._unit, self._first = 0, "epoch", 1
         self._title = ""
         self._done = self._total = self._phase_start_batch = self._jets = 0
         self._phase_start = self._last_line = 0.0
@@ -38,14 +38,15 @@ class Progress(Observer):
 
     @override
     def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
-        self._last_epoch = plan.last_epoch
+        self._unit, self._first = ("iteration", 0) if plan.use_iterations else ("epoch", 1)
+        self._total_rounds = plan.last_number + self._first
         ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
         goes_on = f", from epoch {first_epoch + 1}, step {global_step}" if global_step else ""
-        self._say(f"training {plan.model_name} for {plan.last_epoch + 1} epochs with {ranks}{goes_on}")
+        self._say(f"training {plan.model_name} for {self._total_rounds} {self._unit}s with {ranks}{goes_on}")
 
     @override
     def phase(self, name: str, epoch: int, done: int, total: int) -> None:
-        self._title = f"epoch {epoch + 1}/{self._last_epoch + 1} {name}"
+        self._title = f"{self._round(epoch)} {name}"
         self._done = self._phase_start_batch = done
         self._total, self._jets, self._loss = total, 0, ""
         self._phase_start = self._last_line = time.monotonic()
@@ -74,7 +75,7 @@ class Progress(Observer):
         best = ", best so far" if result.is_best else ""
         rate = self._jets / max(result.val_time, 1e-9)
         self._say(
-            f"epoch {result.epoch + 1}/{self._last_epoch + 1}: loss {result.train.loss:.4f}, accuracy "
+            f"{self._round(result.epoch)}: loss {result.train.loss:.4f}, accuracy "
             f"{result.train.accuracy:.4f}, validation loss {result.validation.loss:.4f}, accuracy "
             f"{result.validation.accuracy:.4f} ({result.train_time:.1f} s + {result.val_time:.1f} s, "
             f"validation {rate:,.0f} jets/s{best})"
@@ -86,6 +87,9 @@ class Progress(Observer):
             self._bars.close()
         if status == "KILLED":
             self._say("stopped; the same command goes on from here")
+
+    def _round(self, number: int) -> str:
+        return f"{self._unit} {number + self._first}/{self._total_rounds}"
 
     def _line(self, now: float) -> str:
         seconds = max(now - self._phase_start, 1e-9)

@@ -22,12 +22,13 @@ class Schedule:
     """Factor on the learning rate.
 
     name : one of `names.SCHEDULES`.
-    epochs : planned epochs, without extensions.
+    epochs : planned epochs, without extensions; of a training by iterations its rounds, `total_iterations` /
+        `n_iters_per_save`.
     decay_factor : factor reached at the end.
     """
 
     name: str
-    epochs: int
+    epochs: float
     decay_factor: float
 
     def __post_init__(self) -> None:
@@ -35,14 +36,15 @@ class Schedule:
             raise ParameterError(f"lr_scheduler is {self.name!r}, but must be one of {', '.join(names.SCHEDULES)}.")
 
     def factor(self, epoch: int, fraction: float) -> float:
-        """The factor in `epoch` (0-based) once `fraction` of its batches are done."""
+        """The factor in epoch or round `epoch` (0-based) once `fraction` of its batches are done."""
         return _SHAPES[self.name](self, epoch, fraction)
 
 
 def _epoch_lin_decay(schedule: Schedule, epoch: int, fraction: float) -> float:  # noqa: ARG001
     """Upstream's default: each of the last 30 % of the epochs multiplies by decay_factor^(1/n)."""
-    n = max(1, int(DECAY_SHARE * schedule.epochs))
-    done = min(max(epoch - (schedule.epochs - n) + 1, 0), n)
+    epochs = math.ceil(schedule.epochs)
+    n = max(1, int(DECAY_SHARE * epochs))
+    done = min(max(epoch - (epochs - n) + 1, 0), n)
     return float(schedule.decay_factor ** (done / n))
 
 

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps, validation, files, and the places where a training may stop."""
+"""The loop: rounds of steps, validation, files, and the places where a training may stop."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.reduction import fix_reduction_layout
+from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.vault import Vault
 
 MAX_INTERVAL = 100  # steps
-INTERVALS_PER_EPOCH = 20
+INTERVALS_PER_ROUND = 20
 
 
 class Trainer:
-    """One rank's training from its latest checkpoint to its last epoch."""
+    """One rank's training from its latest checkpoint to its last round."""
 
     def __init__(
         self,
@@ -42,8 +43,9 @@ class Trainer:
     ) -> None:
         self._plan, self._world, self._parts = plan, world, ingredients
         self._stepper, self._observer, self._signals = stepper, observer, signals
-        self._schedule = Schedule(plan.lr_scheduler, plan.epochs, plan.lr_decay_factor)
-        self._vault = Vault(plan, world, ingredients, stepper, self._schedule)
+        self._rounds = rounds_of(plan)
+        self._schedule = Schedule(plan.lr_scheduler, self._rounds.planned, plan.lr_decay_factor)
+        self._vault = Vault(plan, world, ingredients, stepper, rounds=self._rounds, schedule=self._schedule)
         self._control = Control(world)
         self._position = self._vault.restore()
         self._layout_fixed = False
@@ -55,15 +57,15 @@ class Trainer:
 
     def run(self) -> None:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
-        position = self._position
+        position, rounds = self._position, self._rounds
         self._observer.begin(self._plan, position.epoch, position.global_step, self._world.size)
-        while position.epoch <= self._plan.last_epoch:
-            self._train_epoch()
+        while rounds.is_left(position):
+            self._train_round()
             self._stop_here_if_asked(save=True)
             validation, seconds = self._validate()
-            self._finish_epoch(validation, seconds)
-            position.next_epoch()
-            if position.epoch <= self._plan.last_epoch:
+            self._finish_round(validation, seconds)
+            rounds.advance(position)
+            if rounds.is_left(position):
                 self._stop_here_if_asked(save=False)
         if self._world.is_first and position.best_epoch >= 0:
             path, state = self._vault.best()
@@ -71,29 +73,43 @@ class Trainer:
             model.load_state_dict(state["model_state_dict"])
             self._observer.best(model, path, position.best_epoch, position.best_loss_val)
 
-    def _train_epoch(self) -> None:
-        position, loader = self._position, self._parts.training
-        total = loader.n_batches(position.epoch)  # counted anew at each call
-        self._observer.phase("training", position.epoch, position.batch, total)
+    def _train_round(self) -> None:
+        position, loader, rounds = self._position, self._parts.training, self._rounds
+        done, total = rounds.span(position, loader.n_batches(position.epoch))
+        self._observer.phase("training", rounds.number(position), done, total)
         self._stepper.model.train()
         self._clock = self._interval_clock = time.monotonic()
-        log_steps = min(max(total // INTERVALS_PER_EPOCH, 1), MAX_INTERVAL)
-        if position.batch < total:
+        log_steps = min(max(total // INTERVALS_PER_ROUND, 1), MAX_INTERVAL)
+        while done < total:
+            n_batches = loader.n_batches(position.epoch)  # counted anew at each call
             for batch in loader.epoch(position.epoch, start=position.batch):
-                self._step(batch, position.batch / total)
-                if position.batch % log_steps == 0 or position.batch == total:
+                self._step(batch, n_batches)
+                done += 1
+                if done % log_steps == 0 or done == total:
                     self._look_at_losses()
                 self._step_boundary()
-        if position.batch != total:
-            raise TrainingError(f"Epoch {position.epoch} has {total} batches, but the loader gave {position.batch}.")
+                if done == total:
+                    break
+            if done < total:
+                self._end_pass(n_batches)
         self._tick()
 
-    def _step(self, batch: Batch, fraction: float) -> None:
+    def _end_pass(self, n_batches: int) -> None:
+        """Go on with the next epoch in the middle of a round."""
+        position = self._position
+        if position.batch != n_batches or not self._plan.use_iterations:
+            raise TrainingError(
+                f"Epoch {position.epoch} has {n_batches} batches, but the loader gave {position.batch}."
+            )
+        self._look_at_losses()
+        position.next_epoch()
+
+    def _step(self, batch: Batch, n_batches: int) -> None:
         position = self._position
         if not self._layout_fixed:
             fix_reduction_layout(self._stepper, batch, position.global_step)
             self._layout_fixed = True
-        factor = self._schedule.factor(position.epoch, fraction)
+        factor = self._schedule.factor(*self._rounds.progress(position, n_batches))
         self._learning_rate = self._plan.learning_rate * factor
         loss, sums = self._stepper.train(batch, position.global_step, self._learning_rate)
         position.sums += sums
@@ -113,7 +129,7 @@ class Trainer:
             self._interrupted()
 
     def _look_at_losses(self) -> None:
-        """The only place inside an epoch where numbers come to the host."""
+        """The only place inside a round where numbers come to the host."""
         if not self._losses:
             return
         position = self._position
@@ -142,8 +158,9 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> tuple[Figures, float]:
         started = time.monotonic()
-        loader, epoch = self._parts.validation, self._position.epoch
-        self._observer.phase("validation", epoch, 0, loader.n_batches(epoch))
+        # the same jets whatever the epoch
+        loader, epoch, number = self._parts.validation, self._position.epoch, self._rounds.number(self._position)
+        self._observer.phase("validation", number, 0, loader.n_batches(epoch))
         self._stepper.model.eval()
         sums = torch.zeros(N_SUMS, dtype=torch.float64, device=self._world.device)
         for batch in loader.epoch(epoch):
@@ -155,20 +172,20 @@ class Trainer:
         figures = Figures.of(total)
         if not torch.isfinite(total).all():
             raise NonFiniteLossError(
-                f"The validation loss is {figures.loss} after epoch {epoch} (step {self._position.global_step}): "
+                f"The validation loss is {figures.loss} in epoch {epoch} (after step {self._position.global_step}): "
                 "try a smaller learning rate, or look at the inputs."
             )
         return figures, time.monotonic() - started
 
-    def _finish_epoch(self, validation: Figures, seconds: float) -> None:
-        position = self._position
+    def _finish_round(self, validation: Figures, seconds: float) -> None:
+        position, number = self._position, self._rounds.number(self._position)
         train = Figures.of(self._world.sum(position.sums))
         position.histories.append(train, validation, position.seconds, seconds)
         is_best = validation.loss < position.best_loss_val
         if is_best:
-            position.best_loss_val, position.best_epoch = validation.loss, position.epoch
-        self._vault.save_epoch(position, is_best)
-        self._observer.epoch(EpochResult(position.epoch, train, validation, position.seconds, seconds, is_best))
+            position.best_loss_val, position.best_epoch = validation.loss, number
+        self._vault.save_round(position, is_best)
+        self._observer.epoch(EpochResult(number, train, validation, position.seconds, seconds, is_best))
 
     def _stop_here_if_asked(self, save: bool) -> None:
         if not self._control.now(self._signals.received is not None):

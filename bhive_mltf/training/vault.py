@@ -17,6 +17,7 @@ from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
 from bhive_mltf.training.position import Position
+from bhive_mltf.training.rounds import Rounds
 from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.step import RNG_SCHEME, Stepper
 
@@ -28,9 +29,17 @@ class Vault:
     """Checkpoints of one training. All ranks call its methods; rank 0 writes."""
 
     def __init__(
-        self, plan: TrainingPlan, world: World, ingredients: Ingredients, stepper: Stepper, schedule: Schedule
+        self,
+        plan: TrainingPlan,
+        world: World,
+        ingredients: Ingredients,
+        stepper: Stepper,
+        *,
+        rounds: Rounds,
+        schedule: Schedule,
     ) -> None:
-        self._plan, self._world, self._stepper, self._schedule = plan, world, stepper, schedule
+        self._plan, self._world, self._stepper = plan, world, stepper
+        self._rounds, self._schedule = rounds, schedule
         self._identity = {
             "config_digest": ingredients.config_digest,
             "dataset_digest": ingredients.dataset_digest,
@@ -54,6 +63,8 @@ class Vault:
             if state["scaler_state_dict"]:
                 self._stepper.scaler.load_state_dict(state["scaler_state_dict"])
             position = Position.restore(state, self._world)
+            if state["epoch_complete"]:
+                self._rounds.advance(position)
         steps = self._world.gather(torch.tensor([position.global_step]))
         if (steps != steps[0]).any():
             raise CheckpointError(
@@ -78,25 +89,26 @@ class Vault:
 
     def save_step(self, position: Position) -> None:
         """Write a rolling step checkpoint."""
-        state = self._state(position, epoch_complete=False)
+        state = self._state(position, complete=False)
         if not self._world.is_first:
             return
         checkpoint.save(checkpoint.step_path(self._plan.directory, position.global_step), state)
         checkpoint.prune_steps(self._plan.directory, self._plan.keep_checkpoints)
         self._last_save = time.monotonic()
 
-    def save_epoch(self, position: Position, is_best: bool) -> None:
-        """Write all files of a finished epoch; `model_<t>.pt`, which says that it is done, last."""
-        state = self._state(position, epoch_complete=True)
+    def save_round(self, position: Position, is_best: bool) -> None:
+        """Write all files of a finished round; `model_<number>.pt`, which says that it is done, last."""
+        state = self._state(position, complete=True)
         if not self._world.is_first:
             return
         directory = self._plan.directory
         position.histories.write(directory)
         if is_best:
             checkpoint.save(directory / checkpoint.BEST_NAME, state)
-        checkpoint.save(checkpoint.epoch_path(directory, position.epoch), state)
-        if not self._plan.keep_all_epochs_models and position.epoch > 0:
-            checkpoint.epoch_path(directory, position.epoch - 1).unlink(missing_ok=True)
+        number = self._rounds.number(position)
+        checkpoint.save(checkpoint.epoch_path(directory, number), state)
+        if not self._plan.keep_all_epochs_models:
+            checkpoint.prune_before(directory, number)
         self._last_save = time.monotonic()
 
     def best(self) -> tuple[Path, dict[str, Any]]:
@@ -104,13 +116,13 @@ class Vault:
         path = self._plan.directory / checkpoint.BEST_NAME
         return path, checkpoint.load(path)
 
-    def _state(self, position: Position, epoch_complete: bool) -> dict[str, Any]:
-        stepper = self._stepper
+    def _state(self, position: Position, complete: bool) -> dict[str, Any]:
+        stepper, number = self._stepper, self._rounds.number(position)
         return {
-            **position.state(self._world, epoch_complete),
+            **position.state(self._world, number, complete),
             "model_state_dict": _on_host(stepper.model),
             "optimizer_state_dict": stepper.optimizer.state_dict(),
-            "scheduler_state_dict": {**vars(self._schedule), "last_epoch": position.epoch},
+            "scheduler_state_dict": {**vars(self._schedule), "last_epoch": number},
             "scaler_state_dict": stepper.scaler.state_dict(),
             **self._identity,
             "seed": self._plan.seed,

@@ -43,7 +43,11 @@ def carry_out(task: TrainingTask, directory: Path) -> bool:
 
     if not (task.restart or task.resume_epoch > 0) or is_carried_out(directory):
         return False
-    aside = commands.restart(directory) if task.restart else commands.resume_epoch(directory, task.resume_epoch)
+    if task.restart:
+        aside = commands.restart(directory)
+    else:
+        by_iterations = task.effective("use_iterations")
+        aside = commands.resume_epoch(directory, task.resume_epoch, iterations=by_iterations)
     atomic.write_text(directory / MARK_NAME, os.environ[TOKEN_VARIABLE] + "\n")
     if aside is not None:
         task.say(f"set aside: {aside}")

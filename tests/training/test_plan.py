@@ -63,6 +63,22 @@ def test_types_and_unknown_fields_are_checked_too(tmp_path):
         TrainingPlan.read("no/such/plan.json")
 
 
-def test_extension_moves_the_last_epoch(tmp_path):
-    assert plan(tmp_path, epochs=3).last_epoch == 2
-    assert plan(tmp_path, epochs=3, extend_training=2).last_epoch == 4
+def test_extension_moves_the_last_round(tmp_path):
+    assert plan(tmp_path, epochs=3).last_number == 2
+    assert plan(tmp_path, epochs=3, extend_training=2).last_number == 4
+    by_iterations = {"epochs": 0, "use_iterations": True, "total_iterations": 10}
+    assert plan(tmp_path, **by_iterations).last_number == 10
+    assert plan(tmp_path, **by_iterations, extend_training=5).last_number == 15
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"use_iterations": True, "total_iterations": 5}, "epochs is 2, but must be 0 with use_iterations"),
+        ({"use_iterations": True, "epochs": 0}, "total_iterations is 0, but must be at least 1 with use_iterations"),
+        ({"total_iterations": 5}, "total_iterations is 5, but must be 0 without use_iterations"),
+    ],
+)
+def test_what_excludes_each_other_is_one_sentence(tmp_path, values, sentence):
+    with pytest.raises(ParameterError, match=sentence):
+        plan(tmp_path, **values)

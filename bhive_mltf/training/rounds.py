@@ -1,0 +1,118 @@
+"""Rounds of a training: what lies between two validations, an epoch or a number of iterations.
+
+A round ends with validation, histories and `model_<number>.pt`. The number is the epoch, from 0, or the iterations
+done, from 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from typing_extensions import override
+
+from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.position import Position
+
+
+class Span(NamedTuple):
+    """Batches of a round: done, and in all."""
+
+    done: int
+    total: int
+
+
+class Rounds(ABC):
+    """How a training is cut into rounds. `n_batches` is the number of batches of the position's epoch."""
+
+    planned: float
+    """Rounds without extensions: what the schedule runs over."""
+
+    @abstractmethod
+    def is_left(self, position: Position) -> bool:
+        """Whether there is more to train."""
+
+    @abstractmethod
+    def span(self, position: Position, n_batches: int) -> Span:
+        """The round that the next step belongs to."""
+
+    @abstractmethod
+    def number(self, position: Position) -> int:
+        """Number of the round whose last step was just done, or of the step itself inside a round of iterations."""
+
+    @abstractmethod
+    def progress(self, position: Position, n_batches: int) -> tuple[int, float]:
+        """(round, fraction of it that is done), for the schedule."""
+
+    @abstractmethod
+    def advance(self, position: Position) -> None:
+        """Go from the end of a round to the start of the next."""
+
+
+@dataclass(frozen=True)
+class Epochs(Rounds):
+    """A round is a pass over the training jets."""
+
+    planned: float
+    last: int
+
+    @override
+    def is_left(self, position: Position) -> bool:
+        return position.epoch <= self.last
+
+    @override
+    def span(self, position: Position, n_batches: int) -> Span:
+        return Span(position.batch, n_batches)
+
+    @override
+    def number(self, position: Position) -> int:
+        return position.epoch
+
+    @override
+    def progress(self, position: Position, n_batches: int) -> tuple[int, float]:
+        return position.epoch, position.batch / n_batches
+
+    @override
+    def advance(self, position: Position) -> None:
+        position.next_epoch()
+        position.begin_round()
+
+
+@dataclass(frozen=True)
+class Iterations(Rounds):
+    """A round ends at each multiple of `per_round` iterations, and at the last one; epochs end where they end."""
+
+    planned: float
+    per_round: int
+    total: int
+
+    @override
+    def is_left(self, position: Position) -> bool:
+        return position.round_start < self.total
+
+    @override
+    def span(self, position: Position, n_batches: int) -> Span:
+        start = position.round_start
+        end = min((start // self.per_round + 1) * self.per_round, self.total)
+        return Span(position.global_step - start, end - start)
+
+    @override
+    def number(self, position: Position) -> int:
+        return position.global_step
+
+    @override
+    def progress(self, position: Position, n_batches: int) -> tuple[int, float]:
+        whole, rest = divmod(position.global_step, self.per_round)
+        return whole, rest / self.per_round
+
+    @override
+    def advance(self, position: Position) -> None:
+        position.begin_round()
+
+
+def rounds_of(plan: TrainingPlan) -> Rounds:
+    """The rounds of a plan."""
+    if plan.use_iterations:
+        return Iterations(plan.total_iterations / plan.n_iters_per_save, plan.n_iters_per_save, plan.last_number)
+    return Epochs(plan.epochs, plan.last_number)
