@@ -22,7 +22,14 @@ def render(profile: Profile, spec: JobSpec) -> str:
     """
     shell = "#!/bin/bash -l" if profile.modules else "#!/bin/bash"
     options = [f"#SBATCH --{option}" for option in _options(profile, spec)]
-    return "\n".join([shell, *options, "", "set -e", *_environment(profile, spec), *_start(profile, spec), ""])
+    # SLURM reads % and \\ of the folder as parts of a pattern: there the script opens the log itself
+    log = [f'exec >> "{LOG_PATTERN.replace("%j", "$SLURM_JOB_ID")}" 2>&1'] if _is_odd(spec) else []
+    lines = [shell, *options, "", "set -e", *log, *_environment(profile, spec), *_start(profile, spec), ""]
+    return "\n".join(lines)
+
+
+def _is_odd(spec: JobSpec) -> bool:
+    return "%" in str(spec.folder) or "\\" in str(spec.folder)
 
 
 def _options(profile: Profile, spec: JobSpec) -> Iterator[str]:
@@ -37,7 +44,7 @@ def _options(profile: Profile, spec: JobSpec) -> Iterator[str]:
     yield from _gpus(profile, spec)
     yield from _memory(profile, spec)
     yield f"time={_time(profile.hours)}"
-    yield f"output={LOG_PATTERN}"
+    yield f"output={'/dev/null' if _is_odd(spec) else LOG_PATTERN}"
     yield "open-mode=append"
     yield "requeue" if profile.requeue else "no-requeue"
     # without `B:` it reaches the ranks and not the batch step

@@ -1,0 +1,198 @@
+"""A lab as a whole: up, down, where it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bhive_mltf.errors import SlurmError
+from bhive_mltf.slurm.lab import daemons, packages, texts
+from bhive_mltf.slurm.lab.settings import LONGEST_DIRECTORY, STATE_NAME, Settings, default_directory
+
+_FOLDERS = ("etc", "run", "log", "state", "dev", "database")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab that was started."""
+
+    settings: Settings
+
+    @property
+    def directory(self) -> Path:
+        """Where all its files are."""
+        return self.settings.directory
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that let a shell or a process use it."""
+        return {"SLURM_CONF": str(self.settings.slurm_conf)}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its controller runs."""
+        return daemons.pid_of(self.settings, "slurmctld") is not None
+
+    def kill_controller(self) -> None:
+        """SIGKILL to the controller, as a crash."""
+        daemons.stop(self.settings, "slurmctld", signal.SIGKILL)
+
+    def start_controller(self) -> None:
+        """Start the controller again; it goes on with the jobs it knew."""
+        daemons.start_controller(self.settings)
+        daemons.wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld", self.settings)
+
+    def kill_node(self, number: int) -> None:
+        """SIGKILL to the daemon of a node, as a crash."""
+        daemons.stop(self.settings, f"slurmd.{self.settings.nodes[number][0]}", signal.SIGKILL)
+
+    def start_node(self, number: int) -> None:
+        """Start the daemon of a node again."""
+        daemons.start_node(self.settings, self.settings.nodes[number][0])
+
+    def submissions(self) -> int:
+        """How many batch jobs the controller has been asked for since it was first started."""
+        log = self.settings.folder("log") / "slurmctld.log"
+        return log.read_text(encoding="utf-8", errors="replace").count("_slurm_rpc_submit_batch_job: JobId=")
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run one of SLURM's client programs on it."""
+        environment = {**os.environ, **self.environment}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+
+    def are_nodes_ready(self) -> bool:
+        """Whether all nodes wait for jobs."""
+        states = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").stdout.split()
+        return len(states) == len(self.settings.nodes) and set(states) == {"idle"}
+
+
+def up(settings: Settings | None = None) -> Lab:
+    """Start a lab with empty queues; one that runs in this directory is used as it is.
+
+    Raises
+    ------
+    SlurmError : packages are missing, ports are in use, or a daemon does not start; what was started is stopped again.
+    """
+    settings = settings or Settings()
+    settings = replace(settings, directory=settings.directory.absolute())
+    found = find(settings.directory)
+    if found is not None:
+        return found
+    packages.require(settings.accounting)
+    settings = _prepare(settings)
+    lab = Lab(settings)
+    try:
+        _start(lab)
+    except BaseException:
+        down(settings.directory, keep=True)
+        raise
+    return lab
+
+
+def find(directory: Path | None = None) -> Lab | None:
+    """The lab that runs in this directory (default: `$BHIVE_SLURM_LAB`, else this user's); None when none does."""
+    settings = Settings.read(directory or default_directory())
+    lab = Lab(settings) if settings is not None else None
+    return lab if lab is not None and lab.is_running else None
+
+
+def down(directory: Path | None = None, *, keep: bool = False) -> bool:
+    """Cancel all jobs, stop all daemons and remove the directory; False when there was no lab.
+
+    keep : leave the directory with the logs.
+    """
+    settings = Settings.read(directory or default_directory())
+    if settings is None:
+        return False
+    lab = Lab(settings)
+    if lab.is_running:
+        _cancel_all(lab)
+    for name in (*(f"slurmd.{node}" for node, _ in settings.nodes), "slurmctld", "slurmdbd", "mariadbd", "munged"):
+        daemons.stop(settings, name)
+    daemons.kill_jobs(settings)
+    if keep:
+        (settings.directory / STATE_NAME).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(settings.directory, ignore_errors=True)
+    return True
+
+
+def _cancel_all(lab: Lab) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired, SlurmError):
+        lab.run("scancel", f"--user={lab.settings.user}")
+        daemons.wait(lambda: not lab.run("squeue", "--noheader").stdout.strip(), "the end of jobs", lab.settings, 10)
+
+
+def _prepare(settings: Settings) -> Settings:
+    """Make directory, key and configuration; the settings with ports and kind of names chosen."""
+    directory = settings.directory
+    if len(os.fsencode(directory)) > LONGEST_DIRECTORY:
+        raise SlurmError(f"the path {directory} is longer than {LONGEST_DIRECTORY} bytes: give a shorter --directory")
+    _clear(directory)
+    for name in _FOLDERS:
+        settings.folder(name).mkdir(parents=True)
+    settings = settings.with_free_port()
+    # the file must be there to see whether it can be put over /etc/hosts
+    _write(settings, "hosts", texts.hosts(replace(settings, names="namespace")))
+    if not settings.names:
+        settings = replace(settings, names="namespace" if daemons.namespaces_work(settings) else "address")
+    _write_key(settings.folder("etc") / "munge.key")
+    _write(settings, "slurm.conf", texts.slurm_conf(settings))
+    _write(settings, "gres.conf", texts.gres_conf(settings))
+    if settings.accounting:
+        _write(settings, "slurmdbd.conf", texts.slurmdbd_conf(settings), mode=0o600)
+    _make_devices(settings)
+    settings.write()
+    return settings
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier lab left; SlurmError for a directory that is no lab of this user."""
+    if not directory.exists():
+        directory.mkdir(parents=True, mode=0o755)
+        return
+    ours = directory.stat().st_uid == os.getuid()
+    if not ours or (any(directory.iterdir()) and not (directory / "etc" / "slurm.conf").exists()):
+        raise SlurmError(f"{directory} is not a lab of this user: remove it, or give another --directory")
+    if Settings.read(directory) is not None:
+        down(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o755)
+
+
+def _write(settings: Settings, name: str, text: str, mode: int = 0o644) -> None:
+    path = settings.folder("etc") / name
+    path.touch(mode=mode)
+    path.write_text(text, encoding="utf-8")
+
+
+def _write_key(path: Path) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(secrets.token_bytes(1024))
+    path.chmod(0o400)
+
+
+def _make_devices(settings: Settings) -> None:
+    """Device files that stand for GPUs: copies of /dev/null, since SLURM wants device files."""
+    if settings.is_root:
+        for number in range(settings.gpus):
+            os.mknod(settings.folder("dev") / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+
+
+def _start(lab: Lab) -> None:
+    settings = lab.settings
+    daemons.start_munge(settings)
+    daemons.wait((settings.folder("run") / "munge.socket").exists, "munged", settings)
+    if settings.accounting:
+        daemons.start_accounting(settings)
+    daemons.start_controller(settings)
+    for name, _ in settings.nodes:
+        daemons.start_node(settings, name)
+    daemons.wait(lab.are_nodes_ready, "the nodes", settings)

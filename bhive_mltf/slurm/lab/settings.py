@@ -1,0 +1,109 @@
+"""What a lab is made of."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from bhive_mltf.errors import SlurmError
+from bhive_mltf.files import atomic
+
+DIRECTORY_VARIABLE = "BHIVE_SLURM_LAB"
+STATE_NAME = "lab.json"
+NODES = ("n1", "n2")
+FIRST_PORT = 16800
+PORT_STEP = 10
+# munge's socket path has to fit into the 108 bytes of a socket address
+LONGEST_DIRECTORY = 80
+
+
+def default_directory() -> Path:
+    """`$BHIVE_SLURM_LAB`, else a folder of this user in the folder for temporary files."""
+    chosen = os.environ.get(DIRECTORY_VARIABLE)
+    return Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"bhive-slurm-lab-{os.getuid()}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A lab before it is started.
+
+    port : first of ten consecutive ports; 0 takes the first ten that are free.
+    names : `namespace`: nodes are called n1 and n2, by namespaces for host names; `address`: they are called by their
+        loopback addresses, which needs no privilege; empty: whichever works.
+    accounting : with slurmdbd and MariaDB, so that `sacct` works.
+    """
+
+    directory: Path = field(default_factory=default_directory)
+    port: int = 0
+    names: Literal["", "namespace", "address"] = ""
+    accounting: bool = False
+    cpus: int = 4
+    memory_mb: int = 8000
+    gpus: int = 2
+    user: str = field(default_factory=getpass.getuser)
+
+    @property
+    def slurm_conf(self) -> Path:
+        """What SLURM_CONF has to be."""
+        return self.directory / "etc" / "slurm.conf"
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the daemons run as root."""
+        return self.user == "root"
+
+    @property
+    def nodes(self) -> tuple[tuple[str, str], ...]:
+        """Name and address of each node."""
+        # without namespaces every daemon binds the address of this host's name
+        addresses = ("127.0.0.1", "127.0.0.2") if self.names == "namespace" else ("127.0.0.1", "127.0.0.1")
+        names = NODES if self.names == "namespace" else ("127.0.0.1", "127.0.0.2")
+        return tuple(zip(names, addresses, strict=True))
+
+    def folder(self, name: str) -> Path:
+        """A folder of the lab: etc, run, log, state, dev, database."""
+        return self.directory / name
+
+    def write(self) -> None:
+        """Leave the settings where `read` finds them."""
+        content = {**asdict(self), "directory": str(self.directory)}
+        atomic.write_json(self.directory / STATE_NAME, content)
+
+    @classmethod
+    def read(cls, directory: Path) -> Settings | None:
+        """The settings of the lab in this directory; None when there is none."""
+        try:
+            content = json.loads((directory / STATE_NAME).read_text(encoding="utf-8"))
+            return cls(**{**content, "directory": Path(content["directory"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def with_free_port(self) -> Settings:
+        """The same with ten free ports; SlurmError when those asked for are in use."""
+        if self.port:
+            if not _are_free(self.port):
+                raise SlurmError(
+                    f"some port from {self.port} to {self.port + PORT_STEP - 1} is in use: give another --port"
+                )
+            return self
+        for port in range(FIRST_PORT, FIRST_PORT + 100 * PORT_STEP, PORT_STEP):
+            if _are_free(port):
+                return replace(self, port=port)
+        raise SlurmError(f"no ten free ports from {FIRST_PORT} on: stop other clusters on this machine")
+
+
+def _are_free(first: int) -> bool:
+    for port in range(first, first + PORT_STEP):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                return False
+    return True
