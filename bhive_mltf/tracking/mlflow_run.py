@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_ENDED = ("FINISHED", "FAILED", "KILLED")
 _MAX_DIGEST = 36  # characters
 _MAX_SOURCE = 60_000  # characters
 
@@ -219,9 +220,11 @@ class MlflowRun(Run):
         for child in self._children.values():
             child.finish(status)
         self.stop_system_metrics()
-        if status is not None:
+        if status in _ENDED:
             end = int(time.time() * 1000)  # of the training, not of the delivery
             self._set_status(lambda client, run_id: client.set_terminated(run_id, status, end))
+        elif status is not None:
+            self._set_status(lambda client, run_id: client.update_run(run_id, status=status))
         if self._parent is None:
             self._report(self._sender.close(timeout))
 

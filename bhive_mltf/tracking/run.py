@@ -102,7 +102,10 @@ class Run:
         return True
 
     def finish(self, status: str | None = None, timeout: float = FLUSH_TIMEOUT) -> None:
-        """Deliver what is left and end; only the owner of the run gives a status (FINISHED, FAILED, KILLED)."""
+        """Deliver what is left and end; only the owner of the run gives a status.
+
+        FINISHED, FAILED, KILLED, or SCHEDULED for a run that another process goes on with.
+        """
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from torch import nn
 
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.training import ingredients as making
+from bhive_mltf.training import srun
 from bhive_mltf.training.batchnorm import synchronise_batch_norms
 from bhive_mltf.training.distributed import World, set_threads
 from bhive_mltf.training.ingredients import Ingredients
@@ -59,7 +60,13 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             set_threads(plan.threads_per_rank, world)
             _trainer(plan, world, build(plan, world), watching, signals).run()
             status = "FINISHED"
-        except (TrainingInterruptedError, KeyboardInterrupt):
+        except TrainingInterruptedError as error:
+            status = "SCHEDULED" if srun.goes_on(signals.received) else "KILLED"
+            if world.is_first:
+                # before tracking delivers what is left: little time may remain
+                srun.tell_stopped(error.step, signals.received)
+            raise
+        except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
@@ -82,6 +89,9 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
 
 def _default_observer() -> Observer:
     from bhive_mltf.training.progress import Progress
+    from bhive_mltf.training.progress_file import ProgressFile
     from bhive_mltf.training.tracked import Tracked
 
-    return Observers([Progress(), Tracked()])
+    folder = srun.job_folder()
+    file = [] if folder is None else [ProgressFile(folder / srun.PROGRESS_NAME)]
+    return Observers([Progress(), *file, Tracked()])

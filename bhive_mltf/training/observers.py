@@ -67,7 +67,7 @@ class Observer:
         """The training is done; `model` has the best weights."""
 
     def end(self, status: str) -> None:
-        """FINISHED, FAILED, or KILLED (asked to stop; goes on later)."""
+        """FINISHED, FAILED, KILLED (asked to stop), or SCHEDULED (asked to stop; its job starts it again)."""
 
 
 class Observers(Observer):

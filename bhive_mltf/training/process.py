@@ -14,17 +14,31 @@ import threading
 import time
 from typing import NoReturn
 
+from bhive_mltf.training import signals, srun
+
 LAUNCHER_VARIABLE = "BHIVE_MLTF_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 _CHECK_INTERVAL = 1.0  # s
+
+
+def begin_rank() -> None:
+    """What a rank's process does first, before its slow imports: see `end_with_launcher`, `signals`, `srun`."""
+    end_with_launcher()
+    if srun.is_srun_task():
+        signals.catch_early()
+        srun.take_identity()
 
 
 def end_with_launcher() -> None:
     """Make this process end within seconds when its launcher is gone, even by SIGKILL.
 
     Does nothing for a process that was started by hand. Linux kills it at once (parent-death signal); a thread
-    that looks at the parent every second covers the rest, and takes the loader's workers along.
+    that looks at the parent every second covers the rest, and takes the loader's workers along. For a task of srun
+    the launcher is slurmstepd, and the thread alone looks: the signal would come when only a thread of it ends.
     """
+    if srun.is_srun_task():
+        threading.Thread(target=_watch, args=(os.getppid(),), name="watch-launcher", daemon=True).start()
+        return
     launcher = _launcher()
     if launcher is None:
         return

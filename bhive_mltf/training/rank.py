@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import atomic
-from bhive_mltf.training.process import end_with_launcher, leave
+from bhive_mltf.training import signals, srun
+from bhive_mltf.training.process import begin_rank, leave
 
 if TYPE_CHECKING:
     from bhive_mltf.training.engine import Builder
@@ -32,10 +34,11 @@ def error_path(directory: Path, rank: int) -> Path:
 def main(arguments: Sequence[str]) -> NoReturn:
     """Train one rank of the plan named by the only argument, then end the process.
 
-    The exit code is 0 when the training is done, 75 when a signal stopped it and it is saved, else 1.
+    The exit code is 0 when the training is done, 75 when a signal stopped it and it is saved, else 1. Inside a job it
+    is 0 for a training that was stopped too, since srun would kill the other ranks; rank 0 leaves word.
     """
-    # before the slow imports: the launcher may go away at any time
-    end_with_launcher()
+    # before the slow imports: the launcher may go away, and a batch system may warn, at any time
+    begin_rank()
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m bhive_mltf.training PLAN\n")
         leave(2)
@@ -60,19 +63,18 @@ def _train(plan_path: Path, builder: Builder | None) -> int:
     from bhive_mltf.training import engine, ingredients
     from bhive_mltf.training.distributed import join_world
     from bhive_mltf.training.plan import TrainingPlan
-    from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 
     plan = TrainingPlan.read(plan_path)
     interrupted = False
     with join_world() as world:
         try:
             engine.train(plan, world, builder or ingredients.build)
-        except TrainingInterruptedError as error:
+        except signals.TrainingInterruptedError as error:
             # all ranks stop at the same step: the group can be taken down in order
             interrupted = True
             if world.is_first:
                 logger.warning("%s", error)
-    return INTERRUPTED_EXIT_CODE if interrupted else 0
+    return signals.INTERRUPTED_EXIT_CODE if interrupted and srun.job_folder() is None else 0
 
 
 def _leave_reason(directory: Path, error: Exception) -> None:
@@ -92,6 +94,8 @@ def _leave_reason(directory: Path, error: Exception) -> None:
         "kind": type(error).__name__,
         "message": str(error),
         "lost": lost,
+        "by_user": by_user,
+        "no_space": isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
         "traceback": text,
     }
     try:

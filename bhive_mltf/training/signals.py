@@ -9,23 +9,40 @@ from typing import Self
 
 from bhive_mltf.errors import TrainingError
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# USR2 is the warning of a batch system; luigi and NCCL may use USR1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL: not done, the same command goes on
 
 
 class TrainingInterruptedError(TrainingError):
-    """A training that was asked to stop, and saved where it was."""
+    """A training that was asked to stop, and saved where it was, after `step` steps."""
+
+    def __init__(self, message: str, step: int = -1) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+_early: list[signal.Signals] = []
+
+
+def catch_early() -> None:
+    """Note SIGTERM and SIGUSR2 from now on for the `StopSignals` to come.
+
+    For a process whose batch system may warn it while it still imports: by its default action the signal would end it.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: _early.append(signal.Signals(number)))
 
 
 class StopSignals:
-    """Context manager: SIGTERM and SIGINT are noted in `received` instead of ending the process.
+    """Context manager: SIGTERM, SIGINT and SIGUSR2 are noted in `received` instead of ending the process.
 
     A second SIGINT raises KeyboardInterrupt. Outside the main thread, where Python allows no handlers, nothing is
     changed.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.received: signal.Signals | None = _early[-1] if _early else None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from bhive_mltf.tracking.run import NullRun, Run, attach
+from bhive_mltf.training import srun
 from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
@@ -26,7 +27,8 @@ class Tracked(Observer):
         self._run = attach(plan.directory, tracking=plan.tracking)
         if plan.nested_metrics:
             self._nested = self._run.nested(NESTED_NAME)
-        self._run.tags({"world_size": world_size, "generation": plan.generation})
+        self._run.begin()
+        self._run.tags({"world_size": world_size, "generation": plan.generation, **srun.facts()})
         self._run.start_system_metrics()
 
     @override

@@ -198,7 +198,8 @@ class Trainer:
         name = self._signals.received.name if self._signals.received else "a signal to another rank"
         raise TrainingInterruptedError(
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "
-            "and saved: the same command goes on from there."
+            "and saved: the same command goes on from there.",
+            self._position.global_step,
         )
 
     def _tick(self) -> None:

@@ -13,9 +13,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bhive_mltf.training.process import end_with_launcher, leave
+from bhive_mltf.training.process import begin_rank, leave
 
-END_WITH_LAUNCHER = end_with_launcher() if __name__ == "__main__" else None
+BEGIN_RANK = begin_rank() if __name__ == "__main__" else None
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -1,0 +1,165 @@
+"""Is each node fit for the job? One task per node looks around before hours are lost.
+
+`python -m bhive_mltf.slurm.inside.preflight PROBE TOKEN` prints one line of JSON; `check_nodes` starts it and judges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bhive_mltf import __version__
+from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.job import JobSpec
+
+MAX_SKEW_S = 60.0
+MIN_FREE_BYTES = 200 * 2**20
+TIMEOUT_S = 300.0
+# A network file system may show another node's file only after its cache has run out.
+_VISIBLE_WITHIN_S = 20.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one node says of itself; `problem` is a sentence about it, or empty."""
+
+    node: str
+    time: float
+    version: str
+    gpus: int
+    free_bytes: int
+    problem: str = ""
+
+
+def check_nodes(allocation: Allocation, spec: JobSpec, variables: Mapping[str, str]) -> str:
+    """Look at all nodes of the allocation; a sentence that names what is wrong where, empty when nothing is.
+
+    Each node must see the probe that the submitting command wrote, and writes a file that must be seen from here.
+    """
+    folder = spec.folder
+    for left in folder.glob(f"{spec.probe}.*"):
+        left.unlink(missing_ok=True)
+    begun = time.time()
+    try:
+        done = subprocess.run(
+            _command(allocation, spec),
+            env=dict(variables),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the nodes {', '.join(allocation.nodes)} did not answer within {TIMEOUT_S:.0f} s"
+    ended = time.time()
+    reports = _reports(done.stdout)
+    problems = [_silence(node, done.stderr) for node in allocation.nodes if node not in reports]
+    problems += [text for report in reports.values() if (text := _problem(report, spec, begun, ended))]
+    return "; ".join(problems)
+
+
+def _command(allocation: Allocation, spec: JobSpec) -> list[str]:
+    count = len(allocation.nodes)
+    return [
+        "srun",
+        f"--nodes={count}",
+        f"--ntasks={count}",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        "--kill-on-bad-exit=0",
+        sys.executable,
+        "-m",
+        "bhive_mltf.slurm.inside.preflight",
+        str(spec.folder / spec.probe),
+        spec.token,
+    ]
+
+
+def _reports(text: str) -> dict[str, Report]:
+    found = {}
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError):
+            report = Report(**json.loads(line))
+            found[report.node] = report
+    return found
+
+
+def _silence(node: str, errors: str) -> str:
+    lines = [line for line in errors.splitlines() if line.strip()]
+    last = f" ({lines[-1].strip()})" if lines else ""
+    return f"node {node} cannot run {sys.executable} with bhive_mltf{last}"
+
+
+def _problem(report: Report, spec: JobSpec, begun: float, ended: float) -> str:
+    folder = spec.folder
+    skew = max(begun - report.time, report.time - ended, 0.0)
+    if report.problem:
+        problem = report.problem
+    elif not _appears(folder / f"{spec.probe}.{report.node}"):
+        problem = f"writes to {folder}, but that is not seen on the first node: it is not one shared file system"
+    elif skew > MAX_SKEW_S:
+        problem = f"has a clock that is {skew:.0f} s off"
+    elif report.gpus < spec.gpus_per_node:
+        problem = f"shows {report.gpus} GPUs, but {spec.gpus_per_node} were asked for"
+    elif report.free_bytes < MIN_FREE_BYTES:
+        problem = f"has {report.free_bytes / 2**20:.0f} MiB left in {folder}: make room"
+    elif report.version != __version__:
+        problem = f"has bhive_mltf {report.version}, but the first node has {__version__}"
+    else:
+        return ""
+    return f"node {report.node} {problem}"
+
+
+def _appears(path: Path) -> bool:
+    deadline = time.monotonic() + _VISIBLE_WITHIN_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def look(probe: Path, token: str) -> Report:
+    """What this node says of itself."""
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    problem, free = "", 0
+    try:
+        if probe.read_text(encoding="utf-8") != token:
+            problem = f"sees another {probe} than the one of this job: it is not the file system of the outputs"
+        probe.with_name(f"{probe.name}.{node}").write_text(node, encoding="utf-8")
+        free = shutil.disk_usage(probe.parent).free
+    except OSError as error:
+        problem = f"cannot use {probe.parent}: {error.strerror or error}"
+    return Report(node, time.time(), __version__, count_gpus(os.environ), free, problem)
+
+
+def count_gpus(environment: Mapping[str, str]) -> int:
+    """GPUs that this job may use here: those that SLURM gave, as far as the driver has them."""
+    given = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        there = int(pynvml.nvmlDeviceGetCount())
+    except Exception:  # noqa: BLE001 - no driver, or one that does not answer
+        return 0
+    return min(len(given), there) if given else there
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what this node says of itself."""
+    sys.stdout.write(json.dumps(asdict(look(Path(arguments[0]), arguments[1]))) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

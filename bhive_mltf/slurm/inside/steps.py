@@ -1,0 +1,71 @@
+"""What the batch step starts: one task per rank by srun, or one command here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.job import JobSpec
+
+# Ranks find the job's folder by it; the same name as in `bhive_mltf.training.srun`, which is not imported here.
+FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
+# A command that runs inside a job never makes another one.
+INSIDE_VARIABLE = "BHIVE_MLTF_INSIDE_JOB"
+LOG_FOLDER = "logs"
+# Variables of the batch step that would shape every srun in it.
+_SHAPING = (
+    "SLURM_CPU_BIND",
+    "SLURM_CPU_BIND_TYPE",
+    "SLURM_CPU_BIND_LIST",
+    "SLURM_CPU_BIND_VERBOSE",
+    "SLURM_EXPORT_ENV",
+)
+_NOT_HANDED_ON = ("MLFLOW_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "BHIVE_MLTF_LAUNCHER_PID")
+
+
+def environment(spec: JobSpec, allocation: Allocation) -> dict[str, str]:
+    """Variables of all that is started."""
+    kept = {name: value for name, value in os.environ.items() if name not in (*_SHAPING, *_NOT_HANDED_ON)}
+    threads = str(spec.threads_per_rank or spec.cpus_per_rank)
+    ours = {FOLDER_VARIABLE: str(spec.folder), "PYTHONUNBUFFERED": "1"}
+    if spec.kind == "command":
+        return {**kept, **ours, INSIDE_VARIABLE: allocation.job_id}
+    meeting = {"MASTER_ADDR": allocation.master_address(), "MASTER_PORT": str(allocation.port)}
+    return {"OMP_NUM_THREADS": threads, **kept, **ours, **meeting}
+
+
+def ranks(spec: JobSpec) -> list[str]:
+    """The srun command of all ranks; each rank's output is added to `logs/rank_<r>.log` beside the outputs."""
+    # in the folder's own part a % would be a pattern
+    folder = str(spec.directory / LOG_FOLDER).replace("%", "%%")
+    log = f"{folder}/rank_%t.log"
+    return [
+        "srun",
+        "--kill-on-bad-exit=1",
+        f"--nodes={spec.nodes}",
+        f"--ntasks={spec.nodes * spec.ranks_per_node}",
+        f"--ntasks-per-node={spec.ranks_per_node}",
+        f"--cpus-per-task={spec.cpus_per_rank}",
+        "--distribution=block",
+        "--open-mode=append",
+        f"--output={log}",
+        f"--error={log}",
+        *spec.command,
+    ]
+
+
+def start(spec: JobSpec, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ranks or command."""
+    command = ranks(spec) if spec.kind == "ranks" else list(spec.command)
+    return subprocess.Popen(command, env=dict(variables))
+
+
+def clear(directory: Path, size: int, *names: Path) -> None:
+    """Remove what an earlier attempt left that could be taken for this one's."""
+    for rank in range(size):
+        (directory / LOG_FOLDER / f"rank_{rank}.error.json").unlink(missing_ok=True)
+    for path in names:
+        path.unlink(missing_ok=True)

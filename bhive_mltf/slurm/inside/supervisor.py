@@ -1,0 +1,178 @@
+"""The batch step of a job: check the nodes, start the ranks, judge, and put the job back into the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bhive_mltf.files import atomic
+from bhive_mltf.slurm.inside import preflight, steps
+from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.inside.attempts import Attempt
+from bhive_mltf.slurm.inside.verdict import ExitCode, Outcome, Seen, Verdict, judge
+from bhive_mltf.slurm.job import OUTCOME_NAME, JobSpec
+
+STOPPED_NAME = "stopped.json"
+REQUEUE_TRIES_S = 600.0
+# SLURM ends the batch step of a job that was put back within this time.
+_END_WITHIN_S = 120.0
+logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One start of a job."""
+
+    def __init__(self, spec: JobSpec, allocation: Allocation) -> None:
+        self._spec, self._allocation = spec, allocation
+        self._attempt = Attempt(allocation.job_id, allocation.attempt, allocation.nodes, time.time())
+        self._terminated = False
+
+    @classmethod
+    def of(cls, spec_path: Path) -> Supervisor:
+        """The supervisor of this batch step; ProfileError for a file that is no spec."""
+        return cls(JobSpec.read(spec_path), Allocation.of())
+
+    def run(self) -> int:
+        """Run the job once; the exit code of the batch step."""
+        with self._noting_signals():
+            self._attempt.write(self._spec.folder)
+            (self._spec.folder / OUTCOME_NAME).unlink(missing_ok=True)
+            logger.info(
+                "job %s, attempt %d, on %s",
+                self._allocation.job_id,
+                self._attempt.number,
+                ", ".join(self._attempt.nodes),
+            )
+            verdict = self._run()
+            logger.info("%s: %s", verdict.outcome.value, verdict.reason)
+            self._record(verdict)
+            return self._requeue(verdict) if verdict.requeue else int(verdict.exit_code)
+
+    def _run(self) -> Verdict:
+        spec = self._spec
+        try:
+            variables = steps.environment(spec, self._allocation)
+            problem = preflight.check_nodes(self._allocation, spec, variables)
+            if problem:
+                return Verdict(Outcome.FAILED, problem, ExitCode.BAD_NODE)
+            steps.clear(spec.directory, spec.nodes * spec.ranks_per_node, spec.folder / STOPPED_NAME)
+            (spec.directory / steps.LOG_FOLDER).mkdir(exist_ok=True)
+            code = self._wait(steps.start(spec, variables))
+        except OSError as error:
+            code = ExitCode.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else ExitCode.FAILED
+            return Verdict(Outcome.FAILED, f"the job cannot start its ranks: {error}", code)
+        return judge(self._seen(code))
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout=5.0)
+                logger.info("%s ended with exit code %d", "the ranks" if self._spec.kind == "ranks" else "it", code)
+                return code
+
+    def _seen(self, code: int) -> Seen:
+        spec = self._spec
+        stopped = _json(spec.folder / STOPPED_NAME)
+        found = [_json(path) for path in sorted((spec.directory / steps.LOG_FOLDER).glob("rank_*.error.json"))]
+        return Seen(
+            exit_code=code,
+            attempt=self._attempt.number,
+            max_attempts=spec.max_attempts if spec.requeue else 1,
+            stopped=stopped if stopped and stopped.get("attempt") == self._attempt.number else None,
+            reasons=tuple(reason for reason in found if reason),
+            terminated=self._terminated,
+            no_space=code != 0 and not _can_write(spec.folder),
+            can_go_on=spec.kind == "ranks",
+        )
+
+    def _record(self, verdict: Verdict) -> None:
+        code = 0 if verdict.requeue else int(verdict.exit_code)
+        self._attempt = self._attempt.ended(verdict.outcome, verdict.reason, code)
+        self._attempt.write(self._spec.folder)
+        content = {
+            "job_id": self._allocation.job_id,
+            "attempt": self._attempt.number,
+            "token": self._spec.token,
+            "outcome": verdict.outcome.value,
+            "reason": verdict.reason,
+            "exit_code": code,
+            "requeued": verdict.requeue,
+            "time": time.time(),
+        }
+        try:
+            atomic.write_json(self._spec.folder / OUTCOME_NAME, content)
+        except OSError as error:
+            logger.warning("the outcome cannot be written: %s", error)
+
+    def _requeue(self, verdict: Verdict) -> int:
+        """Put this job back into the queue; the controller may be away for a while."""
+        deadline = time.monotonic() + REQUEUE_TRIES_S
+        while not _requeued(self._allocation.job_id):
+            if self._terminated or time.monotonic() > deadline:
+                reason = f"{verdict.reason}; the job could not be put back into the queue: type the command again"
+                self._record(Verdict(Outcome.ENDED, reason, ExitCode.TRY_AGAIN))
+                return int(ExitCode.TRY_AGAIN)
+            time.sleep(5.0)
+        logger.info(
+            "back in the queue, attempt %d of at most %d follows", self._attempt.number + 1, self._spec.max_attempts
+        )
+        # leaving before SLURM ends this step could be taken for the end of the job
+        deadline = time.monotonic() + _END_WITHIN_S
+        while not self._terminated and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return 0
+
+    @contextlib.contextmanager
+    def _noting_signals(self) -> Iterator[None]:
+        """SIGTERM says that SLURM ends the job: the ranks get it too, and their end is waited for."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR2)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._terminated = self._terminated or number == signal.SIGTERM
+
+
+def _requeued(job_id: str) -> bool:
+    try:
+        done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("scontrol requeue %s: %s", job_id, error)
+        return False
+    if done.returncode:
+        logger.warning("scontrol requeue %s: %s", job_id, done.stderr.strip())
+    return done.returncode == 0
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether the disk of the outputs takes a small file."""
+    path = folder / f".space.{secrets.token_hex(4)}"
+    try:
+        path.write_bytes(b"\0" * 2**20)
+    except OSError as error:
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return True

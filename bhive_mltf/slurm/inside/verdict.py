@@ -1,0 +1,154 @@
+"""How a start of a job ended, and what follows from it: a pure function of what was seen."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any
+
+
+class Outcome(Enum):
+    """How one attempt ended."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"  # saved on a signal, goes on in the next attempt
+    BROKEN = "broken"  # a rank or a node was lost, goes on from the last checkpoint
+    ENDED = "ended"  # SLURM itself ends the job
+    FAILED = "failed"
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the batch step; SLURM keeps them where files may be lost."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_INPUT = 65
+    BAD_NODE = 69
+    NO_SPACE = 74
+    TRY_AGAIN = 75  # saved; the same command goes on
+
+
+SENTENCES = {
+    ExitCode.FAILED: "the job failed",
+    ExitCode.WRONG_INPUT: "the job was refused what it was asked for",
+    ExitCode.BAD_NODE: "a node of the job is not fit for it",
+    ExitCode.NO_SPACE: "no space is left where the outputs go: make room, then type the command again",
+    ExitCode.TRY_AGAIN: "the job stopped with its work saved: type the command again and it goes on",
+}
+# Kinds of Python errors that the next attempt would meet again.
+_SURE_TO_RETURN = frozenset(
+    error.__name__
+    for error in (
+        AssertionError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        KeyError,
+        ModuleNotFoundError,
+        NameError,
+        NotImplementedError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    )
+)
+# Errors of ours that another attempt may not meet.
+_PASSING = frozenset({"LockedError"})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known when the ranks have ended.
+
+    exit_code : of srun, or of the command.
+    stopped : rank 0's word that all stopped in order, None without it.
+    reasons : what ranks left behind, in any order.
+    terminated : SLURM told the batch step to end.
+    no_space : nothing can be written where the outputs go.
+    """
+
+    exit_code: int
+    attempt: int
+    max_attempts: int
+    stopped: dict[str, Any] | None = None
+    reasons: Sequence[dict[str, Any]] = field(default_factory=tuple)
+    terminated: bool = False
+    no_space: bool = False
+    can_go_on: bool = True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How the attempt ended, why, and whether the job is to be put back into the queue."""
+
+    outcome: Outcome
+    reason: str
+    exit_code: ExitCode
+    requeue: bool = False
+
+
+def judge(seen: Seen) -> Verdict:
+    """What to do now."""
+    if seen.exit_code == 0 and seen.stopped is None:
+        return Verdict(Outcome.DONE, "done", ExitCode.DONE)
+    if seen.terminated:
+        saved = f"saved at step {seen.stopped['step']}" if seen.stopped else "the last checkpoint holds"
+        return Verdict(Outcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
+    if seen.stopped is not None:
+        why = f"stopped by {seen.stopped['signal'] or 'a signal'} and saved at step {seen.stopped['step']}"
+        return _again(seen, Outcome.STOPPED, why)
+    return _failed(seen)
+
+
+def _failed(seen: Seen) -> Verdict:
+    reason = first_reason(seen.reasons)
+    what = sentence(reason) if reason else _by_exit_code(seen.exit_code)
+    if seen.no_space or any(r.get("no_space") for r in seen.reasons):
+        return Verdict(Outcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
+    if reason and reason["kind"] not in _PASSING:
+        if reason.get("by_user"):
+            return Verdict(Outcome.FAILED, what, ExitCode.WRONG_INPUT)
+        if reason["kind"] in _SURE_TO_RETURN:
+            return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
+    if not seen.can_go_on:
+        return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
+    return _again(seen, Outcome.BROKEN, what)
+
+
+def _again(seen: Seen, outcome: Outcome, why: str) -> Verdict:
+    if seen.attempt < seen.max_attempts:
+        return Verdict(outcome, why, ExitCode.DONE, requeue=True)
+    return Verdict(
+        Outcome.FAILED,
+        f"{why}; that was attempt {seen.attempt} of {seen.max_attempts}: type the command again and it goes on",
+        ExitCode.TRY_AGAIN,
+    )
+
+
+def first_reason(reasons: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The reason of the rank that failed by itself, not of those that lost it; None when no rank left one of its own.
+
+    A rank that was killed leaves none: the others then only tell that they lost it.
+    """
+    own = [reason for reason in reasons if not reason.get("lost")]
+    return min(own, key=lambda reason: float(reason.get("time", 0))) if own else None
+
+
+def sentence(reason: dict[str, Any]) -> str:
+    """A rank's reason in one line."""
+    message = str(reason.get("message") or "").strip()
+    return f"rank {reason.get('rank')} failed ({reason.get('kind')}: {message.splitlines()[0] if message else ''})"
+
+
+def _by_exit_code(code: int) -> str:
+    number = code - 128 if code > 128 else -code if code < 0 else 0
+    try:
+        return (
+            f"a rank was killed by {signal.Signals(number).name}" if number else f"a rank ended with exit code {code}"
+        )
+    except ValueError:
+        return f"a rank ended with exit code {code}"

@@ -1,0 +1,96 @@
+"""What the batch step decides from its environment, without a cluster."""
+
+import socket
+import time
+
+import pytest
+
+from bhive_mltf import __version__
+from bhive_mltf.slurm.inside import allocation, preflight, steps
+from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.job import JobSpec
+from bhive_mltf.training import srun
+
+
+@pytest.fixture
+def spec(tmp_path):
+    made = JobSpec(name="a", kind="ranks", command=("python", "-m", "x"), directory=tmp_path, nodes=2, ranks_per_node=2)
+    made.write()
+    return made
+
+
+ALLOCATION = Allocation("41", 1, ("localhost", "n2"))
+
+
+def test_rank_and_job_agree_on_names():
+    assert steps.FOLDER_VARIABLE == srun.FOLDER_VARIABLE
+
+
+def test_port_is_free_and_of_the_job(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 20_041))
+        taken.listen()
+        assert ALLOCATION.port == 20_142
+    assert ALLOCATION.port == 20_041
+
+
+def test_master_address_falls_back_to_what_resolves(monkeypatch):
+    assert ALLOCATION.master_address() == "localhost"
+    unknown = Allocation("41", 1, ("no-such-host.invalid", "n2"))
+    monkeypatch.setattr(allocation, "_answer", lambda *command: "NodeName=x NodeAddr=127.0.0.1 NodeHostName=x")
+    assert unknown.master_address() == "127.0.0.1"
+    monkeypatch.setattr(allocation, "_answer", lambda *command: "")
+    monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.3")
+    assert unknown.master_address() == "127.0.0.3"
+
+
+def test_srun_gets_one_task_per_rank_and_a_log_each_even_in_a_folder_with_a_percent(tmp_path):
+    odd = JobSpec(name="a", kind="ranks", command=("python", "x y"), directory=tmp_path / "50 %t", nodes=2)
+    command = steps.ranks(odd)
+    assert command[-2:] == ["python", "x y"]
+    assert "--ntasks=2" in command
+    assert f"--output={tmp_path}/50 %%t/logs/rank_%t.log" in command
+
+
+def test_a_command_is_marked_and_no_rank_gets_a_run_from_outside(spec, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "outside")
+    variables = steps.environment(spec.model_copy(update={"kind": "command"}), ALLOCATION)
+    assert variables["BHIVE_MLTF_INSIDE_JOB"] == "41"
+    assert "MLFLOW_RUN_ID" not in variables
+    assert "BHIVE_MLTF_INSIDE_JOB" not in steps.environment(spec, ALLOCATION)
+
+
+def report(**values):
+    now = time.time()
+    return preflight.Report(
+        **{"node": "n2", "time": now, "version": __version__, "gpus": 0, "free_bytes": 10**12, **values}
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"time": time.time() - 500}, "clock that is"),
+        ({"free_bytes": 10**6}, "1 MiB left"),
+        ({"version": "0.0.0"}, "bhive_mltf 0.0.0"),
+        ({"gpus": 1}, "shows 1 GPUs, but 2 were asked for"),
+        ({"problem": "cannot use /x: gone"}, "node n2 cannot use /x"),
+    ],
+)
+def test_preflight_names_the_node_and_what_is_wrong(spec, values, words):
+    (spec.folder / "probe.n2").touch()
+    asked = spec.model_copy(update={"gpus_per_node": 2 if "gpus" in values else 0})
+    now = time.time()
+    assert words in preflight._problem(report(**values), asked, now, now)
+    assert preflight._problem(report(), spec, now, time.time()) == ""
+
+
+def test_preflight_sees_a_folder_of_another_machine(spec, monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    monkeypatch.setattr(preflight, "_VISIBLE_WITHIN_S", 0.0)
+    now = time.time()
+    assert "not one shared file system" in preflight._problem(report(node="n8"), spec, now, now + 9)
+    assert preflight.look(spec.folder / "probe", spec.token).problem == ""
+    assert (spec.folder / "probe.n7").exists()
+    assert "sees another" in preflight.look(spec.folder / "probe", "other").problem
+    assert "cannot use" in preflight.look(spec.folder / "nowhere" / "probe", spec.token).problem

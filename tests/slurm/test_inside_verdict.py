@@ -1,0 +1,60 @@
+"""How a job goes on after its ranks ended, as a table."""
+
+import json
+
+import pytest
+
+from bhive_mltf.slurm.inside.attempts import Attempt, read_attempts
+from bhive_mltf.slurm.inside.verdict import ExitCode, Outcome, Seen, first_reason, judge
+
+SAVED = {"attempt": 1, "step": 7, "signal": "SIGUSR2"}
+LOST = {"rank": 0, "kind": "RuntimeError", "message": "gloo/ closed", "lost": True, "time": 1.0}
+USER = {"rank": 1, "kind": "NonFiniteLossError", "message": "The loss is NaN.", "by_user": True, "time": 2.0}
+LOCKED = {"rank": 0, "kind": "LockedError", "message": "in use", "by_user": True, "time": 2.0}
+BUG = {"rank": 1, "kind": "KeyError", "message": "'x'", "time": 2.0}
+CUDA = {"rank": 1, "kind": "RuntimeError", "message": "CUDA error: uncorrectable ECC error", "time": 2.0}
+FULL = {"rank": 0, "kind": "OSError", "message": "No space left on device", "no_space": True, "time": 2.0}
+
+TABLE = [
+    # seen, outcome, put back, exit code, words of the reason
+    ({"exit_code": 0}, Outcome.DONE, False, ExitCode.DONE, "done"),
+    ({"exit_code": 0, "stopped": SAVED}, Outcome.STOPPED, True, ExitCode.DONE, "SIGUSR2 and saved at step 7"),
+    ({"exit_code": 0, "stopped": SAVED, "attempt": 3}, Outcome.FAILED, False, ExitCode.TRY_AGAIN, "attempt 3 of 3"),
+    ({"exit_code": 0, "stopped": SAVED, "terminated": True}, Outcome.ENDED, False, ExitCode.TRY_AGAIN, "step 7"),
+    ({"exit_code": 143, "terminated": True}, Outcome.ENDED, False, ExitCode.TRY_AGAIN, "last checkpoint"),
+    ({"exit_code": 137}, Outcome.BROKEN, True, ExitCode.DONE, "killed by SIGKILL"),
+    ({"exit_code": 137, "reasons": [LOST]}, Outcome.BROKEN, True, ExitCode.DONE, "killed by SIGKILL"),
+    ({"exit_code": 137, "attempt": 3}, Outcome.FAILED, False, ExitCode.TRY_AGAIN, "attempt 3 of 3"),
+    ({"exit_code": 137, "can_go_on": False}, Outcome.FAILED, False, ExitCode.FAILED, "killed by SIGKILL"),
+    ({"exit_code": 1, "reasons": [LOST, USER]}, Outcome.FAILED, False, ExitCode.WRONG_INPUT, "The loss is NaN"),
+    ({"exit_code": 1, "reasons": [LOCKED]}, Outcome.BROKEN, True, ExitCode.DONE, "in use"),
+    ({"exit_code": 1, "reasons": [LOST, BUG]}, Outcome.FAILED, False, ExitCode.FAILED, "KeyError"),
+    ({"exit_code": 1, "reasons": [CUDA, LOST]}, Outcome.BROKEN, True, ExitCode.DONE, "ECC"),
+    ({"exit_code": 1, "reasons": [FULL]}, Outcome.FAILED, False, ExitCode.NO_SPACE, "no space"),
+    ({"exit_code": 1, "no_space": True}, Outcome.FAILED, False, ExitCode.NO_SPACE, "make room"),
+    ({"exit_code": 9}, Outcome.BROKEN, True, ExitCode.DONE, "exit code 9"),
+]
+
+
+@pytest.mark.parametrize(("seen", "outcome", "requeue", "code", "words"), TABLE)
+def test_verdict(seen, outcome, requeue, code, words):
+    verdict = judge(Seen(**{"attempt": 1, "max_attempts": 3, **seen}))
+    assert (verdict.outcome, verdict.requeue, verdict.exit_code) == (outcome, requeue, code)
+    assert words in verdict.reason
+    assert "\n" not in verdict.reason
+
+
+def test_the_rank_that_failed_by_itself_is_named():
+    assert first_reason([LOST, {**BUG, "time": 5.0}, USER]) == USER
+    assert first_reason([LOST]) is None
+
+
+def test_attempts_are_kept_in_order_and_half_a_file_is_none(tmp_path):
+    second = Attempt("7", 2, ("n1",), 20.0)
+    first = Attempt("7", 1, ("n1", "n2"), 10.0).ended(Outcome.STOPPED, "saved", 0)
+    for attempt in (second, first, Attempt("8", 1, ("n2",), 30.0)):
+        attempt.write(tmp_path)
+    (tmp_path / "attempts" / "9_1.json").write_text('{"job_id": "9"')
+    assert [(a.job_id, a.number) for a in read_attempts(tmp_path)] == [("7", 1), ("7", 2), ("8", 1)]
+    assert read_attempts(tmp_path, "7")[0] == first
+    assert json.loads((tmp_path / "attempts" / "7_1.json").read_text())["nodes"] == ["n1", "n2"]
