@@ -78,6 +78,7 @@ class TrainingDependency:
     loss_function = luigi.Parameter(default="CrossEntropyLoss")
     betas = law.CSVParameter(cls=luigi.FloatParameter, default=(0.95, 0.999))
     eps = luigi.FloatParameter(default=1e-6)
+    weight_decay = luigi.OptionalFloatParameter(default=None, description="empty: the optimizer's own default")
     lr_scheduler = luigi.Parameter(default="epoch_lin_decay")
     lr_decay_factor = luigi.FloatParameter(default=1e-2)
     mixed_precision = luigi.BoolParameter(default=False)

@@ -27,6 +27,7 @@ NOT_IN_THE_PATH = (
     "optimizer",
     "betas",
     "eps",
+    "weight_decay",
     "loss_function",
     "lr_scheduler",
     "lr_decay_factor",

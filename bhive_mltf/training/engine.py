@@ -82,7 +82,14 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
         # in place: the keys of the state dict stay
         model.compile(mode=plan.torch_compile_mode)
     weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
-    optimizer = create_optimizer(plan.optimizer, model.parameters(), plan.learning_rate, betas=plan.betas, eps=plan.eps)
+    optimizer = create_optimizer(
+        plan.optimizer,
+        model.parameters(),
+        plan.learning_rate,
+        betas=plan.betas,
+        eps=plan.eps,
+        weight_decay=plan.weight_decay,
+    )
     stepper = Stepper(plan, world, model, create_loss(plan.loss_function, weights), optimizer)
     return Trainer(plan, world, parts, stepper, observer=observer, signals=signals)
 

@@ -10,13 +10,16 @@ OPTIMIZERS = (
     "Adam",
     "AdamW",
     "Adamax",
+    "LBFGS",
     "NAdam",
     "RAdam",
     "RMSprop",
+    "Ranger",
     "Rprop",
     "SGD",
 )
-SCHEDULES = ("epoch_lin_decay", "batch_lin_decay", "batch_cosine_warmup")
+WITHOUT_WEIGHT_DECAY = ("LBFGS", "Rprop")
+SCHEDULES = ("epoch_lin_decay", "batch_lin_decay", "batch_cosine_warmup", "batch_exp_decay")
 LOSSES = ("CrossEntropyLoss",)
 PRECISIONS = ("float32", "float16", "float64")
 UNMATCHED = ("error", "drop", "first")

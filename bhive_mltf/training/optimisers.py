@@ -12,25 +12,54 @@ from torch import nn
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training import names
 
+# Devices on which torch updates all weights in one kernel; elsewhere it picks the best by itself.
+_FUSED = {"Adam": ("cpu", "cuda"), "AdamW": ("cpu", "cuda"), "SGD": ("cpu", "cuda"), "Adagrad": ("cpu",)}
+
 
 def create_optimizer(
     name: str,
     parameters: Iterable[nn.Parameter],
     learning_rate: float,
+    *,
+    weight_decay: float | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> torch.optim.Optimizer:
-    """The optimiser `name` of torch.optim, given those of `kwargs` that it knows, as upstream does.
+    """The optimiser `name` of torch.optim, or Ranger, given those of `kwargs` that it knows, as upstream does.
+
+    Parameters
+    ----------
+    weight_decay : None for the optimiser's own default: 0.01 for AdamW, else 0.
 
     Raises
     ------
-    ParameterError : a name that is not in `names.OPTIMIZERS`.
+    ParameterError : a name that is not in `names.OPTIMIZERS`, or a weight decay for an optimiser without.
     """
     if name not in names.OPTIMIZERS:
         raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(names.OPTIMIZERS)}.")
-    kind = getattr(torch.optim, name)
+    kind = _kind(name)
     known = inspect.signature(kind).parameters
     # the type too: Adafactor's eps is a pair of another meaning
     taken = {k: v for k, v in kwargs.items() if k in known and type(v) is type(known[k].default)}
-    optimizer = kind(list(parameters), lr=learning_rate, **taken)
+    if weight_decay is not None:
+        if "weight_decay" not in known:
+            raise ParameterError(f"weight_decay is {weight_decay}, but the optimizer {name} has none: leave it out.")
+        taken["weight_decay"] = weight_decay
+    values = list(parameters)
+    if values and all(p.device.type in _FUSED.get(name, ()) for p in values):
+        taken["fused"] = True
+    optimizer = kind(values, lr=learning_rate, **taken)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """True for an optimiser that evaluates the loss several times in a step."""
+    return isinstance(optimizer, torch.optim.LBFGS)
+
+
+def _kind(name: str) -> Any:  # noqa: ANN401 - a class of torch.optim, or ours
+    if name == "Ranger":
+        from bhive_mltf.training.ranger import Ranger
+
+        return Ranger
+    return getattr(torch.optim, name)

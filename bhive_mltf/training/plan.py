@@ -28,6 +28,7 @@ RESULT_FIELDS = (
     "optimizer",
     "betas",
     "eps",
+    "weight_decay",
     "loss_function",
     "lr_scheduler",
     "lr_decay_factor",
@@ -44,11 +45,12 @@ RESULT_FIELDS = (
 class TrainingPlan(BaseModel):
     """What to train, on what, and how; frozen. A value out of its range is a ParameterError.
 
-    Every name is the task parameter of that name; `batch_size` counts the jets of the global batch, all
-    ranks together. `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice.
-    `ranks_per_node` 0 means one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and
-    every ten minutes. With `root_files` these are read on the fly (`data.root_dataset`) and `dataset` is not
-    looked at; `weighting`, `skip_bad_files` and `debug` then say how, as for a constructed set.
+    Every name is the task parameter of that name; `batch_size` counts the jets of the global batch, all ranks
+    together. `weight_decay` None means the optimiser's own default. `threads_per_rank` 0 means one thread on a CPU
+    with several ranks, else torch's choice. `ranks_per_node` 0 means one per visible GPU, else one.
+    `checkpoint_steps` 0 means at epoch ends and every ten minutes. With `root_files` these are read on the fly
+    (`data.root_dataset`) and `dataset` is not looked at; `weighting`, `skip_bad_files` and `debug` then say how, as
+    for a constructed set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -73,6 +75,7 @@ class TrainingPlan(BaseModel):
     optimizer: str = "AdamW"
     betas: tuple[float, float] = (0.95, 0.999)
     eps: float = 1e-6
+    weight_decay: float | None = None
     loss_function: str = "CrossEntropyLoss"
     lr_scheduler: str = "epoch_lin_decay"
     lr_decay_factor: float = 1e-2
@@ -155,6 +158,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("learning_rate", lambda x: 0 < x < math.inf, "a number above 0"),
     ("betas", lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     ("eps", lambda x: 0 < x < math.inf, "a number above 0"),
+    ("weight_decay", lambda x: x is None or 0 <= x < math.inf, "0 or more"),
     ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
     ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
     ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
@@ -187,6 +191,10 @@ _COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
     (
         lambda plan: not plan.use_iterations and plan.total_iterations > 0,
         "total_iterations is {total_iterations}, but must be 0 without use_iterations.",
+    ),
+    (
+        lambda plan: plan.weight_decay is not None and plan.optimizer in names.WITHOUT_WEIGHT_DECAY,
+        "weight_decay is {weight_decay}, but must be left out for the optimizer {optimizer}, which has none.",
     ),
 )
 

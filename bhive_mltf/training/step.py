@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch, GroupBatch
+from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
+from bhive_mltf.training.optimisers import needs_closure
 from bhive_mltf.training.plan import TrainingPlan
 
 RNG_SCHEME = "philox/step/rank/1"
@@ -46,6 +48,10 @@ class Stepper:
         self.network: nn.Module = model
         on_cuda = world.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=plan.mixed_precision and on_cuda)
+        if self.scaler.is_enabled() and needs_closure(optimizer):
+            raise ParameterError(
+                f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."
+            )
         self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
 
     def wrap(self) -> None:
@@ -73,14 +79,35 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.seed(global_step)
+        if needs_closure(self.optimizer):
+            return self._train_by_closure(batch, global_step)
         result = self.backward(batch)
-        if self.plan.mixed_precision:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    def _clip(self) -> None:
+        if self.plan.mixed_precision:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+
+    def _train_by_closure(self, batch: Batch, global_step: int) -> tuple[Tensor, Tensor]:
+        """A step of an optimiser that asks for the loss several times; returns what was there before it."""
+        results: list[tuple[Tensor, Tensor]] = []
+
+        def closure() -> float:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.seed(global_step)  # the same function each time, dropout included
+            results.append(self.backward(batch))
+            self._clip()
+            # of the global batch: all ranks must decide alike
+            return float(self.world.sum(results[-1][0]))
+
+        self.optimizer.step(closure)
+        self.optimizer.zero_grad(set_to_none=True)
+        return results[0]
 
     def validate(self, batch: Batch) -> Tensor:
         """`jet_sums` [3] of a batch, which may be empty; without messages to other ranks."""

@@ -1,5 +1,6 @@
 """Optimisers, schedules, losses."""
 
+import copy
 import math
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import nn
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.losses import class_weights, create_loss
-from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES
+from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY
 from bhive_mltf.training.optimisers import create_optimizer
+from bhive_mltf.training.ranger import Ranger
 from bhive_mltf.training.schedules import Schedule
 
 
@@ -20,12 +22,88 @@ from bhive_mltf.training.schedules import Schedule
 def test_every_optimizer_steps_and_takes_only_what_it_knows(name):
     weight = nn.Parameter(torch.ones(3, 2))
     optimizer = create_optimizer(name, [weight], 0.1, betas=(0.9, 0.99), eps=1e-6)
-    assert type(optimizer) is getattr(torch.optim, name)
+    assert type(optimizer) is (Ranger if name == "Ranger" else getattr(torch.optim, name))
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert optimizer.param_groups[0].get("betas", (0.9, 0.99)) == (0.9, 0.99)
-    (weight**2).sum().backward()
-    optimizer.step()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (weight**2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
     assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_is_the_optimizers_own_unless_given(name):
+    weight = nn.Parameter(torch.ones(3, 2))
+    if name in WITHOUT_WEIGHT_DECAY:
+        assert "weight_decay" not in create_optimizer(name, [weight], 0.1).defaults
+        with pytest.raises(ParameterError, match=f"weight_decay is 0.3, but the optimizer {name} has none"):
+            create_optimizer(name, [weight], 0.1, weight_decay=0.3)
+        return
+    plain = weight.detach().clone().requires_grad_()
+    torchs = Ranger([plain]) if name == "Ranger" else getattr(torch.optim, name)([plain], lr=0.1)
+    assert create_optimizer(name, [weight], 0.1).defaults["weight_decay"] == torchs.defaults["weight_decay"]
+    assert create_optimizer(name, [weight], 0.1, weight_decay=0.3).param_groups[0]["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
+def test_all_weights_are_updated_in_one_kernel_where_torch_has_it(name):
+    weights = [nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(3))]
+    plain = [w.detach().clone().requires_grad_() for w in weights]
+    optimizer = create_optimizer(name, weights, 0.1)
+    assert optimizer.defaults["fused"] is True
+    single = getattr(torch.optim, name)(plain, lr=0.1, foreach=False)
+    for parameters, one in ((weights, optimizer), (plain, single)):
+        for _ in range(3):
+            one.zero_grad()
+            sum((p**3).sum() for p in parameters).backward()
+            one.step()
+    for one, other in zip(weights, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def quadratic(parameter):
+    parameter.grad = (parameter.detach() - torch.arange(4.0)) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def test_ranger_is_lookahead_around_rectified_adam():
+    weight = nn.Parameter(torch.ones(4))
+    ranger = Ranger([weight], lr=0.1, weight_decay=0.1, k=3)
+    fast, slow = nn.Parameter(torch.ones(4)), torch.ones(4)
+    radam = torch.optim.RAdam(
+        [fast], lr=0.1, betas=(0.95, 0.999), eps=1e-5, weight_decay=0.1, decoupled_weight_decay=True
+    )
+    for step in range(1, 14):
+        quadratic(weight)
+        ranger.step()
+        quadratic(fast)
+        radam.step()
+        if step % 3 == 0:
+            slow = slow + 0.5 * (fast.detach() - slow)
+            with torch.no_grad():
+                fast.copy_(slow)
+        torch.testing.assert_close(weight, fast, rtol=1e-6, atol=1e-7)
+
+
+def test_ranger_continues_to_the_same_bits():
+    whole = nn.Parameter(torch.ones(4))
+    optimizer = Ranger([whole], lr=0.1)
+    for step in range(16):
+        if step == 8:
+            state = copy.deepcopy(optimizer.state_dict())
+            part = nn.Parameter(whole.detach().clone())
+        quadratic(whole)
+        optimizer.step()
+    resumed = Ranger([part], lr=0.3, k=2)
+    resumed.load_state_dict(state)
+    for _ in range(8, 16):
+        quadratic(part)
+        resumed.step()
+    assert torch.equal(whole, part)
 
 
 def test_unknown_names_list_the_valid_ones():
@@ -56,6 +134,8 @@ def test_batch_lin_decay_is_flat_then_geometric():
     assert schedule.factor(0, 0.0) == schedule.factor(6, 0.999) == 1.0
     assert schedule.factor(8, 0.5) == pytest.approx(0.1)
     assert schedule.factor(9, 1.0) == pytest.approx(0.01)
+    exponential = Schedule("batch_exp_decay", 10, 1e-2)
+    assert all(exponential.factor(epoch, 0.4) == schedule.factor(epoch, 0.4) for epoch in range(12))
 
 
 def test_w27_batch_cosine_warmup_works_for_one_epoch():
@@ -71,7 +151,7 @@ def test_w27_batch_cosine_warmup_works_for_one_epoch():
 
 @given(
     name=st.sampled_from(SCHEDULES),
-    epochs=st.integers(0, 1000),
+    epochs=st.one_of(st.integers(0, 1000), st.floats(0, 100)),
     decay=st.floats(1e-6, 1.0),
     epoch=st.integers(0, 2000),
     fraction=st.floats(0, 1),

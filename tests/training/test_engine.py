@@ -138,6 +138,18 @@ def test_a_cut_training_goes_on_to_the_same_bits(tmp_path, stop_at):
     same(*last)
 
 
+@pytest.mark.parametrize("optimizer", ["Ranger", "LBFGS"])
+def test_every_kind_of_optimizer_goes_on_to_the_same_bits(tmp_path, optimizer):
+    kwargs = {"epochs": 2, "model_kwargs": {"dropout": 0.3}, "optimizer": optimizer, "learning_rate": 0.1}
+    run(tmp_path / "whole", **kwargs)
+    with pytest.raises(TrainingInterruptedError):
+        run(tmp_path / "cut", Seen(stop_at=8), **kwargs)
+    run(tmp_path / "cut", **kwargs)
+    whole, cut = (checkpoint.load(checkpoint.epoch_path(tmp_path / name, 1)) for name in ("whole", "cut"))
+    same(whole, cut)
+    assert whole["histories"]["loss_train"][1] < whole["histories"]["loss_train"][0]
+
+
 def test_a_crash_goes_on_from_the_last_step_checkpoint(tmp_path):
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
