@@ -10,7 +10,7 @@ SYNTHETIC := .bench/jetclass
 # JetClass files for the benchmarks, named after their processes.
 DATA ?= $(SYNTHETIC)
 
-.PHONY: help venv weaver demo test test-long bench lint format clean
+.PHONY: help venv weaver demo test test-long test-slurm slurm-up slurm-down bench lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,15 @@ $(SYNTHETIC): | venv
 bench: venv weaver | $(DATA) ## all benchmarks; DATA=folder of JetClass files, without it small synthetic ones
 	export WEAVER_PYTHON=$(abspath $(WEAVER_VENV))/bin/python; \
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" --data $(DATA); done
+
+test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
+
+slurm-up: venv ## a two-node SLURM cluster on this machine (LAB='--accounting': with sacct); installs its packages as root
+	$(BIN)/bhive-mltf slurm lab up --install $(LAB)
+
+slurm-down: venv ## stop that cluster
+	$(BIN)/bhive-mltf slurm lab down
 
 lint: venv ## style and types
 	$(BIN)/ruff check .

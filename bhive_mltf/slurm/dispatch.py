@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Final
 
 from bhive_mltf.errors import QueryFailedError, SubmissionError
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 # After that an sbatch of a command that is gone has ended, and what it handed in is in the queue.
 SUBMISSION_ENDS_S: Final = 90.0
 LOOK_AGAIN_S: Final = 2.0
+CANCEL_WAIT_S: Final = 60.0
 
 
 def submit_or_attach(profile: Profile, spec: JobSpec, client: Slurm | None = None) -> JobRecord:
@@ -59,25 +61,65 @@ def find_out(record: JobRecord, client: Slurm) -> JobRecord:
         if record.job_id is None:
             return record
     try:
-        return update(record, client.query([record.job_id])[record.job_id])
+        record, info = look(record, client)
     except QueryFailedError as error:
         logger.warning("job %s: its state is not known now (%s)", record.job_id, error)
         return record
+    # a job whose nodes were lost may come back: who follows it finds out
+    return end(record, info) if info.state.is_final and not info.state.may_requeue else record
 
 
-def update(record: JobRecord, info: JobInfo) -> JobRecord:
-    """The record, written, with what the scheduler just said; UNKNOWN changes nothing."""
+def look(record: JobRecord, client: Slurm) -> tuple[JobRecord, JobInfo]:
+    """Ask for the job; the record with what is known now, and the answer. QueryFailedError without one."""
+    if record.job_id is None:
+        raise QueryFailedError(f"the job of {record.directory} has no id yet")
+    info = client.query([record.job_id])[record.job_id]
     if info.name not in ("", "allocation", record.job_name):
         # job ids are given again after a while
-        info = JobInfo(info.job_id, JobState.GONE)
+        info = JobInfo(record.job_id, JobState.GONE)
     if info.state is JobState.UNKNOWN:
+        return record, info
+    restarts = max(info.restarts, record.restarts)
+    return record.changed(state=info.state, exit_code=info.exit_code, restarts=restarts), info
+
+
+def end(record: JobRecord, info: JobInfo) -> JobRecord:
+    """The record of a job that is over."""
+    return record.changed(state=info.state, exit_code=info.exit_code, ended=time.time(), message=info.reason)
+
+
+def placed(info: JobInfo, position: int | None) -> JobInfo:
+    """The answer with the place in the queue, while the job waits."""
+    return replace(info, position=position) if info.state.is_waiting else info
+
+
+def cancel(record: JobRecord, client: Slurm, wait_s: float = CANCEL_WAIT_S) -> JobRecord:
+    """Cancel the job, wait until it is over, and close its MLflow run as KILLED; a job that is over stays as it is.
+
+    Raises
+    ------
+    SlurmError : the scheduler refuses, or does not answer.
+    """
+    record = find_out(record, client)
+    if record.is_over or record.job_id is None:
         return record
-    values: dict[str, object] = {"state": info.state, "exit_code": info.exit_code}
-    if info.restarts > record.restarts:
-        values["restarts"] = info.restarts
-    if info.state.is_final and not info.state.may_requeue:
-        values |= {"ended": time.time(), "message": info.reason}
-    return record.changed(**values)
+    client.cancel(record.job_id)
+    deadline = time.monotonic() + wait_s
+    while not record.is_over and time.monotonic() < deadline:
+        record = find_out(record, client)
+        time.sleep(0 if record.is_over else 0.5)
+    close_run(record)
+    return record
+
+
+def close_run(record: JobRecord) -> None:
+    """Give the MLflow run of a directory the status that its job ended with; nothing while the job lives."""
+    status = record.state.run_status
+    if not record.is_over or status not in ("KILLED", "FAILED"):
+        return
+    from bhive_mltf import tracking
+
+    tracking.attach(record.directory).finish(status)
 
 
 def _look_for(record: JobRecord, client: Slurm) -> JobRecord:

@@ -57,6 +57,17 @@ class Lab:
         """Start the daemon of a node again."""
         daemons.start_node(self.settings, self.settings.nodes[number][0])
 
+    def restore(self) -> None:
+        """Cancel all jobs, start what does not run, and wait until both nodes are idle."""
+        if not self.is_running:
+            self.start_controller()
+        for number, (name, _) in enumerate(self.settings.nodes):
+            if daemons.pid_of(self.settings, f"slurmd.{name}") is None:
+                self.start_node(number)
+        _cancel_all(self)
+        self.run("scontrol", "update", f"nodename={','.join(name for name, _ in self.settings.nodes)}", "state=resume")
+        daemons.wait(self.are_nodes_ready, "the nodes", self.settings, daemons.START_S + 20)
+
     def submissions(self) -> int:
         """How many batch jobs the controller has been asked for since it was first started."""
         log = self.settings.folder("log") / "slurmctld.log"

@@ -1,0 +1,100 @@
+"""`bhive-mltf slurm`: facility profiles, batch scripts, jobs, and a lab cluster on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bhive_mltf.cli import slurm_jobs, slurm_lab
+from bhive_mltf.errors import ProfileError
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("slurm", help="facility profiles, jobs, a cluster of one's own", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    profiles = actions.add_parser("profiles", help="list the profiles, or show one")
+    profiles.add_argument("profile", nargs="?", help="name or path")
+    profiles.set_defaults(run=show_profiles)
+
+    render = actions.add_parser("render", help="print the batch script of a job, without submitting")
+    render.add_argument("profile", help="name or path")
+    render.add_argument("options", nargs="*", metavar="KEY=VALUE", help="keys of the profile: hours=12 nodes=2 ...")
+    render.add_argument("--ranks-per-node", type=int, default=0)
+    render.add_argument("--threads-per-rank", type=int, default=0)
+    render.add_argument("--directory", default="output", help="output directory of the job")
+    render.add_argument("--command", dest="runs", default="", help="what each rank runs (default: a training)")
+    render.set_defaults(run=render_script)
+
+    environment = actions.add_parser("env", help="print exports that let a shell use the lab cluster")
+    environment.set_defaults(run=slurm_lab.environment)
+    slurm_jobs.add_to(actions)
+    slurm_lab.add_to(actions)
+
+
+def show_profiles(options: argparse.Namespace) -> None:
+    """Print the names and what they are for, or all keys of one profile.
+
+    Raises
+    ------
+    ProfileError : there is no such profile, or it is wrong.
+    """
+    from bhive_mltf.slurm import profiles
+
+    if options.profile:
+        profile = profiles.load(options.profile)
+        print(f"# {profile.source}")
+        for key in profiles.KEYS:
+            value = getattr(profile, key)
+            if value not in ("", (), {}, None):
+                print(f"{key}: {value.model_dump() if hasattr(value, 'model_dump') else value}")
+        return
+    names = profiles.available()
+    if not names:
+        raise ProfileError("there are no profiles here: BHIVE_FACILITY_DIR names a folder with some")
+    width = max(map(len, names))
+    for name in names:
+        try:
+            print(f"{name:<{width}}  {profiles.load(name).description}")
+        except ProfileError as error:
+            print(f"{name:<{width}}  wrong: {error}")
+
+
+def render_script(options: argparse.Namespace) -> None:
+    """Print the script that a training with these options would hand in.
+
+    Raises
+    ------
+    ProfileError : an option that no profile has, or whose value cannot be.
+    """
+    from bhive_mltf.slurm import job, profiles, script
+
+    profile = profiles.load(options.profile, **_settings(options.options))
+    directory = Path(options.directory).absolute()
+    training = [sys.executable, "-m", "bhive_mltf.training", str(directory / "plan.json")]
+    spec = job.make(
+        profile,
+        name="render",
+        kind="ranks",
+        command=shlex.split(options.runs) or training,
+        directory=directory,
+        ranks_per_node=options.ranks_per_node,
+        threads_per_rank=options.threads_per_rank,
+    )
+    print(script.render(profile, spec), end="")
+
+
+def _settings(texts: Sequence[str]) -> dict[str, object]:
+    import yaml
+
+    settings: dict[str, object] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ProfileError(f"{text!r} is not KEY=VALUE, as in hours=12")
+        settings[key.replace("-", "_")] = yaml.safe_load(value)
+    return settings

@@ -1,0 +1,143 @@
+"""What a person sees while a job is followed: one live line on a terminal, else a line per change."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Final, Protocol, TextIO
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+from bhive_mltf.slurm.answers import JobInfo
+from bhive_mltf.slurm.outcome import Progress, duration
+from bhive_mltf.slurm.states import JobState
+
+PLAIN_EVERY_S: Final = 60.0
+_WAITING: Final = {
+    "Resources": "for free nodes",
+    "Priority": "behind jobs of higher priority",
+    "BeginTime": "until it may start again",
+    "Dependency": "for another job",
+    "QOSMaxJobsPerUserLimit": "for the user's limit of jobs",
+    "ReqNodeNotAvail": "for nodes that are not available",
+    "PartitionDown": "for a partition that is down",
+}
+
+
+class Display(Protocol):
+    """Takes what is known of a job."""
+
+    def state(self, info: JobInfo) -> None:
+        """The scheduler's answer, changed or not."""
+
+    def progress(self, progress: Progress) -> None:
+        """The ranks' word."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    def close(self) -> None:
+        """The end."""
+
+
+def describe(info: JobInfo, now: float | None = None) -> str:
+    """A job's state in one line."""
+    job, state, now = f"job {info.job_id}", info.state, time.time() if now is None else now
+    attempt = f", attempt {info.restarts + 1}" if info.restarts else ""
+    if state.is_held:
+        return f"{job} is held ({info.reason or state.value}): 'scontrol release {info.job_id}' lets it go on"
+    if state.is_waiting:
+        place = f", position {info.position} in the queue" if info.position else ""
+        start = f", expected to start in {duration(info.start - now)}" if info.start and info.start > now else ""
+        why = f" {_WAITING.get(info.reason, f'({info.reason})')}" if info.reason else ""
+        return f"{job} waits{why}{place}{start}{attempt}"
+    if state is JobState.COMPLETING:
+        return f"{job} is ending{attempt}"
+    if state.is_running:
+        since = f" for {duration(now - info.start)}" if info.start and now - info.start >= 60 else ""
+        nodes = f" on {info.nodes}" if info.nodes else ""
+        word = "runs" if state is JobState.RUNNING else f"is {state.value.lower()}"
+        return f"{job} {word}{nodes}{since}{attempt}"
+    if state is JobState.UNKNOWN:
+        return f"{job}: the scheduler gives no answer"
+    return f"{job} ended: {state.value}"
+
+
+class Lines:
+    """A line per change of state, and one of progress per minute."""
+
+    def __init__(self, stream: TextIO | None = None, every_s: float = PLAIN_EVERY_S) -> None:
+        self._stream = stream or sys.stderr
+        self._every_s = every_s
+        self._last: tuple[object, ...] = ()
+        self._told = 0.0
+
+    def state(self, info: JobInfo) -> None:
+        """See `Display`."""
+        key = (info.state, info.restarts, info.nodes)
+        if key != self._last:
+            self._last = key
+            self.say(describe(info))
+
+    def progress(self, progress: Progress) -> None:
+        """See `Display`."""
+        sentence = progress.sentence()
+        if sentence and (time.monotonic() - self._told >= self._every_s or not self._told):
+            self._told = time.monotonic()
+            self.say(sentence)
+
+    def say(self, text: str) -> None:
+        """See `Display`."""
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """See `Display`."""
+
+
+class Live:
+    """One line at the bottom of a terminal; what changes the job's state stays above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = Status(Text(""), console=console)
+        self._status.start()
+        self._state = self._progress = ""
+        self._last: object = None
+
+    def state(self, info: JobInfo) -> None:
+        """See `Display`."""
+        self._state = describe(info)
+        if (key := (info.state, info.restarts)) != self._last:
+            self._last = key
+            self.say(f"{time.strftime('%H:%M:%S')} {self._state}")
+        if not info.state.is_running:
+            self._progress = ""
+        self._show()
+
+    def progress(self, progress: Progress) -> None:
+        """See `Display`."""
+        self._progress = progress.sentence()
+        self._show()
+
+    def say(self, text: str) -> None:
+        """See `Display`."""
+        self._console.print(Text(text))
+
+    def close(self) -> None:
+        """See `Display`."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _show(self) -> None:
+        if self._status is not None:
+            self._status.update(Text(f"{self._state}: {self._progress}" if self._progress else self._state))
+
+
+def choose() -> Display:
+    """The display that fits where errors go."""
+    console = Console(stderr=True)
+    return Live(console) if console.is_terminal else Lines()

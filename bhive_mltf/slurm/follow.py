@@ -1,0 +1,188 @@
+"""Following a job until it is over, gently, whatever happens to the scheduler or to the person who watches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from bhive_mltf.errors import JobFailedError, QueryFailedError, SlurmError
+from bhive_mltf.slurm import dispatch, outcome
+from bhive_mltf.slurm.answers import JobInfo
+from bhive_mltf.slurm.client import Slurm, with_position
+from bhive_mltf.slurm.display import Display, choose
+from bhive_mltf.slurm.interrupts import Detached, Interrupts
+from bhive_mltf.slurm.outcome import Progress
+from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
+
+logger = logging.getLogger(__name__)
+
+# The job's own files are looked at this often; they cost the scheduler nothing.
+LOOK_S: Final = 1.0
+# While nothing changes, questions to the scheduler grow rarer by SLOWER, up to RAREST times the shortest interval.
+SLOWER: Final = 1.5
+RAREST: Final = 6.0
+# How long an end that the site caused, or a job that is not found, has to stay so before it is believed.
+GRACE_POLLS: Final = 3
+GRACE_S: Final = 15.0
+# A place in the queue is asked for less often: that question is about everybody's jobs.
+POSITION_EVERY_S: Final = 30.0
+
+
+class Clock(Protocol):
+    """Time, and the Ctrl-C that may cut a wait."""
+
+    count: int
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, less long when Ctrl-C comes."""
+
+    def came_twice(self) -> bool:
+        """Whether a second Ctrl-C comes soon after the first."""
+
+    def confirms(self, question: str) -> bool:
+        """Ask the person."""
+
+
+def follow(
+    record: JobRecord,
+    client: Slurm,
+    *,
+    poll_s: float = 10.0,
+    display: Display | None = None,
+    clock: Clock | None = None,
+) -> JobRecord:
+    """Return when the job has done its work.
+
+    Parameters
+    ----------
+    poll_s : shortest time between two questions to the scheduler.
+
+    Raises
+    ------
+    JobFailedError : the job is over without having done its work; with its state, its reason, the tail of its log.
+    Detached : Ctrl-C; the job goes on, or was cancelled when that was confirmed.
+    """
+    shown = display or choose()
+    try:
+        if clock is not None:
+            return _Follower(record, client, poll_s, shown, clock).run()
+        with Interrupts() as interrupts:
+            return _Follower(record, client, poll_s, shown, interrupts).run()
+    finally:
+        shown.close()
+
+
+@dataclass
+class _Follower:
+    """One job, one person."""
+
+    record: JobRecord
+    client: Slurm
+    poll_s: float
+    display: Display
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._interval = self.poll_s
+        self._next = 0.0
+        self._position_at = -POSITION_EVERY_S
+        self._position: int | None = None
+        self._silent_since: float | None = None
+        self._doubtful: tuple[JobState, float, int] | None = None
+        self._seen: object = None
+        self._word_time: object = None
+
+    def run(self) -> JobRecord:
+        while not self.record.is_over:
+            if self.clock.count:
+                self._interrupted()
+            if self.clock.now() >= self._next or self._has_new_word():
+                self._poll()
+            if not self.record.is_over:
+                self._show_progress()
+                self.clock.wait(min(LOOK_S, max(self._next - self.clock.now(), 0.05)))
+        if outcome.is_done(self.record):
+            return self.record
+        raise JobFailedError(outcome.sentence(self.record))
+
+    def _poll(self) -> None:
+        try:
+            self.record, info = dispatch.look(self.record, self.client)
+        except QueryFailedError as error:
+            self._no_answer(error)
+            return
+        finally:
+            self._next = self.clock.now() + self._interval
+            self._interval = min(self._interval * SLOWER, self.poll_s * RAREST)
+        self._answered(info)
+
+    def _answered(self, info: JobInfo) -> None:
+        if self._silent_since is not None:
+            self.display.say("the scheduler answers again")
+            self._silent_since = None
+        if info.state.is_waiting and self.clock.now() - self._position_at >= POSITION_EVERY_S:
+            self._position_at = self.clock.now()
+            self._position = with_position(self.client, info).position
+        self.display.state(dispatch.placed(info, self._position))
+        if (key := (info.state, info.restarts)) != self._seen:
+            self._seen = key
+            self._interval, self._next = self.poll_s, self.clock.now() + self.poll_s
+        if info.state.is_final:
+            self._judge(info)
+        else:
+            self._doubtful = None
+
+    def _judge(self, info: JobInfo) -> None:
+        """Believe an end at once when the job itself caused it, else after a while."""
+        word = outcome.own_word(self.record)
+        returns = word.get("requeued") and info.state in (JobState.COMPLETED, JobState.FAILED)
+        sure = not (info.state.may_requeue or info.state is JobState.GONE or returns)
+        if sure or (info.state is JobState.GONE and word.get("outcome") == "done"):
+            self.record = dispatch.end(self.record, info)
+            return
+        if self._doubtful is None or self._doubtful[0] is not info.state:
+            self._doubtful = (info.state, self.clock.now(), 0)
+        state, since, polls = self._doubtful
+        self._doubtful = (state, since, polls + 1)
+        if polls + 1 >= GRACE_POLLS and self.clock.now() - since >= GRACE_S:
+            self.record = dispatch.end(self.record, info)
+
+    def _no_answer(self, error: QueryFailedError) -> None:
+        if self._silent_since is None:
+            self._silent_since = self.clock.now()
+            self.display.say(f"{error}; the job may go on, asking again")
+
+    def _has_new_word(self) -> bool:
+        """Whether the job has just written how it ended."""
+        word = outcome.own_word(self.record).get("time")
+        changed = word is not None and word != self._word_time
+        self._word_time = word
+        return changed
+
+    def _show_progress(self) -> None:
+        if self.record.state.is_running and (progress := Progress.read(self.record.folder)) is not None:
+            self.display.progress(progress)
+
+    def _interrupted(self) -> None:
+        job = self.record.job_id
+        self.display.say(f"leaving job {job}; Ctrl-C again to cancel it")
+        # no live line while a person types
+        twice = self.clock.came_twice()
+        self.display.close()
+        if twice and self.clock.confirms(f"cancel job {job} of {self.record.directory}?"):
+            self._cancel()
+            raise Detached(f"job {job} was cancelled")
+        raise Detached(
+            f"job {job} goes on: the same command attaches to it again, 'bhive-mltf slurm cancel {job}' ends it"
+        )
+
+    def _cancel(self) -> None:
+        try:
+            dispatch.cancel(self.record, self.client)
+        except SlurmError as error:
+            self.display.say(f"job {self.record.job_id} may not be cancelled: {error}")

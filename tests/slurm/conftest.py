@@ -1,0 +1,57 @@
+"""A real cluster for the tests marked `slurm`, and a scheduler of small scripts for the others."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from bhive_mltf.slurm import lab, profiles
+from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.lab import packages
+
+REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
+
+
+def start_lab(**settings):
+    """A cluster in a short path of its own; the caller stops it."""
+    accounting = settings.get("accounting", False)
+    if missing := packages.missing(accounting):
+        sentence = f"needs the Debian packages {' '.join(missing)}; 'make slurm-up' installs them"
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(sentence)
+    directory = Path(tempfile.mkdtemp(prefix="bhive-lab-", dir="/tmp"))
+    directory.chmod(0o755)
+    try:
+        return lab.up(lab.Settings(directory=directory, **settings))
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+@pytest.fixture(scope="session")
+def lab_of_the_session():
+    cluster = start_lab()
+    yield cluster
+    lab.down(cluster.directory)
+
+
+@pytest.fixture
+def cluster(lab_of_the_session, monkeypatch):
+    """Two empty nodes without accounting; the profile `local-lab` finds them."""
+    cluster = lab_of_the_session
+    monkeypatch.setenv("BHIVE_SLURM_LAB", str(cluster.directory))
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    cluster.restore()
+    yield cluster
+    cluster.restore()
+
+
+@pytest.fixture
+def profile(cluster):
+    return profiles.load("local-lab")
+
+
+@pytest.fixture
+def client(profile):
+    return Slurm.of(profile)
