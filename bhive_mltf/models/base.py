@@ -1,28 +1,37 @@
 """Base class of all taggers.
 
-Axes: B jets, N candidates, F columns, C classes.
+Axes: B jets, N candidates, F columns, C classes, R regression outputs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models.kinematics import cartesian
-from bhive_mltf.models.resolve import GroupRequest, resolve_inputs
+from bhive_mltf.models.resolve import GLOBAL, GroupRequest, resolve_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bhive_mltf.config import Config
     from bhive_mltf.data.batch import Batch, GroupBatch
     from bhive_mltf.models.classes import Classes
     from bhive_mltf.models.inputs import ModelInputs, Padding
 
 
+class Outputs(NamedTuple):
+    """What a multi-task tagger gives: logits [B,C] and regression [B,R]."""
+
+    logits: Tensor
+    regression: Tensor
+
+
 class Tagger(nn.Module):
-    """A network that gives one logit per class from a batch of jets.
+    """A network that gives one logit per class from a batch of jets, and with `regression` some numbers too.
 
     A subclass declares the attributes below and `forward`, and calls `super().__init__(config)` first. Its other
     constructor parameters are keyword-only with defaults: they are the sizes that `--model-kwargs` may set.
@@ -30,6 +39,7 @@ class Tagger(nn.Module):
     classes : output class -> truth labels, ordered.
     groups : what it reads.
     padding : `longest` of the global batch, or `configured` for models whose result depends on padded candidates.
+    regression : names of its regression outputs, which `regression_targets` are given for; () for a plain tagger.
     inputs : the same, in the columns and labels of the config; made here.
 
     Raises
@@ -40,6 +50,7 @@ class Tagger(nn.Module):
     classes: Classes
     groups: tuple[GroupRequest, ...] = ()
     padding: Padding = "longest"
+    regression: tuple[str, ...] = ()
     inputs: ModelInputs
 
     def __init__(self, config: Config) -> None:
@@ -56,9 +67,29 @@ class Tagger(nn.Module):
         """Type of the weights; inputs are converted to it."""
         return next(self.parameters()).dtype
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits [B,C] of the classes, in the order of `classes`."""
+    def forward(self, batch: Batch) -> Tensor | Outputs:
+        """Logits [B,C] of the classes, in the order of `classes`; a multi-task tagger gives `Outputs`."""
         raise NotImplementedError
+
+    def regression_targets(self, batch: Batch) -> Tensor:
+        """What the regression outputs should be, [B,R], at least float32; the class of a jet is in `batch.target`."""
+        raise NotImplementedError
+
+    @property
+    def n_outputs(self) -> int:
+        """C + R: width of the last layer."""
+        return len(self.classes) + len(self.regression)
+
+    def outputs(self, values: Tensor) -> Tensor | Outputs:
+        """Values [B,C+R] of the last layer as what `forward` returns."""
+        n_classes = len(self.classes)
+        return Outputs(values[:, :n_classes], values[:, n_classes:]) if self.regression else values
+
+    def jet_columns(self, batch: Batch, columns: Sequence[str]) -> Tensor:
+        """These columns of the group `global`, [B,len(columns)], at least float32."""
+        group = self.group_of(batch, GLOBAL)
+        where = [group.columns.index(column) for column in columns]
+        return group.features[:, 0, where].to(torch.promote_types(group.features.dtype, torch.float32))
 
     def group_of(self, batch: Batch, name: str) -> GroupBatch:
         """A group of the batch; ModelError when the batch was not made for this model."""

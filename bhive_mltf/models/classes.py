@@ -24,6 +24,22 @@ OFFLINE_UD: Classes = {
 OFFLINE: Classes = {**OFFLINE_UD, "uds": ("isU", "isD", "isS")}
 """Offline b tagging, up and down quarks in two labels."""
 
+_TAU_DECAYS = ("1h0p_", "1h1p_", "1h2p_", "3h0p_", "3h1p_")
+_TAU_PLUS = tuple(f"isTaup{decay}" for decay in _TAU_DECAYS)
+_TAU_MINUS = tuple(f"isTaum{decay}" for decay in _TAU_DECAYS)
+_FLAVOURS: Classes = {
+    "b": ("isB", "isBB", "isGBB", "isLeptonicB", "isLeptonicB_C"),
+    "c": ("isC", "isCC", "isGCC"),
+    "uds": ("isU", "isD", "isS"),
+    "g": ("isG",),
+}
+
+OFFLINE_TAUS: Classes = {**_FLAVOURS, "tau_p": _TAU_PLUS, "tau_m": _TAU_MINUS}
+"""Offline, all b jets in one class, hadronic taus of both charges."""
+
+OFFLINE_TAU: Classes = {**_FLAVOURS, "tau": (*_TAU_PLUS, *_TAU_MINUS)}
+"""Offline, all b jets in one class, and all hadronic taus."""
+
 HLT: Classes = {
     "b": ("label_b", "label_gbb", "label_bb", "label_leptonicb", "label_leptonicbc"),
     "c": ("label_c", "label_gcc", "label_cc"),

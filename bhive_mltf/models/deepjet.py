@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bhive_mltf.models.base import Tagger
-from bhive_mltf.models.classes import HLT, OFFLINE_UD
+from bhive_mltf.models.classes import HLT, OFFLINE, OFFLINE_UD
 from bhive_mltf.models.layers import batch_norm
 from bhive_mltf.models.options import fraction
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
@@ -67,6 +67,80 @@ HLT_VTX = (
     "jet_sv_dxysig",
     "jet_sv_d3d",
     "jet_sv_d3dsig",
+)
+
+MOD_GLOBAL = (
+    "jet_px",
+    "jet_py",
+    "jet_pz",
+    "jet_energy",
+    "jet_mass",
+    "n_Cpfcand",
+    "n_Npfcand",
+    "nsv",
+    "npv",
+    "TagVarCSV_trackSumJetEtRatio",
+    "TagVarCSV_trackSumJetDeltaR",
+    "TagVarCSV_vertexCategory",
+    "TagVarCSV_trackSip2dValAboveCharm",
+    "TagVarCSV_trackSip2dSigAboveCharm",
+    "TagVarCSV_trackSip3dValAboveCharm",
+    "TagVarCSV_trackSip3dSigAboveCharm",
+    "TagVarCSV_jetNSelectedTracks",
+    "TagVarCSV_jetNTracksEtaRel",
+)
+MOD_CPF = (
+    "Cpfcan_px",
+    "Cpfcan_py",
+    "Cpfcan_pz",
+    "Cpfcan_e",
+    "Cpfcan_mass",
+    "Cpfcan_BtagPf_trackEtaRel",
+    "Cpfcan_BtagPf_trackPtRel",
+    "Cpfcan_BtagPf_trackPPar",
+    "Cpfcan_BtagPf_trackDeltaR",
+    "Cpfcan_BtagPf_trackPParRatio",
+    "Cpfcan_BtagPf_trackSip2dVal",
+    "Cpfcan_BtagPf_trackSip2dSig",
+    "Cpfcan_BtagPf_trackSip3dVal",
+    "Cpfcan_BtagPf_trackSip3dSig",
+    "Cpfcan_BtagPf_trackJetDistVal",
+    "Cpfcan_ptrel",
+    "Cpfcan_drminsv",
+    "Cpfcan_VTX_ass",
+    "Cpfcan_puppiw",
+    "Cpfcan_chi2",
+    "Cpfcan_quality",
+)
+MOD_NPF = (
+    "Npfcan_px",
+    "Npfcan_py",
+    "Npfcan_pz",
+    "Npfcan_e",
+    "Npfcan_mass",
+    "Npfcan_ptrel",
+    "Npfcan_deltaR",
+    "Npfcan_isGamma",
+    "Npfcan_HadFrac",
+    "Npfcan_drminsv",
+    "Npfcan_puppiw",
+)
+MOD_VTX = (
+    "sv_px",
+    "sv_py",
+    "sv_pz",
+    "sv_e",
+    "sv_mass",
+    "sv_deltaR",
+    "sv_ntracks",
+    "sv_chi2",
+    "sv_normchi2",
+    "sv_dxy",
+    "sv_dxysig",
+    "sv_d3d",
+    "sv_d3dsig",
+    "sv_costhetasvpv",
+    "sv_enratio",
 )
 
 
@@ -167,3 +241,15 @@ class DeepJetHLT(DeepJetTagger):
 
     classes = HLT
     groups = (GroupRequest("cpf", columns=HLT_CPF), GroupRequest("vtx", columns=HLT_VTX))
+
+
+class MoDJet(DeepJetTagger):
+    """DeepJet on Cartesian momenta and masses in place of jet pt, eta and vertex pt."""
+
+    classes = OFFLINE
+    groups = (
+        GroupRequest(GLOBAL, columns=MOD_GLOBAL),
+        GroupRequest("cpf", columns=MOD_CPF),
+        GroupRequest("npf", columns=MOD_NPF),
+        GroupRequest("vtx", columns=MOD_VTX),
+    )

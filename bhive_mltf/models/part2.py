@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bhive_mltf.models.base import Tagger
-from bhive_mltf.models.classes import JETCLASS, OFFLINE
+from bhive_mltf.models.classes import JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS
 from bhive_mltf.models.kinematics import log1p_features, pair_kinematics
 from bhive_mltf.models.layers import (
     Attention,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 EXPANSION = 4
 RMS_EPS = 1e-6
+PAIR_WIDTH = 3  # times the number of heads
 
 
 class TokenEmbedding(nn.Module):
@@ -62,9 +63,11 @@ class PairEmbedding2(nn.Module):
 
     n_features = 4
 
-    def __init__(self, num_heads: int) -> None:
+    def __init__(self, num_heads: int, width: int | None = None, activation: nn.Module | None = None) -> None:
         super().__init__()
-        sizes = (self.n_features, 3 * num_heads, 3 * num_heads, num_heads)
+        width = width or PAIR_WIDTH * num_heads
+        sizes = (self.n_features, width, width, num_heads)
+        self.activation = activation or nn.SiLU()
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[:-1])
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
 
@@ -75,7 +78,7 @@ class PairEmbedding2(nn.Module):
             values = log1p_features(pair_kinematics(momenta.flatten(0, 1), pairs.first, pairs.second))
         values = values.to(next(self.parameters()).dtype)
         for norm, linear in zip(self.norms, self.linears, strict=True):
-            values = linear(F.silu(batch_norm(norm, values)))
+            values = linear(self.activation(batch_norm(norm, values)))
         return spread_pairs(values, pairs, *mask.shape)
 
 
@@ -206,6 +209,24 @@ class ParticleTransformer2(Part2Tagger):
             num_heads=num_heads,
             dropout=dropout,
         )
+
+
+class ParticleTransformer2_LT(ParticleTransformer2):  # noqa: N801 - B-Hive names its models so
+    """The same with lost tracks."""
+
+    groups = tuple(GroupRequest(name, four_vectors=True) for name in ("cpf", "npf", "vtx", "lt"))
+
+
+class ParticleTransformer2_LT_tau(ParticleTransformer2_LT):  # noqa: N801
+    """With hadronic taus of both charges, and one class of b jets."""
+
+    classes = OFFLINE_TAUS
+
+
+class ParticleTransformer2_LT_tau_all(ParticleTransformer2_LT):  # noqa: N801
+    """With one class of hadronic taus, and one of b jets."""
+
+    classes = OFFLINE_TAU
 
 
 class ParticleTransformer2_JetClass(Part2Tagger):  # noqa: N801 - B-Hive names its models so

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhive_mltf.errors import ModelError, nearest
-from bhive_mltf.models.classes import HLT, JETCLASS, OFFLINE, OFFLINE_UD, Classes
+from bhive_mltf.models.classes import HLT, JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS, OFFLINE_UD, Classes
+from bhive_mltf.models.outputs import HLT_OUTPUTS, OFFLINE_OUTPUTS
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -15,42 +17,55 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """Where a model is, and its classes."""
+    """Where a model is, and what can be said of it without importing it.
+
+    sizes : parameters of its class whose defaults differ for this model.
+    regression : names of its regression outputs.
+    """
 
     module: str
     attribute: str
     classes: Classes
+    sizes: Mapping[str, Any] = {}
+    regression: tuple[str, ...] = ()
 
+
+_PACKAGE = "bhive_mltf.models"
+_DEEPJET, _TRANSFORMER, _NET = f"{_PACKAGE}.deepjet", f"{_PACKAGE}.deepjet_transformer", f"{_PACKAGE}.particle_net"
+_PART, _PART1, _PART2 = f"{_PACKAGE}.part", f"{_PACKAGE}.part1", f"{_PACKAGE}.part2"
+_BIG = {"embed_dim": 192, "num_layers": 6, "num_cls_layers": 2}
 
 MODELS: dict[str, Entry] = {
-    "DeepJet": Entry("bhive_mltf.models.deepjet", "DeepJet", OFFLINE_UD),
-    "DeepJetHLT": Entry("bhive_mltf.models.deepjet", "DeepJetHLT", HLT),
-    "ParticleTransformer2": Entry("bhive_mltf.models.part2", "ParticleTransformer2", OFFLINE),
-    "ParticleTransformer2_JetClass": Entry("bhive_mltf.models.part2", "ParticleTransformer2_JetClass", JETCLASS),
-    "ParticleTransformer_JetClass": Entry("bhive_mltf.models.part", "ParticleTransformer_JetClass", JETCLASS),
+    "DeepJet": Entry(_DEEPJET, "DeepJet", OFFLINE_UD),
+    "DeepJetHLT": Entry(_DEEPJET, "DeepJetHLT", HLT),
+    "MoDJet": Entry(_DEEPJET, "MoDJet", OFFLINE),
+    "DeepJetTransformer": Entry(_TRANSFORMER, "DeepJetTransformer", OFFLINE_UD),
+    "DeepJetTransformerHLT": Entry(_TRANSFORMER, "DeepJetTransformerHLT", HLT),
+    "GlobalDeepJetTransformerHLT": Entry(_TRANSFORMER, "GlobalDeepJetTransformerHLT", HLT),
+    "UDeepJetTransformerHLT": Entry(_TRANSFORMER, "UDeepJetTransformerHLT", HLT, regression=HLT_OUTPUTS),
+    "ParticleTransformer": Entry(_PART1, "ParticleTransformer", OFFLINE),
+    "ParticleTransformerHLT": Entry(_PART1, "ParticleTransformerHLT", HLT),
+    "GlobalParticleTransformerHLT": Entry(_PART1, "GlobalParticleTransformerHLT", HLT),
+    "UParT_v0": Entry(_PART1, "UParT_v0", OFFLINE, regression=OFFLINE_OUTPUTS),
+    "ParticleTransformer2": Entry(_PART2, "ParticleTransformer2", OFFLINE),
+    "ParticleTransformer2_LT": Entry(_PART2, "ParticleTransformer2_LT", OFFLINE),
+    "ParticleTransformer2_LT_tau": Entry(_PART2, "ParticleTransformer2_LT_tau", OFFLINE_TAUS),
+    "ParticleTransformer2_LT_tau_all": Entry(_PART2, "ParticleTransformer2_LT_tau_all", OFFLINE_TAU),
+    "ParticleTransformer2_LT_tau_Big": Entry(_PART2, "ParticleTransformer2_LT_tau", OFFLINE_TAUS, _BIG),
+    "ParticleTransformer2_LT_tau_Huge": Entry(
+        _PART2, "ParticleTransformer2_LT_tau", OFFLINE_TAUS, {**_BIG, "num_layers": 12}
+    ),
+    "ParticleTransformer2_JetClass": Entry(_PART2, "ParticleTransformer2_JetClass", JETCLASS),
+    "ParticleTransformer_JetClass": Entry(_PART, "ParticleTransformer_JetClass", JETCLASS),
+    "ParticleNet_InPro": Entry(_NET, "ParticleNet_InPro", OFFLINE),
+    "ParticleNet_InProHLT": Entry(_NET, "ParticleNet_InProHLT", HLT),
+    "UParticleNet_InProHLT": Entry(_NET, "UParticleNet_InProHLT", HLT, regression=HLT_OUTPUTS),
 }
 
 ABSENT = frozenset(
     {
-        "MoDJet",
-        "ParticleTransformer",
-        "ParticleTransformer2_LT",
-        "ParticleTransformer2_LT_tau_all",
-        "ParticleTransformer2_LT_tau",
-        "ParticleTransformer2_LT_tau_Big",
-        "ParticleTransformer2_LT_tau_Huge",
-        "ParticleTransformerHLT",
-        "GlobalParticleTransformerHLT",
-        "UParT_v0",
         "FP16ParticleTransformer",
-        "DeepJetTransformer",
-        "DeepJetTransformerHLT",
-        "UDeepJetTransformerHLT",
-        "GlobalDeepJetTransformerHLT",
         "ParticleNet",
-        "ParticleNet_InPro",
-        "ParticleNet_InProHLT",
-        "UParticleNet_InProHLT",
         "ParticleNetHION",
         "L1TKerasDeepSet",
         "L1TTorchBase",
@@ -93,7 +108,8 @@ def model_class(name: str) -> type[Tagger]:
 def defaults(name: str) -> dict[str, Any]:
     """What `--model-kwargs` may set for a model, and the defaults; imports torch."""
     parameters = inspect.signature(model_class(name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {**own, **entry(name).sizes}
 
 
 def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
@@ -117,4 +133,4 @@ def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
                 f"those of --model-kwargs, with defaults: {valid}"
             )
             raise ModelError(msg)
-    return model_class(name)(config, **kwargs)
+    return model_class(name)(config, **{**entry(name).sizes, **kwargs})

@@ -13,7 +13,18 @@ from bhive_mltf import config
 from bhive_mltf.config import loader
 from bhive_mltf.errors import ConfigError
 
-SHIPPED = ("DeepJet_AK4", "default", "hlt_run3", "jet_class", "offline_run3", "part_run3")
+SHIPPED = (
+    "DeepJet_AK4",
+    "UParT_v0_run3",
+    "default",
+    "hlt_run3",
+    "jet_class",
+    "mod_offline_run3",
+    "offline_run3",
+    "part_run3",
+    "part_run3_lt",
+    "part_run3_lt_fp16",
+)
 
 
 @pytest.fixture(autouse=True)

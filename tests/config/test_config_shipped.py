@@ -11,13 +11,39 @@ import yaml
 from bhive_mltf import config
 from bhive_mltf.config.loader import own_folder
 
-NAMES = ("offline_run3", "DeepJet_AK4", "part_run3", "hlt_run3", "jet_class")
+NAMES = (
+    "offline_run3",
+    "DeepJet_AK4",
+    "mod_offline_run3",
+    "part_run3",
+    "UParT_v0_run3",
+    "part_run3_lt",
+    "part_run3_lt_fp16",
+    "hlt_run3",
+    "jet_class",
+)
 
 # Name -> columns and candidates per group, labels, bins in pt and eta, reference.
 FACTS = {
     "offline_run3": ({"global": (15, 1), "cpf": (16, 25), "npf": (6, 25), "vtx": (12, 4)}, 11, 19, 9, "isB"),
     "DeepJet_AK4": ({"global": (15, 1), "cpf": (16, 25), "npf": (6, 25), "vtx": (12, 5)}, 12, 19, 9, "isB"),
     "part_run3": ({"global": (15, 1), "cpf": (20, 26), "npf": (10, 25), "vtx": (15, 5)}, 11, 19, 10, "isB"),
+    "mod_offline_run3": ({"global": (21, 1), "cpf": (21, 25), "npf": (11, 25), "vtx": (16, 4)}, 11, 19, 9, "isB"),
+    "UParT_v0_run3": ({"global": (17, 1), "cpf": (20, 26), "npf": (10, 25), "vtx": (15, 5)}, 11, 19, 10, "isB"),
+    "part_run3_lt": (
+        {"global": (11, 1), "cpf": (34, 26), "npf": (14, 25), "vtx": (18, 5), "lt": (28, 6)},
+        22,
+        31,
+        12,
+        "isB",
+    ),
+    "part_run3_lt_fp16": (
+        {"global": (9, 1), "cpf": (33, 25), "npf": (14, 20), "vtx": (18, 5), "lt": (28, 6)},
+        22,
+        17,
+        10,
+        "isC",
+    ),
     "hlt_run3": ({"global": (17, 1), "cpf": (26, 50), "vtx": (14, 5)}, 13, 12, 10, "label_b"),
     "jet_class": ({"global": (15, 1), "cpf": (23, 128)}, 10, 17, 10, "label_Hbb"),
 }
@@ -47,11 +73,19 @@ def test_jet_class():
 def test_four_vectors_are_named_where_there_are_any():
     for name, kinds in {
         "part_run3": {"cpf": "ptetaphie", "npf": "ptetaphie", "vtx": "ptetaphie"},
+        "UParT_v0_run3": {"cpf": "ptetaphie", "npf": "ptetaphie", "vtx": "ptetaphie"},
+        "mod_offline_run3": {"cpf": "pxpypze", "npf": "pxpypze", "vtx": "pxpypze"},
+        "part_run3_lt": {"cpf": "pxpypze", "npf": "pxpypze", "vtx": "pxpypze", "lt": "pxpypze"},
+        "part_run3_lt_fp16": {"cpf": "pxpypze", "npf": "pxpypze", "vtx": "pxpypze", "lt": "pxpypze"},
         "hlt_run3": {"cpf": "ptetaphie", "vtx": "ptetaphie"},
         "jet_class": {"cpf": "pxpypze"},
     }.items():
         assert {key: value["kind"] for key, value in raw(name)["four_vectors"].items()} == kinds
         assert all(config.load(name).group(group).four_vectors.kind == kind for group, kind in kinds.items())
+
+
+STALE_VERTICES = ("offline_run3", "DeepJet_AK4", "mod_offline_run3")
+PAIRS = ("part_run3_lt", "part_run3_lt_fp16")
 
 
 def raw(name: str) -> dict[str, Any]:
@@ -64,10 +98,12 @@ def positional(name: str) -> dict[str, Any]:
     content.pop("four_vectors", None)
     del content["dataset"]
     content["processor"] = "LZ4Processing"
-    if name in ("offline_run3", "DeepJet_AK4"):
+    if name in STALE_VERTICES:
         content["n_vtx_features"] = content.pop("n_vtx_candidates")
     if name == "hlt_run3":
         content["processes"].append("HTo2ZdTo2Mu2X")
+    if name in PAIRS:
+        content |= {"pair_candidates": ["pair_pca_distpv", "pair_pca_distance"], "n_pair_candidates": 300}
     if name == "jet_class":
         del content["processes"]
     return content
@@ -81,8 +117,9 @@ def test_upstream_form_loads_to_the_same(name, write):
         assert other.model_copy(update={"four_vectors_problem": group.four_vectors_problem}) == group
     assert theirs.truths == ours.truths
     assert theirs.dataset == "LZ4Dataset"
-    stale = {"offline_run3": "n_vtx_features", "DeepJet_AK4": "n_vtx_features", "hlt_run3": "HTo2ZdTo2Mu2X"}
-    assert len(theirs.warnings) == (name in stale)
+    stale = {**dict.fromkeys(STALE_VERTICES, "n_vtx_features"), **dict.fromkeys(PAIRS, "pair_candidates")}
+    stale["hlt_run3"] = "HTo2ZdTo2Mu2X"
+    assert len(theirs.warnings) == (2 if name in PAIRS else name in stale)
     assert stale.get(name, "") in "".join(theirs.warnings)
     if name == "jet_class":
         assert theirs.processes == ("default",)

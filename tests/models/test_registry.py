@@ -21,10 +21,12 @@ def test_w28_names_and_classes_need_no_torch():
 
 @pytest.mark.parametrize("name", registry.names())
 def test_the_table_says_what_the_class_says(name):
-    loaded = registry.model_class(name)
-    assert loaded.__name__ == name
-    assert loaded.classes == registry.classes(name)
-    assert list(loaded.classes) == list(registry.classes(name))
+    loaded, row = registry.model_class(name), registry.entry(name)
+    assert loaded.__name__ == name or (row.sizes and name.startswith(loaded.__name__))
+    assert loaded.classes == row.classes
+    assert list(loaded.classes) == list(row.classes)
+    assert loaded.regression == row.regression
+    assert set(row.sizes) <= set(registry.defaults(name))
 
 
 def test_unknown_name_gives_the_nearest_and_all():

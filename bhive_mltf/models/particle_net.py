@@ -1,0 +1,197 @@
+"""ParticleNet on the candidates of all groups, neighbours taken in feature space.
+
+H. Qu, L. Gouskos, "ParticleNet: Jet Tagging via Particle Clouds", arXiv:1902.08570; dynamic graphs: arXiv:1801.07829;
+sizes as in B-Hive. Neighbours are real candidates only, and a jet with fewer than k others uses all of them: padding
+enters neither the graph nor a batch norm.
+Axes: B jets, N candidates of all groups, F columns, M real candidates of the batch, P edges, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bhive_mltf.models.base import Outputs, Tagger
+from bhive_mltf.models.classes import HLT, OFFLINE
+from bhive_mltf.models.deepjet import HLT_CPF, HLT_VTX
+from bhive_mltf.models.layers import batch_norm
+from bhive_mltf.models.options import at_least, fraction
+from bhive_mltf.models.outputs import HLT_OUTPUTS
+from bhive_mltf.models.regression import HLT_COLUMNS, hlt_tagger_targets
+from bhive_mltf.models.resolve import GLOBAL, GroupRequest
+from bhive_mltf.models.sequence import embedded, real_rows, spread_rows
+
+if TYPE_CHECKING:
+    from bhive_mltf.config import Config
+    from bhive_mltf.data.batch import Batch
+
+EXPANSION = 4
+EDGE_WIDTHS = ((128, 128, 128), (256, 256, 256))
+FUSION = 384
+DENSE = (256, 128)
+
+
+class Edges(NamedTuple):
+    """Edges of the graphs of all jets; each int64 [P], rows of the real candidates [M], sorted by centre.
+
+    n_neighbours : of each candidate, [M].
+    """
+
+    centre: Tensor
+    neighbour: Tensor
+    n_neighbours: Tensor
+
+
+def nearest_neighbours(rows: Tensor, mask: Tensor, k: int) -> Edges:
+    """Edges from each real candidate to the k others of its jet that are nearest in feature space, or to all.
+
+    rows : [M,F], the real candidates; mask : [B,N].
+    """
+    others = mask[:, :, None] & mask[:, None, :]
+    others = others & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    crowded = mask.sum(1) > k + 1
+    if crowded.any():
+        points = spread_rows(rows.detach(), real_rows(mask), mask)
+        others[crowded] = _nearest(points[crowded], others[crowded], k)
+    number = (mask.flatten().cumsum(0) - 1).view_as(mask)
+    jet, centre, neighbour = others.nonzero(as_tuple=True)
+    return Edges(number[jet, centre], number[jet, neighbour], others.sum(2)[mask])
+
+
+def _nearest(points: Tensor, others: Tensor, k: int) -> Tensor:
+    """Those of `others` [B,N,N] that are among the k nearest; points [B,N,F]."""
+    distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    chosen = distance.masked_fill(~others, float("inf")).topk(k, dim=2, largest=False).indices
+    return others & torch.zeros_like(others).scatter(2, chosen, True)
+
+
+def mean_by(place: Tensor, values: Tensor, counts: Tensor) -> Tensor:
+    """Means [len(counts),F] of the values [P,F] at each place [P], at least float32; zero where there are none."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    total = values.new_zeros(len(counts), values.shape[1]).index_add(0, place, values)
+    return total / counts.clamp(min=1)[:, None].to(total.dtype)
+
+
+class EdgeConvolution(nn.Module):
+    """Three layers on (candidate, neighbour - candidate), mean over neighbours, shortcut, ReLU.
+
+    The first layer is linear in both, so it is computed per candidate and added per edge.
+    """
+
+    def __init__(self, before: int, widths: Sequence[int], k: int) -> None:
+        super().__init__()
+        self.k = k
+        sizes = (2 * before, *widths)
+        self.linears = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
+        same = before == widths[-1]
+        self.shortcut = nn.Identity() if same else nn.Linear(before, widths[-1], bias=False)
+        self.norm_shortcut = nn.Identity() if same else nn.BatchNorm1d(widths[-1])
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """[M,before] -> [M,after] of the real candidates of mask [B,N]."""
+        edges = nearest_neighbours(rows, mask, self.k)
+        own, difference = self.linears[0].get_parameter("weight").chunk(2, dim=1)
+        values = F.linear(rows, own - difference)[edges.centre] + F.linear(rows, difference)[edges.neighbour]
+        values = batch_norm(self.norms[0], values).relu()
+        for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
+            values = batch_norm(norm, linear(values)).relu()
+        mean = mean_by(edges.centre, values, edges.n_neighbours).to(values.dtype)
+        shortcut = self.shortcut(rows)
+        if isinstance(self.shortcut, nn.Linear):
+            shortcut = batch_norm(self.norm_shortcut, shortcut)
+        joined: Tensor = (shortcut + mean).relu()
+        return joined
+
+
+class CandidateEmbedding(nn.Module):
+    """Features of one group -> tokens: batch norm, then linear map, GELU and batch norm of widths E, 4 E, E."""
+
+    def __init__(self, n_features: int, embed_dim: int) -> None:
+        super().__init__()
+        self.norm_in = nn.BatchNorm1d(n_features)
+        sizes = (n_features, embed_dim, EXPANSION * embed_dim, embed_dim)
+        self.linears = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows [M,F] of real candidates -> [M,E]."""
+        rows = batch_norm(self.norm_in, rows)
+        for linear, norm in zip(self.linears, self.norms, strict=True):
+            rows = batch_norm(norm, F.gelu(linear(rows)))
+        return rows
+
+
+class ParticleNetTagger(Tagger):
+    """Common part: tokens of all groups, two edge convolutions, their fusion, mean over candidates, dense layers.
+
+    Parameters
+    ----------
+    embed_dim : width of the tokens.
+    k : neighbours of each candidate, at most.
+    dropout : in the dense layers.
+    """
+
+    padding = "longest"
+
+    def __init__(self, config: Config, *, embed_dim: int = 128, k: int = 50, dropout: float = 0.1) -> None:
+        super().__init__(config)
+        at_least(self.name, 1, embed_dim=embed_dim, k=k)
+        fraction(self.name, dropout=dropout)
+        groups = [group for group in self.inputs.groups if group.name != GLOBAL]
+        self.embeddings = nn.ModuleDict(
+            {group.name: CandidateEmbedding(len(group.columns), embed_dim) for group in groups}
+        )
+        self.norm_in = nn.BatchNorm1d(embed_dim)
+        inputs = (embed_dim, *(widths[-1] for widths in EDGE_WIDTHS))
+        self.convolutions = nn.ModuleList(
+            EdgeConvolution(before, widths, k) for before, widths in zip(inputs[:-1], EDGE_WIDTHS, strict=True)
+        )
+        self.fusion = nn.Linear(sum(inputs[1:]), FUSION, bias=False)
+        self.norm_fusion = nn.BatchNorm1d(FUSION)
+        self.dense = nn.Sequential()
+        for before, after in pairwise((FUSION, *DENSE)):
+            self.dense.extend((nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)))
+        self.head = nn.Linear(DENSE[-1], self.n_outputs)
+
+    def forward(self, batch: Batch) -> Tensor | Outputs:
+        """Logits [B,C], or `Outputs`."""
+        tokens, mask = embedded(self, batch, self.embeddings)
+        rows = batch_norm(self.norm_in, tokens.flatten(0, 1).index_select(0, real_rows(mask)))
+        layers = []
+        for convolution in self.convolutions:
+            rows = convolution(rows, mask)
+            layers.append(rows)
+        fused = batch_norm(self.norm_fusion, self.fusion(torch.cat(layers, dim=1))).relu()
+        mean = mean_by(mask.nonzero()[:, 0], fused, mask.sum(1))
+        return self.outputs(self.head(self.dense(mean)))
+
+
+class ParticleNet_InPro(ParticleNetTagger):  # noqa: N801 - B-Hive names its models so
+    """Offline b tagging from all columns of charged and neutral candidates and vertices."""
+
+    classes = OFFLINE
+    groups = tuple(GroupRequest(name) for name in ("cpf", "npf", "vtx"))
+
+
+class ParticleNet_InProHLT(ParticleNetTagger):  # noqa: N801
+    """Trigger tagging from the columns of DeepJetHLT."""
+
+    classes = HLT
+    groups: tuple[GroupRequest, ...] = (GroupRequest("cpf", columns=HLT_CPF), GroupRequest("vtx", columns=HLT_VTX))
+
+
+class UParticleNet_InProHLT(ParticleNet_InProHLT):  # noqa: N801
+    """The same, and the jet's momentum at particle level. Loss: CrossEntropyLogCoshHLT."""
+
+    groups = (GroupRequest(GLOBAL, columns=HLT_COLUMNS), *ParticleNet_InProHLT.groups)
+    regression = HLT_OUTPUTS
+
+    def regression_targets(self, batch: Batch) -> Tensor:
+        """Targets [B,1]."""
+        return hlt_tagger_targets(self, batch)
