@@ -40,7 +40,8 @@ class BatchLoader:
     inputs : what the model reads.
     mode : training, validation or inference.
     batch_size : jets of a global batch, all ranks together.
-    rank, world_size : this rank's slice of each global batch is `rank_slice`; it may be empty in the last.
+    rank, world_size : this rank's share of each global batch. In training jets are dealt by work (`data.balance`),
+        else the share is `rank_slice`, which may be empty in the last batch.
     n_threads : worker processes; 0 reads in this process.
     seed : of order and sampling.
     weighted : jets count by their weight.
@@ -104,7 +105,7 @@ class BatchLoader:
             self.n_batches(0)
         weight_factors = factors if mode == "validation" else None
         self._view = LoaderView(dataset, jets, inputs, self._unmatched, weight_factors)
-        self._tasks = EpochTasks(self._plan, inputs, rank, world_size)
+        self._tasks = EpochTasks(self._plan, inputs, rank, world_size, balanced=training)
         self._stream = BatchStream(
             self._view, self._tasks, batch_size, n_threads=n_threads, pin_memory=pin_memory, start_method=start_method
         )
@@ -126,7 +127,7 @@ class BatchLoader:
         return min(self._plan.n_selected(epoch), self.n_batches(epoch) * self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The slices of this rank of the global batches of `epoch`, from batch number `start` on.
+        """The shares of this rank of the global batches of `epoch`, from batch number `start` on.
 
         A new call ends the iterator of an earlier one.
         """

@@ -60,6 +60,16 @@ class GlobalBatch:
             first += len(part.positions)
         return tuple(parts)
 
+    def pick(self, wanted: NDArray[np.bool_]) -> tuple[Part, ...]:
+        """The parts of the jets where `wanted` [B] is True, in the order of the batch."""
+        parts, first = [], 0
+        for part in self.parts:
+            chosen = part.positions[wanted[first : first + len(part.positions)]]
+            if len(chosen):
+                parts.append(Part(part.window, chosen))
+            first += len(part.positions)
+        return tuple(parts)
+
 
 @dataclass(frozen=True)
 class Selection:

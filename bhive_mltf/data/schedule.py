@@ -10,9 +10,10 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data.balance import deal, work
 from bhive_mltf.data.collate import BatchShape, padded_lengths
 from bhive_mltf.data.order import Window
-from bhive_mltf.data.plan import BatchPlan, Part
+from bhive_mltf.data.plan import BatchPlan, GlobalBatch, Part
 from bhive_mltf.data.pool import Pool
 from bhive_mltf.data.ring import Ring, SharedBuffers
 from bhive_mltf.data.workers import Decode, Fill, Work, positions_in, rank_slice
@@ -35,21 +36,33 @@ class BatchTask:
 
 @dataclass(frozen=True)
 class EpochTasks:
-    """What a rank reads in an epoch."""
+    """What a rank reads in an epoch.
+
+    balanced : deal the jets of a global batch to the ranks by work; else each takes a contiguous slice.
+    """
 
     plan: BatchPlan
     inputs: ModelInputs
     rank: int
     world_size: int
+    balanced: bool = False
 
     def tasks(self, epoch: int, start: int) -> Iterator[BatchTask]:
         """The tasks of an epoch from batch `start` on."""
         index = self.plan.selection.source.index
         for batch in self.plan.batches(epoch, start):
             lengths = padded_lengths(index, batch.positions, self.inputs)
-            parts = batch.cut(rank_slice(len(batch), self.rank, self.world_size))
+            parts = self._share(batch)
             n_jets = sum(len(part.positions) for part in parts)
             yield BatchTask(batch.number, parts, BatchShape(n_jets, tuple(lengths.values()), len(batch)))
+
+    def _share(self, batch: GlobalBatch) -> tuple[Part, ...]:
+        """This rank's jets of a global batch, in its order."""
+        if self.balanced and self.world_size > 1:
+            cost = work(self.plan.selection.source.index, batch.positions, self.inputs)
+            if cost is not None:
+                return batch.pick(deal(cost, self.world_size) == self.rank)
+        return batch.cut(rank_slice(len(batch), self.rank, self.world_size))
 
 
 @dataclass(frozen=True)
