@@ -16,19 +16,23 @@ INTERVAL = 2.0  # s, at least, between two writes
 
 
 class ProgressFile(Observer):
-    """Writes epoch (from 1), step, jets/s and the time left in seconds to `path`; a failed write is no error."""
+    """Writes epoch (from 1), step, jets/s and the time left in seconds to `path`; a failed write is no error.
+
+    A training by iterations has iterations in the place of epochs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._epochs = self._batches = self._done = self._epoch = self._step = self._jets = 0
-        self._is_training = False
+        self._is_training = self._by_iterations = False
         self._started = self._written = 0.0
         self._rate = 0.0
         self._first = 0
 
     @override
     def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
-        self._epochs, self._epoch, self._step = plan.last_epoch + 1, first_epoch, global_step
+        self._by_iterations = plan.use_iterations
+        self._epochs, self._epoch, self._step = plan.last_number + 1, first_epoch, global_step
         self._write()
 
     @override
@@ -67,9 +71,10 @@ class ProgressFile(Observer):
 
     def _write(self) -> None:
         self._written = time.monotonic()
+        first = 0 if self._by_iterations else 1
         content = {
-            "epoch": min(self._epoch + 1, self._epochs),
-            "of_epochs": self._epochs,
+            "epoch": min(self._epoch + first, self._epochs),
+            "of_epochs": self._epochs - 1 + first,
             "step": self._step,
             "jets_per_s": self._rate,
             "eta_s": self._left(),
@@ -84,4 +89,6 @@ class ProgressFile(Observer):
         if not self._is_training or done <= 0:
             return None
         pace = (time.monotonic() - self._started) / done
+        if self._by_iterations:
+            return pace * (self._epochs - 1 - self._step)
         return pace * (self._batches - self._done + self._batches * (self._epochs - self._epoch - 1))
