@@ -35,9 +35,27 @@ def refuse_contradictions(task: TrainingTask) -> None:
         raise ParameterError(
             f"--restart True begins anew and --resume-epoch {task.resume_epoch} keeps epochs: give one of them"
         )
+    if task.val_dataset_version:
+        _refuse_needless(task)
+    elif task.val_filelist and not task.effective("val_dataset_version"):
+        raise ParameterError(f"--val-filelist {task.val_filelist}: give the set a --val-dataset-version too")
     if task.epochs == 0 and not task.effective("use_iterations"):
         raise ParameterError(
             "--epochs 0 trains nothing: give 1 or more, or --use-iterations True with --total-iterations"
+        )
+
+
+def _refuse_needless(task: TrainingTask) -> None:
+    version = task.val_dataset_version
+    if version == task.dataset_version:
+        raise ParameterError(
+            f"--val-dataset-version and --dataset-version are both '{version}': leave the former out to split the "
+            "training set, or give the validation set a version of its own"
+        )
+    if task.train_val_split != task.defaults(["train_val_split"])["train_val_split"]:
+        raise ParameterError(
+            f"--train-val-split {task.train_val_split} has no meaning with --val-dataset-version {version}, where all "
+            "jets of the training set train: give one of them"
         )
 
 

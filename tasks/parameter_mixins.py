@@ -51,6 +51,15 @@ class DatasetDependency:
         return str(record.parameters.get("reference_flavour", "")) if record else ""
 
 
+class ValDatasetDependency:
+    """A validation set of its own, in place of a part of the training set. No path part, as with upstream."""
+
+    val_dataset_version = luigi.OptionalParameter(
+        default=None, description="version of the validation set; empty: the training set is split"
+    )
+    val_filelist = technical(luigi.Parameter, default="", description="list of ROOT files of the validation set")
+
+
 class TestDatasetDependency:
     """The set of jets that is evaluated."""
 

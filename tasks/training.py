@@ -13,7 +13,13 @@ from tasks import checks, messages
 from tasks.base import BaseTask
 from tasks.dataset import ConvertNtuples, DatasetConstructorTask
 from tasks.messages import refuse_early
-from tasks.parameter_mixins import AttackDependency, DatasetDependency, TrainingDependency, technical
+from tasks.parameter_mixins import (
+    AttackDependency,
+    DatasetDependency,
+    TrainingDependency,
+    ValDatasetDependency,
+    technical,
+)
 
 if TYPE_CHECKING:
     from bhive_mltf.training.plan import TrainingPlan
@@ -35,13 +41,14 @@ NOT_IN_THE_PATH = (
     "training_precision",
     "loss_weighting",
     "train_val_split",
+    "val_dataset_version",
     "n_train_files",
     "unmatched",
     "seed",
 )
 
 
-class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, BaseTask):
+class TrainingTask(AttackDependency, TrainingDependency, ValDatasetDependency, DatasetDependency, BaseTask):
     """Train; a training that was cut continues when its command is typed again."""
 
     loss_weighting = luigi.BoolParameter(
@@ -80,7 +87,15 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
     @refuse_early(list)
     def requires(self) -> law.Task | list[law.Task]:
         self.check()
-        return [] if self.read_root else DatasetConstructorTask.req(self)
+        sets = [*([] if self.read_root else [DatasetConstructorTask.req(self)]), *self.val_dataset()]
+        return sets[0] if len(sets) == 1 else sets
+
+    def val_dataset(self) -> list[DatasetConstructorTask]:
+        """The validation set, when there is one of its own."""
+        version = self.effective("val_dataset_version")
+        if not version:
+            return []
+        return [DatasetConstructorTask.req(self, dataset_version=version, filelist=self.val_filelist)]
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         return {
@@ -102,8 +117,8 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
             return False
         if self.filelist:
             checks.refuse_other_files(lambda: checks.read(self.filelist), self.filelist, self.local_path("root_files"))
-        dataset = DatasetConstructorTask.req(self)
-        if dataset.is_made() and not dataset.complete():
+        sets = [DatasetConstructorTask.req(self), *self.val_dataset()]
+        if not all(dataset.complete() for dataset in sets if dataset.is_made()):
             return False
         self.hold_against_record()
         return True
@@ -130,12 +145,14 @@ class TrainingTask(AttackDependency, TrainingDependency, DatasetDependency, Base
         from bhive_mltf.training.plan import TrainingPlan
 
         fields = set(TrainingPlan.model_fields) - {"directory", "dataset", "dataset_sidecar", "config", "model_kwargs"}
-        fields -= {"root_files"}
+        fields -= {"root_files", "val_dataset"}
         directory = Path(self.local_path())
+        val_dataset = [dataset.local_path() for dataset in self.val_dataset()]
         return TrainingPlan(
             directory=directory,
             dataset=DatasetConstructorTask.req(self).local_path(),
             dataset_sidecar=directory / "dataset",
+            val_dataset=val_dataset[0] if val_dataset else None,
             config=self.load_config(),
             model_kwargs=self.plain_model_kwargs(),
             root_files=ConvertNtuples.req(self).input_files() if self.read_root else (),

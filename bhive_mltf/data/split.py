@@ -11,6 +11,26 @@ from bhive_mltf.errors import DataError, ParameterError
 logger = logging.getLogger(__name__)
 
 
+def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
+    """All stored positions, or those of the first `n_train_files` shards: for a training with a validation set.
+
+    Raises
+    ------
+    ParameterError : a number of files that is neither -1 nor positive.
+    DataError : a training set without jets.
+    """
+    _check(dataset, n_train_files)
+    edges = dataset.shard_edges
+    return range(len(dataset) if n_train_files == -1 else int(edges[min(n_train_files, len(edges) - 1)]))
+
+
+def _check(dataset: JetSource, n_train_files: int) -> None:
+    if n_train_files != -1 and n_train_files < 1:
+        raise ParameterError(f"--n-train-files is {n_train_files}; give -1 for all files, or 1 and more.")
+    if len(dataset) == 0:
+        raise DataError("The training set has no jets; look at the rejected jets in its manifest.json.")
+
+
 def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int = -1) -> tuple[range, range]:
     """The stored positions that train and those that validate.
 
@@ -26,11 +46,8 @@ def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int 
     """
     if not 0 < train_val_split <= 1:
         raise ParameterError(f"--train-val-split is {train_val_split}; give a fraction above 0 and at most 1.")
-    if n_train_files != -1 and n_train_files < 1:
-        raise ParameterError(f"--n-train-files is {n_train_files}; give -1 for all files, or 1 and more.")
+    _check(dataset, n_train_files)
     n_jets = len(dataset)
-    if n_jets == 0:
-        raise DataError("The training set has no jets; look at the rejected jets in its manifest.json.")
     edges = [int(edge) for edge in dataset.shard_edges]
     n_shards = len(edges) - 1
     if dataset.manifest.derived and n_shards > 1:

@@ -29,7 +29,16 @@ STEP_FOLDER = "checkpoints"
 BEST_NAME = "best_model.pt"
 REQUIRED_KEYS = ("model_state_dict", "optimizer_state_dict", "epoch", "epoch_complete", "global_step", "epoch_sums")
 # Keys that say what is trained; a checkpoint that differs in one belongs to something else.
-IDENTITY_KEYS = ("config_digest", "dataset_digest", "model_name", "model_kwargs", "classes", "inputs", "settings")
+IDENTITY_KEYS = (
+    "config_digest",
+    "dataset_digest",
+    "val_dataset_digest",
+    "model_name",
+    "model_kwargs",
+    "classes",
+    "inputs",
+    "settings",
+)
 _EPOCH_FILE = re.compile(r"model_(\d+)\.pt")
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 

@@ -34,6 +34,7 @@ class Ingredients:
 
     class_weights : float32 [C] for the loss, None without `loss_weighting`.
     dataset_digest, config_digest, classes, inputs : plain values kept in checkpoints.
+    val_dataset_digest : of a validation set of its own, else empty.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class Ingredients:
     config_digest: str
     classes: list[Any]
     inputs: dict[str, Any]
+    val_dataset_digest: str = ""
 
 
 def seed_model(seed: int) -> None:
@@ -70,10 +72,29 @@ def open_training_set(plan: TrainingPlan) -> Dataset:
     )
 
 
+def open_validation_set(plan: TrainingPlan) -> Dataset | None:
+    """The validation set of a plan; None for one that splits its training set."""
+    from bhive_mltf.data.dataset import open_dataset
+
+    if plan.val_dataset is None:
+        return None
+    return open_dataset(plan.val_dataset, plan.config, plan.directory / "val_dataset")
+
+
+def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, range]]:
+    """The jets that train, and those that validate with the set that they are in."""
+    from bhive_mltf.data.split import split_ranges, training_range
+
+    validation_set = open_validation_set(plan)
+    if validation_set is None:
+        training, validation = split_ranges(dataset, plan.train_val_split, plan.n_train_files)
+        return training, (dataset, validation)
+    return training_range(dataset, plan.n_train_files), (validation_set, range(len(validation_set)))
+
+
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     """Open the training set and build model and loaders of this rank."""
     from bhive_mltf.data.loader import BatchLoader
-    from bhive_mltf.data.split import split_ranges
     from bhive_mltf.models import registry
     from bhive_mltf.training.losses import class_weights
 
@@ -81,7 +102,7 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
     dataset = open_training_set(plan)
     seed_model(plan.seed)
     model = registry.create(plan.model_name, config, **plan.model_kwargs)
-    train_jets, validation_jets = split_ranges(dataset, plan.train_val_split, plan.n_train_files)
+    train_jets, (validation_set, validation_jets) = _split(plan, dataset)
     common: dict[str, Any] = {
         "batch_size": plan.batch_size,
         "rank": world.rank,
@@ -99,11 +120,12 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
     return Ingredients(
         model=model,
         training=BatchLoader(dataset, train_jets, model.inputs, mode="training", **common),
-        validation=BatchLoader(dataset, validation_jets, model.inputs, mode="validation", **common),
+        validation=BatchLoader(validation_set, validation_jets, model.inputs, mode="validation", **common),
         class_weights=(
             class_weights(dataset.histogram, dataset.schema.truths, classes) if plan.loss_weighting else None
         ),
         dataset_digest=dataset.manifest.digest,
+        val_dataset_digest="" if validation_set is dataset else validation_set.manifest.digest,
         config_digest=config.dataset_digest,
         classes=[[name, list(labels)] for name, labels in classes],
         inputs=asdict(model.inputs),

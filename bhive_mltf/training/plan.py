@@ -36,6 +36,7 @@ RESULT_FIELDS = (
     "training_precision",
     "loss_weighting",
     "train_val_split",
+    "val_dataset_version",
     "n_train_files",
     "unmatched",
     "seed",
@@ -46,11 +47,11 @@ class TrainingPlan(BaseModel):
     """What to train, on what, and how; frozen. A value out of its range is a ParameterError.
 
     Every name is the task parameter of that name; `batch_size` counts the jets of the global batch, all ranks
-    together. `weight_decay` None means the optimiser's own default. `threads_per_rank` 0 means one thread on a CPU
-    with several ranks, else torch's choice. `ranks_per_node` 0 means one per visible GPU, else one.
-    `checkpoint_steps` 0 means at epoch ends and every ten minutes. With `root_files` these are read on the fly
-    (`data.root_dataset`) and `dataset` is not looked at; `weighting`, `skip_bad_files` and `debug` then say how, as
-    for a constructed set.
+    together. Without `val_dataset` the training set is split. `weight_decay` None means the optimiser's own default.
+    `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice. `ranks_per_node` 0 means
+    one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and every ten minutes. With `root_files`
+    these are read on the fly (`data.root_dataset`) and `dataset` is not looked at; `weighting`, `skip_bad_files` and
+    `debug` then say how, as for a constructed set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -58,6 +59,8 @@ class TrainingPlan(BaseModel):
     directory: Path
     dataset: Path
     dataset_sidecar: Path | None = None
+    val_dataset: Path | None = None
+    val_dataset_version: str | None = None
     root_files: tuple[str, ...] = ()
     weighting: str = "reference"
     skip_bad_files: bool = False

@@ -32,7 +32,8 @@ class ProgressFile(Observer):
     @override
     def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
         self._by_iterations = plan.use_iterations
-        self._epochs, self._epoch, self._step = plan.last_number + 1, first_epoch, global_step
+        self._epochs, self._step = plan.last_number + 1, global_step
+        self._epoch = global_step if plan.use_iterations else first_epoch
         self._write()
 
     @override

@@ -43,6 +43,7 @@ class Vault:
         self._identity = {
             "config_digest": ingredients.config_digest,
             "dataset_digest": ingredients.dataset_digest,
+            "val_dataset_digest": ingredients.val_dataset_digest,
             "model_name": plan.model_name,
             "model_kwargs": plan.model_kwargs,
             "classes": ingredients.classes,

@@ -38,6 +38,7 @@ def train(task: TrainingTask, directory: Path) -> None:
     RecordMismatchError : the directory was made with other parameters.
     TrainingError : the training cannot go on; the same command continues it.
     """
+    from bhive_mltf.training.ingredients import open_validation_set
     from bhive_mltf.training.launcher import launch
     from bhive_mltf.training.signals import TrainingInterruptedError
 
@@ -48,7 +49,7 @@ def train(task: TrainingTask, directory: Path) -> None:
         record = _record(task, directory, changed)
         plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
         dataset = _open(plan)
-        _prepare_run(task, plan, dataset)
+        _prepare_run(task, plan, dataset, open_validation_set(plan))
         try:
             launch(plan)
         except BaseException as error:
@@ -125,7 +126,7 @@ def _open(plan: TrainingPlan) -> Dataset:
     return dataset
 
 
-def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset) -> None:
+def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset, validation_set: Dataset | None) -> None:
     """Find or make the MLflow run, and log what is known before the first step."""
     from bhive_mltf.training.plan import RESULT_FIELDS
 
@@ -158,6 +159,8 @@ def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset) -> No
         if spectra is not None:
             run.artifact(spectra, "figures")
         log_dataset(run, dataset, task.dataset_version, "training")
+        if validation_set is not None:
+            log_dataset(run, validation_set, str(plan.val_dataset_version), "validation")
 
 
 def _spectra(dataset: Dataset, directory: Path) -> Path | None:

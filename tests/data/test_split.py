@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data.split import split_ranges
+from bhive_mltf.data.split import split_ranges, training_range
 from bhive_mltf.errors import DataError, ParameterError
 from tests.data.memory_dataset import make_dataset
 
@@ -67,3 +67,12 @@ def test_number_of_files_outside_its_range(n_files):
 def test_no_jets():
     with pytest.raises(DataError, match="no jets"):
         split_ranges(make_dataset(0, edges=[0, 0]), 0.5)
+
+
+def test_all_jets_train_beside_a_validation_set():
+    dataset = make_dataset(100, edges=EDGES)
+    assert training_range(dataset) == range(100)
+    assert training_range(dataset, 2) == range(55)
+    assert training_range(dataset, 9) == range(100)
+    with pytest.raises(ParameterError, match="--n-train-files is 0"):
+        training_range(dataset, 0)

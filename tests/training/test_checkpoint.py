@@ -106,6 +106,7 @@ def test_another_training_is_refused_by_name(tmp_path):
     identity = {
         "config_digest": "a",
         "dataset_digest": "b",
+        "val_dataset_digest": "",
         "model_name": "M",
         "model_kwargs": {},
         "classes": [["b", ["isB"]]],
@@ -116,6 +117,7 @@ def test_another_training_is_refused_by_name(tmp_path):
     changes = {
         "config_digest": "z",
         "dataset_digest": "z",
+        "val_dataset_digest": "z",
         "model_name": "N",
         "model_kwargs": {"width": 3},
         "classes": [["b", ["isBB"]]],

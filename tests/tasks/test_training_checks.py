@@ -1,0 +1,79 @@
+"""What TrainingTask refuses before anything runs, each in one sentence. One process looks at all cases."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.tasks.conftest import REPOSITORY, Sandbox
+
+COMMON = {"config": "offline_run3", "model_name": "DeepJet", "dataset_version": "v1"}
+REFUSED = {
+    "no epoch": ({"epochs": 0}, "--epochs 0 trains nothing: give 1 or more, or --use-iterations True"),
+    "both": ({"use_iterations": True, "total_iterations": 5, "epochs": 2}, "epochs is 2, but must be 0"),
+    "no iterations": ({"use_iterations": True, "epochs": 0}, "total_iterations is 0, but must be at least 1"),
+    "unused iterations": ({"total_iterations": 5}, "total_iterations is 5, but must be 0 without use_iterations"),
+    "commands": ({"restart": True, "resume_epoch": 1}, "--restart True begins anew and --resume-epoch 1 keeps epochs"),
+    "w44": ({"val_dataset_version": "v1"}, "--val-dataset-version and --dataset-version are both 'v1'"),
+    "list alone": ({"val_filelist": "a.txt"}, "--val-filelist a.txt: give the set a --val-dataset-version"),
+    "split": (
+        {"val_dataset_version": "v2", "train_val_split": 0.5},
+        "--train-val-split 0.5 has no meaning with --val-dataset-version v2",
+    ),
+    "weight decay": ({"optimizer": "LBFGS", "weight_decay": 0.1}, "weight_decay is 0.1, but must be left out"),
+    "optimizer": ({"optimizer": "Adamw"}, "optimizer is 'Adamw', but must be one of ASGD"),
+    "schedule": ({"lr_scheduler": "cosine"}, "lr_scheduler is 'cosine', but must be one of epoch_lin_decay"),
+    "negative": ({"epochs": -1}, "--epochs -1: it must be 0 or more"),
+}
+
+
+ACCEPTED = {
+    "by iterations": {"use_iterations": True, "total_iterations": 5, "n_iters_per_save": 2, "epochs": 0},
+    "validation set": {"val_dataset_version": "v2", "val_filelist": "a.txt"},
+    "Ranger": {"optimizer": "Ranger", "lr_scheduler": "batch_exp_decay", "weight_decay": 0.0},
+    "on and on": {"resume_epoch": 1, "extend_training": 2, "resume_training": True},
+}
+LOOK = """
+import json, sys
+from tasks.training import TrainingTask
+from bhive_mltf.errors import BhiveError
+
+def look(values):
+    try:
+        TrainingTask(**values).check()
+    except BhiveError as error:
+        return str(error)
+    return ""
+
+print(json.dumps({name: look(values) for name, values in json.load(sys.stdin).items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What TrainingTask says to each case; empty where it accepts it."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("checks"), tmp_path_factory.mktemp("law"))
+    values = {**{name: values for name, (values, _) in REFUSED.items()}, **ACCEPTED}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOOK],
+        input=json.dumps({name: {**COMMON, **one} for name, one in values.items()}),
+        env=sandbox.environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_combinations_that_cannot_be(said, case):
+    assert REFUSED[case][1] in said[case]
+    assert "\n" not in said[case]
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_what_can_be_is_accepted(said, case):
+    assert said[case] == ""

@@ -1,0 +1,57 @@
+"""Training by iterations with a validation set of its own: evaluated, extended, taken back, begun anew."""
+
+import numpy as np
+import pytest
+
+from tests.tasks.conftest import Sandbox, flat
+
+TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/nominal"
+BY_ITERATIONS = {"use-iterations": True, "total-iterations": 7, "n-iters-per-save": 3}
+VALIDATION = {"val-dataset-version": "v1_val"}
+
+
+def options(values, prefix="--"):
+    return [part for name, value in values.items() for part in (f"{prefix}{name}", value)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, law_home, btag_options, btag_lists, test_options):
+    """Upstream's command: the evaluation is typed, the flags of the training are given as its own."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("options"), law_home)
+    sandbox.typed = flat({**btag_options, "--epochs": 0, "--tracking": False})
+    validation = {**VALIDATION, "val-filelist": btag_lists / "test.txt"}
+    flags = options({**BY_ITERATIONS, **validation, "loss-weighting": True}, "--TrainingTask-")
+    sandbox.output = sandbox.run("InferenceTask", *sandbox.typed, *flat(test_options), *flags)
+    sandbox.test = flat(test_options)
+    sandbox.directory = sandbox.data_path / TRAINING
+    return sandbox
+
+
+def models(sandbox):
+    return sorted(int(path.stem.removeprefix("model_")) for path in sandbox.directory.glob("model_*.pt"))
+
+
+@pytest.mark.slow
+def test_w23_iterations_in_the_command_of_a_downstream_task(trained):
+    assert models(trained) == [3, 6, 7]
+    assert len(np.load(trained.directory / "validation_metrics.npz")["loss"]) == 3
+    assert (trained.data_path / "DatasetConstructorTask/offline_run3/v1_val/manifest.json").is_file()
+    # what was trained is found again without the flags
+    status = trained.law("run", "InferenceTask", *trained.typed, *trained.test, "--print-status", 1).stdout
+    assert "absent" not in status
+    assert f"{TRAINING}/model_7.pt" in status
+
+
+@pytest.mark.slow
+def test_w19_extension_and_going_back_by_iterations(trained):
+    flags = [*trained.typed, *options({**BY_ITERATIONS, **VALIDATION, "loss-weighting": True})]
+    assert "iteration 9/9" in trained.run("TrainingTask", *flags, "--extend-training", 2)
+    assert models(trained) == [3, 6, 7, 9]
+    assert [len(np.load(trained.directory / f"{part}_time.npy")) for part in ("train", "val")] == [4, 4]
+    assert "set aside" in trained.run("TrainingTask", *flags, "--resume-epoch", 3)
+    assert models(trained) == [3, 6, 7]
+    assert [len(np.load(trained.directory / f"{part}_time.npy")) for part in ("train", "val")] == [3, 3]
+    refused = trained.law("run", "TrainingTask", *flags, "--resume-epoch", 5)
+    assert "resume_epoch 5 needs model_5.pt" in refused.stdout
+    assert "the iterations are: 3, 6, 7" in refused.stdout
+    assert "Traceback" not in refused.stdout
