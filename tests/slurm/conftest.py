@@ -10,6 +10,7 @@ import pytest
 from bhive_mltf.slurm import lab, profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.lab import packages
+from tests.slurm.fake_scheduler import FakeScheduler
 
 REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
 
@@ -55,3 +56,40 @@ def profile(cluster):
 @pytest.fixture
 def client(profile):
     return Slurm.of(profile)
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A scheduler of small scripts, first on PATH."""
+    scheduler = FakeScheduler(tmp_path / "bin").install()
+    monkeypatch.setenv("PATH", f"{scheduler.folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    return scheduler
+
+
+class FakeClock:
+    """Time that passes only by waiting; `then` is done at the end of each wait."""
+
+    def __init__(self):
+        self.time, self.count, self.twice, self.answer, self.waits = 1000.0, 0, False, False, 0
+        self.then = lambda: None
+
+    def now(self):
+        return self.time
+
+    def wait(self, seconds):
+        self.time += seconds
+        self.waits += 1
+        assert self.waits < 2000, "it waits for ever"
+        self.then()
+
+    def came_twice(self):
+        return self.twice
+
+    def confirms(self, question):
+        return self.answer
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()

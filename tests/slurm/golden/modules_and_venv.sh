@@ -1,0 +1,18 @@
+#!/bin/bash -l
+#SBATCH --job-name=bhive-0123456789ab
+#SBATCH --comment=TrainingTask_t1
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem-per-cpu=2000M
+#SBATCH --time=0-04:00:00
+#SBATCH --output=job_%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+
+set -e
+module load gcc/12 cuda
+source '/sw/my env/bin/activate'
+ulimit -n 4096
+exec python -m bhive_mltf.slurm.inside /data/out/slurm/spec.json

@@ -1,0 +1,17 @@
+#!/bin/bash
+#SBATCH --job-name=bhive-0123456789ab
+#SBATCH --comment=TrainingTask_t1
+#SBATCH --qos=short
+#SBATCH --constraint=avx2&ib
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem-per-cpu=2000M
+#SBATCH --time=0-00:06:00
+#SBATCH --output=job_%j.log
+#SBATCH --open-mode=append
+#SBATCH --no-requeue
+#SBATCH --signal=USR2@120
+
+set -e
+exec /sw/bin/python -m bhive_mltf.slurm.inside /data/out/slurm/spec.json
