@@ -61,7 +61,7 @@ class Observer:
         """Some more steps of training are done."""
 
     def epoch(self, result: EpochResult) -> None:
-        """A round is done and on disk."""
+        """A round is done; its files are being written."""
 
     def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
         """The training is done; `model` has the best weights."""

@@ -57,6 +57,14 @@ class Trainer:
 
     def run(self) -> None:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
+        try:
+            self._train()
+            self._vault.drain()
+            self._hand_over_best()
+        finally:
+            self._vault.close()
+
+    def _train(self) -> None:
         position, rounds = self._position, self._rounds
         self._observer.begin(self._plan, position.epoch, position.global_step, self._world.size)
         while rounds.is_left(position):
@@ -67,6 +75,9 @@ class Trainer:
             rounds.advance(position)
             if rounds.is_left(position):
                 self._stop_here_if_asked(save=False)
+
+    def _hand_over_best(self) -> None:
+        position = self._position
         if self._world.is_first and position.best_epoch >= 0:
             path, state = self._vault.best()
             model = plain_batch_norms(self._stepper.model).cpu().eval()
@@ -120,6 +131,7 @@ class Trainer:
         self._observer.advance(batch.global_size)
 
     def _step_boundary(self) -> None:
+        self._vault.check()
         stop, save = self._control.at_step(self._signals.received is not None, self._vault.due_by_time())
         if stop or save or self._vault.due_by_step(self._position.global_step):
             self._look_at_losses()
@@ -195,6 +207,7 @@ class Trainer:
         self._interrupted()
 
     def _interrupted(self) -> NoReturn:
+        self._vault.drain()
         name = self._signals.received.name if self._signals.received else "a signal to another rank"
         raise TrainingInterruptedError(
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "

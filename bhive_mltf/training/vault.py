@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import bhive_mltf
 from bhive_mltf.errors import CheckpointError, TrackingError
@@ -15,18 +14,20 @@ from bhive_mltf.tracking.record import RunRecord
 from bhive_mltf.training import checkpoint
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.metrics import Histories
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
 from bhive_mltf.training.position import Position
 from bhive_mltf.training.rounds import Rounds
 from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.step import RNG_SCHEME, Stepper
+from bhive_mltf.training.writer import BackgroundWriter, on_host
 
 SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 0
 _SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))
 
 
 class Vault:
-    """Checkpoints of one training. All ranks call its methods; rank 0 writes."""
+    """Checkpoints of one training. All ranks call its methods; rank 0 writes, behind the steps that follow."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Vault:
             "settings": {name: plan.model_dump(mode="json", include={name})[name] for name in _SETTINGS},
         }
         self._last_save = time.monotonic()
+        self._writer = BackgroundWriter()
 
     def restore(self) -> Position:
         """Load the latest checkpoint into model, optimiser and scaler; the start if there is none."""
@@ -89,31 +91,57 @@ class Vault:
         return True
 
     def save_step(self, position: Position) -> None:
-        """Write a rolling step checkpoint."""
+        """Have a rolling step checkpoint written; CheckpointError when an earlier one could not be."""
         state = self._state(position, complete=False)
         if not self._world.is_first:
             return
-        checkpoint.save(checkpoint.step_path(self._plan.directory, position.global_step), state)
-        checkpoint.prune_steps(self._plan.directory, self._plan.keep_checkpoints)
+        state, ready = on_host(state)
+        directory, keep = self._plan.directory, self._plan.keep_checkpoints
+        path = checkpoint.step_path(directory, position.global_step)
+
+        def write() -> None:
+            ready()
+            checkpoint.save(path, state)
+            checkpoint.prune_steps(directory, keep)
+
+        self._writer.put(write)
         self._last_save = time.monotonic()
 
     def save_round(self, position: Position, is_best: bool) -> None:
-        """Write all files of a finished round; `model_<number>.pt`, which says that it is done, last."""
+        """Have all files of a finished round written; `model_<number>.pt`, which says that it is done, last."""
         state = self._state(position, complete=True)
         if not self._world.is_first:
             return
-        directory = self._plan.directory
-        position.histories.write(directory)
-        if is_best:
-            checkpoint.save(directory / checkpoint.BEST_NAME, state)
-        number = self._rounds.number(position)
-        checkpoint.save(checkpoint.epoch_path(directory, number), state)
-        if not self._plan.keep_all_epochs_models:
-            checkpoint.prune_before(directory, number)
+        state, ready = on_host(state)
+        directory, number = self._plan.directory, self._rounds.number(position)
+
+        def write() -> None:
+            ready()
+            Histories(state["histories"]).write(directory)
+            if is_best:
+                checkpoint.save(directory / checkpoint.BEST_NAME, state)
+            checkpoint.save(checkpoint.epoch_path(directory, number), state)
+            if not self._plan.keep_all_epochs_models:
+                checkpoint.prune_before(directory, number)
+
+        self._writer.put(write)
         self._last_save = time.monotonic()
+
+    def check(self) -> None:
+        """CheckpointError when a checkpoint could not be written; does not wait."""
+        self._writer.check()
+
+    def drain(self) -> None:
+        """Wait until all is on disk."""
+        self._writer.drain()
+
+    def close(self) -> None:
+        """Write what is left, also for a training that fails."""
+        self._writer.close()
 
     def best(self) -> tuple[Path, dict[str, Any]]:
         """The best model's file and content."""
+        self.drain()
         path = self._plan.directory / checkpoint.BEST_NAME
         return path, checkpoint.load(path)
 
@@ -121,7 +149,7 @@ class Vault:
         stepper, number = self._stepper, self._rounds.number(position)
         return {
             **position.state(self._world, number, complete),
-            "model_state_dict": _on_host(stepper.model),
+            "model_state_dict": dict(stepper.model.state_dict()),
             "optimizer_state_dict": stepper.optimizer.state_dict(),
             "scheduler_state_dict": {**vars(self._schedule), "last_epoch": number},
             "scaler_state_dict": stepper.scaler.state_dict(),
@@ -135,10 +163,6 @@ class Vault:
             "torch_version": str(torch.__version__),
             "run_id": _run_id(self._plan.directory),
         }
-
-
-def _on_host(model: nn.Module) -> dict[str, Any]:
-    return {name: value.cpu() for name, value in model.state_dict().items()}
 
 
 def _run_id(directory: Path) -> str:
