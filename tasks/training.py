@@ -131,12 +131,14 @@ class TrainingTask(AttackDependency, TrainingDependency, ValDatasetDependency, D
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.models import registry
+        from bhive_mltf.training.names import check_loss
 
         checks.refuse_unknown_attack(self.attack)
         checks.refuse_small_numbers(epochs=(self.epochs, 0), resume_epoch=(self.resume_epoch, 0))
         checks.refuse_contradictions(self)
         plan = self.plan()
-        registry.entry(plan.model_name)
+        found = registry.entry(plan.model_name)
+        check_loss(plan.loss_function, plan.model_name, found.regression)
         if not messages.only_looking():
             registry.create(plan.model_name, plan.config, **plan.model_kwargs)
 

@@ -6,9 +6,10 @@ truth.npy       int64 [N]; -1: in no class
 process.npy     float32 [N], as upstream
 kinematics.npy  float32 [N,2], (pt, eta)
 jet_id.npy      int64 [N,2], (index of the file, entry)
+regression.npy, regression_target.npy   float32 [N,R], of multi-task models only; names of the R outputs in files.json
 files.json      what the index and the entry mean, with path and content id of each file
 inference_time.npy, inference_metrics.npz   seconds; time, loss, acc
-output.root     tree `tree` with probabilities, one-hot truth, `file` and `entry`
+output.root     tree `tree` with probabilities, one-hot truth, regression outputs and targets, `file` and `entry`
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation.discriminators import are_probabilities, softmax
-from bhive_mltf.evaluation.predictions import Predictions
+from bhive_mltf.evaluation.predictions import PER_JET, Predictions
 from bhive_mltf.files import atomic
 
 if TYPE_CHECKING:
@@ -43,7 +44,12 @@ def write(predictions: Predictions, directory: str | Path, dataset: Dataset, cla
     directory, names = Path(directory), tuple(classes)
     (directory / "prediction.npy").unlink(missing_ok=True)  # an older one must not make a half-written set look whole
     _save(directory / "jet_id.npy", predictions.jet_id)
-    atomic.write_json(directory / "files.json", describe_files(dataset))
+    description = describe_files(dataset)
+    if predictions.regression_names:
+        description["regression"] = list(predictions.regression_names)
+        _save(directory / "regression.npy", predictions.regression)
+        _save(directory / "regression_target.npy", predictions.regression_target)
+    atomic.write_json(directory / "files.json", description)
     with atomic.replace_file(directory / "output.root") as path:
         _write_root(path, predictions, names)
     _save(directory / "kinematics.npy", predictions.kinematics)
@@ -69,6 +75,10 @@ def load(directory: str | Path) -> Predictions:
     logits, truth = _read(directory / "prediction.npy"), _read(directory / "truth.npy")
     unknown = np.full((len(truth), 2), -1, np.int64)
     ids = directory / "jet_id.npy"
+    names = _regression_names(directory)
+    regression = {name: np.empty((len(truth), 0), np.float32) for name in ("regression", "regression_target")}
+    if names:
+        regression = {name: _read(directory / f"{name}.npy") for name in regression}
     metrics = _read_metrics(directory / "inference_metrics.npz")
     predictions = Predictions(
         logits=logits.astype(np.float32, copy=False),
@@ -76,11 +86,13 @@ def load(directory: str | Path) -> Predictions:
         process=_read(directory / "process.npy").astype(np.int64),
         kinematics=_read(directory / "kinematics.npy").astype(np.float32, copy=False),
         jet_id=_read(ids).astype(np.int64, copy=False) if ids.exists() else unknown,
+        **regression,
+        regression_names=names,
         seconds=float(metrics.get("time", math.nan)),
         loss=float(metrics.get("loss", math.nan)),
         accuracy=float(metrics.get("acc", math.nan)),
     )
-    lengths = {name: len(getattr(predictions, name)) for name in ("logits", "truth", "process", "kinematics", "jet_id")}
+    lengths = {name: len(getattr(predictions, name)) for name in PER_JET}
     if len(set(lengths.values())) != 1:
         raise CorruptFileError(f"The arrays in {directory} differ in length: {lengths}; run InferenceTask again.")
     return predictions
@@ -105,6 +117,11 @@ def read_files(directory: str | Path) -> dict[int, str]:
     return {int(index): str(file["path"]) for index, file in files.items()}
 
 
+def _regression_names(directory: Path) -> tuple[str, ...]:
+    path = directory / "files.json"
+    return tuple(json.loads(path.read_text(encoding="utf-8")).get("regression", ())) if path.exists() else ()
+
+
 def branch_names(classes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Branches of output.root, one per class: of the probabilities and of the one-hot truth."""
     if set(classes) == set(_UPSTREAM_BRANCHES):
@@ -120,6 +137,7 @@ def _write_root(path: Path, predictions: Predictions, classes: Sequence[str]) ->
     names = branch_names(classes)
     types: dict[str, Any] = {"Jet_pt": np.float32, "Jet_eta": np.float32, **dict.fromkeys(names[0], np.float32)}
     types |= {**dict.fromkeys(names[1], np.int32), "file": np.int32, "entry": np.int64}
+    types |= dict.fromkeys(_regression_branches(predictions), np.float32)
     with uproot.recreate(path) as file:
         tree = file.mktree("tree", types)
         for branches in _root_chunks(predictions, names):
@@ -134,7 +152,16 @@ def _root_chunks(predictions: Predictions, names: tuple[list[str], list[str]]) -
         branches: dict[str, Any] = {"Jet_pt": part.kinematics[:, 0], "Jet_eta": part.kinematics[:, 1]}
         branches |= {name: probability[:, i] for i, name in enumerate(names[0])}
         branches |= {name: part.truth == i for i, name in enumerate(names[1])}
-        yield {**branches, "file": part.jet_id[:, 0], "entry": part.jet_id[:, 1]}
+        yield {**branches, **_regression_branches(part), "file": part.jet_id[:, 0], "entry": part.jet_id[:, 1]}
+
+
+def _regression_branches(predictions: Predictions) -> dict[str, Any]:
+    """Per output its value and what it should be."""
+    columns = {}
+    for i, name in enumerate(predictions.regression_names):
+        columns[f"reg_{name}"] = predictions.regression[:, i]
+        columns[f"reg_{name}_target"] = predictions.regression_target[:, i]
+    return columns
 
 
 def _save(path: Path, values: Any) -> None:  # noqa: ANN401 - any array

@@ -1,6 +1,6 @@
 """Predictions of a model for all jets of a dataset, in the order of its input files.
 
-N: jets; C: classes.
+N: jets; C: classes; R: regression outputs, 0 but for multi-task models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import torch
 
     from bhive_mltf.data.batch import Batch
+    from bhive_mltf.models.base import Tagger
 
 logger = logging.getLogger(__name__)
 
+PER_JET = ("logits", "truth", "process", "kinematics", "jet_id", "regression", "regression_target")
 _CHUNK = 1_000_000  # jets at a time in float64
 
 
@@ -37,6 +39,8 @@ class Predictions:
     process : int64 [N], index into the config's processes.
     kinematics : float32 [N,2], (pt, eta).
     jet_id : int64 [N,2], (index of the file, entry in its tree); -1 where unknown.
+    regression, regression_target : float32 [N,R], regression outputs and what they should be.
+    regression_names : of the R outputs.
     seconds : time that the prediction took, reading of the jets included.
     loss, accuracy : mean cross-entropy and accuracy of the jets with a class; NaN without any.
     """
@@ -46,6 +50,9 @@ class Predictions:
     process: NDArray[np.int64]
     kinematics: NDArray[np.float32]
     jet_id: NDArray[np.int64]
+    regression: NDArray[np.float32]
+    regression_target: NDArray[np.float32]
+    regression_names: tuple[str, ...] = ()
     seconds: float = math.nan
     loss: float = math.nan
     accuracy: float = math.nan
@@ -55,14 +62,7 @@ class Predictions:
 
     def take(self, jets: NDArray[np.int64] | NDArray[np.bool_]) -> Predictions:
         """The jets at these positions, or where the mask is True; times and means stay those of all."""
-        return replace(
-            self,
-            logits=self.logits[jets],
-            truth=self.truth[jets],
-            process=self.process[jets],
-            kinematics=self.kinematics[jets],
-            jet_id=self.jet_id[jets],
-        )
+        return replace(self, **{name: getattr(self, name)[jets] for name in PER_JET})
 
 
 def predict(
@@ -96,7 +96,7 @@ def predict(
     with _evaluating(model, device):
         for batch in loader:
             part = _predict_batch(model, batch, device)
-            collected = collected or _empty(n_jets, part.logits.shape[1])
+            collected = collected or _empty(n_jets, part)
             if done + len(part) > n_jets:
                 raise DataError(f"The loader gave more than the {n_jets} jets of the dataset.")
             _store(collected, part, done)
@@ -146,29 +146,33 @@ def _evaluating(model: torch.nn.Module, device: str | torch.device) -> Iterator[
 
 
 def _predict_batch(model: torch.nn.Module, batch: Batch, device: str | torch.device) -> Predictions:
-    logits = model(batch.map(lambda tensor: tensor.to(device, non_blocking=True)))
+    from bhive_mltf.models.base import Outputs
+
+    batch = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
+    output = model(batch)
+    logits, regression = output if isinstance(output, Outputs) else (output, output[:, :0])
+    target = cast("Tagger", model).regression_targets(batch) if isinstance(output, Outputs) else regression
     return Predictions(
         logits=logits.float().cpu().numpy(),
         truth=batch.target.cpu().numpy(),
         process=batch.process.cpu().numpy(),
         kinematics=batch.kinematics.cpu().numpy(),
         jet_id=batch.jet_id.cpu().numpy(),
+        regression=regression.float().cpu().numpy(),
+        regression_target=target.float().cpu().numpy(),
+        regression_names=tuple(getattr(model, "regression", ())),
     )
 
 
-def _empty(n_jets: int, n_classes: int) -> Predictions:
-    return Predictions(
-        logits=np.empty((n_jets, n_classes), np.float32),
-        truth=np.empty(n_jets, np.int64),
-        process=np.empty(n_jets, np.int64),
-        kinematics=np.empty((n_jets, 2), np.float32),
-        jet_id=np.empty((n_jets, 2), np.int64),
-    )
+def _empty(n_jets: int, like: Predictions) -> Predictions:
+    arrays: dict[str, NDArray[Any]] = {name: getattr(like, name) for name in PER_JET}
+    empty: dict[str, Any] = {name: np.empty((n_jets, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+    return replace(like, **empty)
 
 
 def _store(whole: Predictions, part: Predictions, start: int) -> None:
     rows = slice(start, start + len(part))
-    for name in ("logits", "truth", "process", "kinematics", "jet_id"):
+    for name in PER_JET:
         getattr(whole, name)[rows] = getattr(part, name)
 
 

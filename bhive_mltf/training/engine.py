@@ -16,6 +16,7 @@ from bhive_mltf.training.batchnorm import synchronise_batch_norms
 from bhive_mltf.training.distributed import World, set_threads
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.losses import create_loss
+from bhive_mltf.training.names import check_loss
 from bhive_mltf.training.observers import Observer, Observers
 from bhive_mltf.training.optimisers import create_optimizer
 from bhive_mltf.training.plan import TrainingPlan
@@ -81,6 +82,7 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
     if plan.use_torch_compile:
         # in place: the keys of the state dict stay
         model.compile(mode=plan.torch_compile_mode)
+    check_loss(plan.loss_function, plan.model_name, getattr(parts.model, "regression", ()))
     weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
     optimizer = create_optimizer(
         plan.optimizer,

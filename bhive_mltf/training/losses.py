@@ -1,28 +1,95 @@
 """Losses by upstream's names, per jet, and the class weights of `loss_weighting`.
 
-B: jets; C: classes; K: truth labels.
+B: jets; C: classes; R: regression outputs; K: truth labels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.models.base import Outputs
 from bhive_mltf.training import names
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.models.base import Tagger
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class JetLosses(NamedTuple):
+    """Loss of each jet [B]; of a multi-task model also its two parts, whose sum it is."""
+
+    total: Tensor
+    classes: Tensor | None = None
+    regression: Tensor | None = None
+
+
+class CrossEntropyLogCosh(nn.Module):
+    """Cross-entropy of the classes plus, for each regression output, log-cosh or the pinball loss of a quantile.
+
+    levels : [R], `names.LOG_COSH` or the quantile in (0, 1). All terms have weight 1, upstream's lambda and gamma.
+    """
+
+    def __init__(self, levels: Sequence[float], class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.classes = nn.CrossEntropyLoss(weight=class_weights, reduction="none")
+
+    def forward(self, logits: Tensor, target: Tensor, values: Tensor, wanted: Tensor) -> JetLosses:
+        """Losses [B] of logits [B,C], target [B], regression values and what they should be, both [B,R]."""
+        terms = [
+            log_cosh(value - aim) if level == names.LOG_COSH else pinball(aim - value, level)
+            for level, value, aim in zip(self.levels, values.unbind(1), wanted.to(values.dtype).unbind(1), strict=True)
+        ]
+        classes, regression = self.classes(logits, target), torch.stack(terms).sum(0)
+        return JetLosses(classes + regression, classes, regression)
+
+
+def log_cosh(x: Tensor) -> Tensor:
+    """Logarithm of cosh x, without overflow."""
+    return x + F.softplus(-2 * x) - math.log(2)
+
+
+def pinball(above: Tensor, level: float) -> Tensor:
+    """Loss whose minimum is the quantile `level`; `above` = value - quantile (Koenker and Bassett, 1978)."""
+    return torch.maximum(level * above, (level - 1) * above)
+
+
 def create_loss(name: str, class_weights: Tensor | None = None) -> nn.Module:
-    """A module `(logits [B,C], target [B]) -> loss [B]`; ParameterError for an unknown name."""
+    """A module that `jet_losses` calls; ParameterError for an unknown name."""
     if name not in names.LOSSES:
         raise ParameterError(f"loss_function is {name!r}, but must be one of {', '.join(names.LOSSES)}.")
+    if name in names.REGRESSION_LOSSES:
+        return CrossEntropyLogCosh(names.REGRESSION_LOSSES[name], class_weights)
     return nn.CrossEntropyLoss(weight=class_weights, reduction="none")
+
+
+def jet_losses(loss: nn.Module, model: nn.Module, output: Tensor | Outputs, batch: Batch) -> tuple[Tensor, JetLosses]:
+    """Logits [B,C] and losses [B] of what `model` gave for `batch`, in at least float32.
+
+    Jets in no class have some loss, which is not to be counted.
+    """
+    target = batch.target.clamp(min=0)
+    if not isinstance(output, Outputs):
+        logits = _wide(output)
+        return logits, JetLosses(loss(logits, target))
+    logits = _wide(output.logits)
+    wanted = cast("Tagger", model).regression_targets(batch)
+    return logits, loss(logits, target, _wide(output.regression), wanted)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def class_weights(

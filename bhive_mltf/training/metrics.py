@@ -5,39 +5,60 @@ B: jets; C: classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bhive_mltf.files import atomic
 
-N_SUMS = 3
+if TYPE_CHECKING:
+    from bhive_mltf.training.losses import JetLosses
+
+N_SUMS = 5
 HISTORY_NAMES = ("loss_train", "acc_train", "loss_val", "acc_val", "train_time", "val_time")
 
 
-def jet_sums(losses: Tensor, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Weighted loss, weighted number of right answers and weight [3], float64, on the device of `losses` [B]."""
+def jet_sums(losses: JetLosses, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums over jets [5], float64, on the device of the losses.
+
+    Loss, right answers, 1, and the two parts of the loss of a multi-task model, else 0.
+    """
     with torch.no_grad():
         w = weight.double()
         right = (logits.argmax(1) == target).double()
-        return torch.stack([(losses.double() * w).sum(), (right * w).sum(), w.sum()])
+        sums = [(losses.total.double() * w).sum(), (right * w).sum(), w.sum()]
+        if losses.classes is None or losses.regression is None:
+            return torch.cat([torch.stack(sums), w.new_zeros(N_SUMS - 3)])
+        return torch.stack([*sums, *((part.double() * w).sum() for part in (losses.classes, losses.regression))])
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Loss and accuracy of many jets; NaN without any."""
+    """Loss and accuracy of many jets, NaN without any; of multi-task models also the two parts of the loss."""
 
     loss: float
     accuracy: float
+    loss_cat: float | None = None
+    loss_reg: float | None = None
 
     @classmethod
-    def of(cls, sums: Tensor) -> Figures:
+    def of(cls, sums: Tensor, multi_task: bool = False) -> Figures:
         """From summed `jet_sums`."""
-        loss, right, weight = sums.tolist()
-        return cls(loss / weight, right / weight) if weight > 0 else cls(float("nan"), float("nan"))
+        loss, right, weight, classes, regression = sums.tolist()
+        values = (loss, right, classes, regression) if multi_task else (loss, right)
+        return cls(*(value / weight if weight > 0 else float("nan") for value in values))
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The parts of the loss by upstream's names; empty with plain models."""
+        parts = {"loss_cat": self.loss_cat, "loss_reg": self.loss_reg}
+        return {name: value for name, value in parts.items() if value is not None}
 
 
 @dataclass
@@ -51,13 +72,27 @@ class Histories:
         row = (train.loss, train.accuracy, validation.loss, validation.accuracy, train_time, val_time)
         for name, value in zip(HISTORY_NAMES, row, strict=True):
             self.values[name].append(value)
+        for part, figures in (("train", train), ("val", validation)):
+            for name, value in figures.parts.items():
+                self.values.setdefault(f"{name}_{part}", []).append(value)
 
     def write(self, directory: Path) -> None:
         """Write upstream's four files, each as a whole."""
         values = {name: np.array(entries, dtype=np.float64) for name, entries in self.values.items()}
         for name, part in (("training", "train"), ("validation", "val")):
             with atomic.replace_file(directory / f"{name}_metrics.npz") as path, path.open("wb") as file:
-                np.savez(file, loss=values[f"loss_{part}"], acc=values[f"acc_{part}"])
+                np.savez(file, **_arrays(values, part))  # type: ignore[arg-type]  # they are names of arrays
         for part in ("train", "val"):
             with atomic.replace_file(directory / f"{part}_time.npy") as path, path.open("wb") as file:
                 np.save(file, values[f"{part}_time"])
+
+
+def scalar_names(names: Iterable[str]) -> list[str]:
+    """Those of the histories whose last value checkpoints also hold by itself, as upstream's do."""
+    return [name for name in names if not name.endswith("_time")]
+
+
+def _arrays(values: dict[str, NDArray[np.float64]], part: str) -> dict[str, NDArray[np.float64]]:
+    """Arrays of upstream's `<part>_metrics.npz`."""
+    names = {f"{name}_{part}": name for name in ("loss", "acc", "loss_cat", "loss_reg")}
+    return {name: values[key] for key, name in names.items() if key in values}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from bhive_mltf.errors import ParameterError
+
 OPTIMIZERS = (
     "ASGD",
     "Adadelta",
@@ -20,7 +24,31 @@ OPTIMIZERS = (
 )
 WITHOUT_WEIGHT_DECAY = ("LBFGS", "Rprop")
 SCHEDULES = ("epoch_lin_decay", "batch_lin_decay", "batch_cosine_warmup", "batch_exp_decay")
-LOSSES = ("CrossEntropyLoss",)
+LOG_COSH = -1.0
+# What the losses of multi-task models do with each regression output: log-cosh, or the loss of a quantile.
+REGRESSION_LOSSES: dict[str, tuple[float, ...]] = {
+    "CrossEntropyLogCosh": (LOG_COSH, 0.16, 0.84, LOG_COSH),
+    "CrossEntropyLogCoshHLT": (LOG_COSH,),
+}
+LOSSES = ("CrossEntropyLoss", *REGRESSION_LOSSES)
 PRECISIONS = ("float32", "float16", "float64")
 UNMATCHED = ("error", "drop", "first")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def check_loss(loss: str, model: str, outputs: Sequence[str]) -> None:
+    """ParameterError unless the loss fits a model with these regression outputs (none: a plain model)."""
+    wanted = [name for name in LOSSES if len(REGRESSION_LOSSES.get(name, ())) == len(outputs)]
+    if loss in wanted:
+        return
+    if not outputs:
+        msg = f"--loss-function {loss} fits regression outputs too, which model {model} does not have"
+    elif wanted:
+        msg = f"--loss-function {loss} does not fit the regression outputs of model {model} ({', '.join(outputs)})"
+    else:
+        fitted = ", ".join(f"{name} fits {len(levels)}" for name, levels in REGRESSION_LOSSES.items())
+        raise ParameterError(
+            f"no --loss-function fits the {len(outputs)} regression outputs of model {model} ({', '.join(outputs)}): "
+            f"{fitted}"
+        )
+    raise ParameterError(f"{msg}: take --loss-function {' or '.join(wanted)}")

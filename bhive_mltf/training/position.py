@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bhive_mltf.training.distributed import World
-from bhive_mltf.training.metrics import N_SUMS, Histories
+from bhive_mltf.training.metrics import N_SUMS, Histories, scalar_names
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Position:
             "histories": {name: list(entries) for name, entries in values.items()},
             "best_loss_val": self.best_loss_val,
             "best_epoch": self.best_epoch,
-            **{name: last[name] for name in ("loss_train", "acc_train", "loss_val", "acc_val")},
+            **{name: last[name] for name in scalar_names(last)},
         }
 
     @classmethod

@@ -18,6 +18,7 @@ from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch, GroupBatch
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.distributed import World
+from bhive_mltf.training.losses import jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
 from bhive_mltf.training.optimisers import needs_closure
 from bhive_mltf.training.plan import TrainingPlan
@@ -69,7 +70,7 @@ class Stepper:
         torch.manual_seed(philox.key(self.plan.seed, "step", global_step, self.world.rank))
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Gradients of a global batch; (this rank's part of its loss, `jet_sums` [3])."""
+        """Gradients of a global batch; (this rank's part of its loss, `jet_sums`)."""
         loss, sums = self._forward(self.network, batch)
         self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), sums
@@ -110,7 +111,7 @@ class Stepper:
         return results[0]
 
     def validate(self, batch: Batch) -> Tensor:
-        """`jet_sums` [3] of a batch, which may be empty; without messages to other ranks."""
+        """`jet_sums` of a batch, which may be empty; without messages to other ranks."""
         if len(batch) == 0:
             return torch.zeros(N_SUMS, dtype=torch.float64, device=self.world.device)
         return self._forward(self.model, batch)[1]
@@ -118,12 +119,11 @@ class Stepper:
     def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         batch = self._prepare(batch)
         with self._autocast():
-            logits: Tensor = network(batch)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            output = network(batch)
+        logits, losses = jet_losses(self.loss, self.model, output, batch)
         # a jet in no class counts nowhere
         weight = batch.weight * (batch.target >= 0)
-        losses: Tensor = self.loss(logits, batch.target.clamp(min=0))
-        loss = (losses * weight).sum() / batch.global_size
+        loss = (losses.total * weight).sum() / batch.global_size
         return loss, jet_sums(losses, logits, batch.target, weight)
 
     def _prepare(self, batch: Batch) -> Batch:

@@ -13,6 +13,7 @@ from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 NESTED_NAME = "model_performance_metrics"
+PARTS = {"loss_cat": "Classification Loss", "loss_reg": "Regression Loss"}  # of multi-task models
 
 
 class Tracked(Observer):
@@ -48,6 +49,8 @@ class Tracked(Observer):
             "Validation Loss": result.validation.loss,
             "Validation Accuracy": result.validation.accuracy,
         }
+        for title, figures in (("Training", result.train), ("Validation", result.validation)):
+            values |= {f"{title} {PARTS[name]}": value for name, value in figures.parts.items()}
         self._run.metrics(values, step=result.epoch)
         self._nested.metrics(values, step=result.epoch)
 

@@ -15,6 +15,7 @@ from bhive_mltf.training.control import Control
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.metrics import N_SUMS, Figures
+from bhive_mltf.training.names import REGRESSION_LOSSES
 from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.reduction import fix_reduction_layout
@@ -43,6 +44,7 @@ class Trainer:
     ) -> None:
         self._plan, self._world, self._parts = plan, world, ingredients
         self._stepper, self._observer, self._signals = stepper, observer, signals
+        self._multi_task = plan.loss_function in REGRESSION_LOSSES
         self._rounds = rounds_of(plan)
         self._schedule = Schedule(plan.lr_scheduler, self._rounds.planned, plan.lr_decay_factor)
         self._vault = Vault(plan, world, ingredients, stepper, rounds=self._rounds, schedule=self._schedule)
@@ -181,7 +183,7 @@ class Trainer:
         total = self._world.sum(sums)
         if total[2] <= 0:
             raise DataError("No jet with a weight above 0 is left to validate: choose a smaller train_val_split.")
-        figures = Figures.of(total)
+        figures = Figures.of(total, self._multi_task)
         if not torch.isfinite(total).all():
             raise NonFiniteLossError(
                 f"The validation loss is {figures.loss} in epoch {epoch} (after step {self._position.global_step}): "
@@ -191,7 +193,7 @@ class Trainer:
 
     def _finish_round(self, validation: Figures, seconds: float) -> None:
         position, number = self._position, self._rounds.number(self._position)
-        train = Figures.of(self._world.sum(position.sums))
+        train = Figures.of(self._world.sum(position.sums), self._multi_task)
         position.histories.append(train, validation, position.seconds, seconds)
         is_best = validation.loss < position.best_loss_val
         if is_best:

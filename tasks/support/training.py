@@ -195,7 +195,7 @@ def _draw(plan: TrainingPlan) -> None:
     histories = []
     for part in ("training", "validation"):
         with np.load(plan.directory / f"{part}_metrics.npz") as arrays:
-            histories.append({name: arrays[name].tolist() for name in ("loss", "acc")})
+            histories.append({name: arrays[name].tolist() for name in arrays.files})
     names = loss_curves(*histories, plan.directory)
     with tracking.attach(plan.directory, tracking=plan.tracking) as run:
         for name in names:

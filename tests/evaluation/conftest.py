@@ -11,7 +11,7 @@ SIX = ("b", "bb", "leptonicB", "c", "uds", "g")
 JET_CLASS = tuple(f"label_{name}" for name in ["QCD", "Hbb", "Hcc", "Hgg", "H4q", "Hqql", "Zqq", "Wqq", "Tbqq", "Tbl"])
 
 
-def make_predictions(n_jets, n_classes, *, separation=3.0, seed=0, n_processes=2):
+def make_predictions(n_jets, n_classes, *, separation=3.0, seed=0, n_processes=2, regression=()):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, n_classes, n_jets)
     logits = rng.normal(0.0, 1.5, (n_jets, n_classes)).astype(np.float32)
@@ -23,6 +23,9 @@ def make_predictions(n_jets, n_classes, *, separation=3.0, seed=0, n_processes=2
         process=rng.integers(0, n_processes, n_jets),
         kinematics=kinematics.astype(np.float32),
         jet_id=np.stack([np.arange(n_jets) // 100, np.arange(n_jets) % 100], axis=1),
+        regression=rng.normal(1.0, 0.1, (n_jets, len(regression))).astype(np.float32),
+        regression_target=rng.normal(1.0, 0.1, (n_jets, len(regression))).astype(np.float32),
+        regression_names=regression,
         seconds=1.5,
         loss=0.5,
         accuracy=0.75,

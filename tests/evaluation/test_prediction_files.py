@@ -26,6 +26,21 @@ def test_what_is_written_is_read_back(tmp_path, fake, six, dataset):
     assert (back.seconds, back.loss, back.accuracy) == (1.5, 0.5, 0.75)
 
 
+def test_regression_is_kept_apart_from_the_logits(tmp_path, fake, six, dataset):
+    names = ("pt", "pt_q16")
+    predictions = fake(50, 6, regression=names)
+    prediction_files.write(predictions, tmp_path, dataset(), six)
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"regression.npy", "regression_target.npy"}
+    assert np.load(tmp_path / "prediction.npy").shape == (50, 6)
+    back = prediction_files.load(tmp_path)
+    assert back.regression_names == names
+    np.testing.assert_array_equal(back.regression, predictions.regression)
+    np.testing.assert_array_equal(back.regression_target, predictions.regression_target)
+    tree = uproot.open(tmp_path / "output.root")["tree"]
+    np.testing.assert_array_equal(tree["reg_pt_q16"].array(library="np"), predictions.regression[:, 1])
+    np.testing.assert_array_equal(tree["reg_pt_target"].array(library="np"), predictions.regression_target[:, 0])
+
+
 def test_arrays_are_upstreams(tmp_path, fake, six, dataset):
     predictions = fake(50, 6)
     prediction_files.write(predictions, tmp_path, dataset(), six)

@@ -5,8 +5,8 @@ import pytest
 import uproot
 
 from bhive_mltf import config as configs
-from bhive_mltf.testing import btag_jets, jetclass_jets
-from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass
+from bhive_mltf.testing import btag_jets, jetclass_jets, lost_track_jets
+from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass, write_lost_tracks
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,10 @@ from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass
         (write_btag, "part_run3"),
         (write_jetclass, "jet_class"),
         (write_hlt, "hlt_run3"),
+        (write_lost_tracks, "part_run3_lt"),
+        (write_lost_tracks, "part_run3_lt_fp16"),
+        (write_lost_tracks, "UParT_v0_run3"),
+        (write_lost_tracks, "mod_offline_run3"),
     ],
 )
 def test_files_have_what_the_configs_read(write, config, tmp_path):
@@ -26,7 +30,7 @@ def test_files_have_what_the_configs_read(write, config, tmp_path):
     assert tree.num_entries == 50
 
 
-@pytest.mark.parametrize("write", [write_btag, write_jetclass, write_hlt])
+@pytest.mark.parametrize("write", [write_btag, write_jetclass, write_hlt, write_lost_tracks])
 def test_same_arguments_same_bytes(write, tmp_path):
     first = write(tmp_path / "x.root", 2100, 3).read_bytes()
     assert write(tmp_path / "x.root", 2100, 3).read_bytes() == first
@@ -38,6 +42,19 @@ def test_btag_labels_are_exclusive(process):
     jets = btag_jets.btag_jets(500, 1, process)
     assert (sum(jets.scalars[label] for label in btag_jets.LABELS) == 1).all()
     np.testing.assert_array_equal(jets.scalars["isUD"], jets.scalars["isU"] + jets.scalars["isD"])
+
+
+def test_lost_track_jets_have_one_label_and_momenta_that_fit():
+    jets = lost_track_jets.lost_track_jets(400, 1)
+    labels = (*btag_jets.LABELS, *lost_track_jets.TAU_LABELS)
+    assert (sum(jets.scalars[label] for label in labels) == 1).all()
+    assert all(jets.scalars[label].any() for label in lost_track_jets.TAU_LABELS)
+    _, tracks = jets.lists["n_LT"]
+    np.testing.assert_allclose(np.hypot(tracks["LT_px"], tracks["LT_py"]), tracks["LT_pt"], rtol=1e-5)
+    assert (tracks["LT_e"] > np.sqrt(sum(tracks[f"LT_{axis}"] ** 2 for axis in ("px", "py", "pz")))).all()
+    matched = jets.scalars["gen_pt"] > 0
+    assert 0 < (~matched).sum() < 60
+    assert (jets.scalars["gen_pt_WithNu"] >= jets.scalars["gen_pt"]).all()
 
 
 def test_b_jets_have_displaced_tracks():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training.losses import class_weights, create_loss
-from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY
+from bhive_mltf.training.losses import class_weights, create_loss, log_cosh, pinball
+from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY, check_loss
 from bhive_mltf.training.optimisers import create_optimizer
 from bhive_mltf.training.ranger import Ranger
 from bhive_mltf.training.schedules import Schedule
@@ -168,6 +168,53 @@ def test_loss_is_per_jet_and_weighted_by_class():
     weighted = create_loss(LOSSES[0], torch.tensor([1.0, 0.5, 0.0]))(logits, target)
     assert plain.shape == (5,)
     assert torch.allclose(weighted, plain * torch.tensor([1, 0.5, 0, 0.5, 1]))
+
+
+def test_log_cosh_and_quantiles():
+    x = torch.tensor([0.0, 1.5, -1.5, 300.0, -300.0], dtype=torch.float64)
+    expected = torch.cat([torch.cosh(x[:3]).log(), x[3:].abs() - math.log(2)])
+    torch.testing.assert_close(log_cosh(x), expected)
+    values, grid = torch.randn(4001, dtype=torch.float64), torch.linspace(-3, 3, 601, dtype=torch.float64)
+    for level in (0.16, 0.84):
+        best = grid[pinball(values[:, None] - grid, level).sum(0).argmin()]
+        assert abs(best - values.quantile(level)) <= 0.02
+
+
+def test_w24_the_loss_of_a_multi_task_model_is_the_sum_of_its_parts():
+    logits, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    values, wanted = torch.randn(5, 4), torch.randn(5, 4)
+    weights = torch.tensor([1.0, 0.5, 0.25])
+    losses = create_loss("CrossEntropyLogCosh", weights)(logits, target, values, wanted)
+    torch.testing.assert_close(losses.classes, create_loss("CrossEntropyLoss", weights)(logits, target))
+    torch.testing.assert_close(losses.total, losses.classes + losses.regression)
+    by_hand = log_cosh(values - wanted)[:, [0, 3]].sum(1)
+    by_hand = by_hand + pinball(wanted[:, 1] - values[:, 1], 0.16) + pinball(wanted[:, 2] - values[:, 2], 0.84)
+    torch.testing.assert_close(losses.regression, by_hand)
+    hlt = create_loss("CrossEntropyLogCoshHLT")(logits, target, values[:, :1], wanted[:, :1])
+    torch.testing.assert_close(hlt.regression, log_cosh(values - wanted)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "outputs", "message"),
+    [
+        (
+            "CrossEntropyLoss",
+            ("a",),
+            r"regression outputs of model M \(a\): take --loss-function CrossEntropyLogCoshHLT$",
+        ),
+        ("CrossEntropyLogCoshHLT", ("a", "b", "c", "d"), r"does not fit .*: take --loss-function CrossEntropyLogCosh$"),
+        ("CrossEntropyLogCosh", (), r"which model M does not have: take --loss-function CrossEntropyLoss$"),
+        (
+            "CrossEntropyLoss",
+            ("a", "b"),
+            r"no --loss-function fits the 2 .* of model M \(a, b\): CrossEntropyLogCosh fits 4",
+        ),
+    ],
+)
+def test_loss_and_model_must_fit(loss, outputs, message):
+    with pytest.raises(ParameterError, match=message):
+        check_loss(loss, "M", outputs)
+    check_loss("CrossEntropyLoss", "M", ())
 
 
 def test_class_weights_are_inverse_to_abundance():

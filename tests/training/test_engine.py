@@ -13,6 +13,7 @@ from bhive_mltf.training import checkpoint, engine
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.launcher import launch
+from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.signals import TrainingInterruptedError
@@ -226,7 +227,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path, monkeypatch):
 
 
 def test_jets_without_weight_cannot_validate(tmp_path, monkeypatch):
-    monkeypatch.setattr("bhive_mltf.training.step.Stepper.validate", lambda self, batch: torch.zeros(3).double())
+    monkeypatch.setattr("bhive_mltf.training.step.Stepper.validate", lambda self, batch: torch.zeros(N_SUMS).double())
     with pytest.raises(DataError, match="left to validate"):
         run(tmp_path)
 

@@ -11,7 +11,8 @@ from bhive_mltf.training import progress, tracked
 from bhive_mltf.training.control import Control
 from bhive_mltf.training.distributed import World, join_world, pick_device, set_threads
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.metrics import Figures, jet_sums
+from bhive_mltf.training.losses import JetLosses
+from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums
 from bhive_mltf.training.observers import Observers
 from bhive_mltf.training.progress import Progress
 from bhive_mltf.training.tracked import Tracked
@@ -109,9 +110,23 @@ def test_sums_over_ranks_are_in_float64():
 
 def test_figures_of_weighted_jets():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
-    sums = jet_sums(torch.tensor([1.0, 2.0, 3.0]), logits, torch.tensor([0, 0, 0]), torch.tensor([1.0, 0.5, 0.0]))
+    target, weight = torch.tensor([0, 0, 0]), torch.tensor([1.0, 0.5, 0.0])
+    losses = torch.tensor([1.0, 2.0, 3.0])
+    sums = jet_sums(JetLosses(losses), logits, target, weight)
     assert Figures.of(sums) == Figures(pytest.approx(2 / 1.5), pytest.approx(1 / 1.5))
-    assert math.isnan(Figures.of(torch.zeros(3)).loss)
+    assert Figures.of(sums).parts == {}
+    assert math.isnan(Figures.of(torch.zeros(N_SUMS)).loss)
+
+
+def test_w24_the_parts_of_the_loss_are_averaged_apart():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    target, weight = torch.tensor([0, 0, 0]), torch.tensor([1.0, 0.5, 0.0])
+    parts = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 0.25, 7.0])
+    sums = jet_sums(JetLosses(sum(parts), *parts), logits, target, weight)
+    figures = Figures.of(sums, multi_task=True)
+    assert figures.parts == {"loss_cat": pytest.approx(2 / 1.5), "loss_reg": pytest.approx(0.625 / 1.5)}
+    assert figures.loss == pytest.approx(2.625 / 1.5)
+    assert math.isnan(Figures.of(torch.zeros(N_SUMS), multi_task=True).loss_reg)
 
 
 def test_alone_without_environment():
