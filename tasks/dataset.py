@@ -13,6 +13,7 @@ import luigi
 from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
 from tasks import checks, messages
 from tasks.base import BaseTask
+from tasks.dispatch import SlurmDependency, dispatchable
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import DatasetDependency, technical
 from tasks.pooled import PooledLocalWorkflow
@@ -93,7 +94,7 @@ class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
         stage_many([branch.job() for branch in branches], workers=self.coffea_worker or os.cpu_count() or 1)
 
 
-class DatasetConstructorTask(DatasetDependency, BaseTask):
+class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
     """The training set: shards in a global random order, weights, manifest."""
 
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
@@ -145,6 +146,7 @@ class DatasetConstructorTask(DatasetDependency, BaseTask):
         require_complete(config)
         check_parameters(config, self.chunk_size)
 
+    @dispatchable
     def run(self) -> None:
         from tasks.support import dataset
 

@@ -10,6 +10,7 @@ import law
 from tasks import checks
 from tasks.base import BaseTask
 from tasks.dataset import DatasetConstructorTask
+from tasks.dispatch import SlurmDependency, dispatchable
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import (
     AttackDependency,
@@ -23,7 +24,13 @@ from tasks.training import TrainingTask
 
 
 class EvaluationBase(
-    TestAttackDependency, AttackDependency, TrainingDependency, TestDatasetDependency, DatasetDependency, BaseTask
+    SlurmDependency,
+    TestAttackDependency,
+    AttackDependency,
+    TrainingDependency,
+    TestDatasetDependency,
+    DatasetDependency,
+    BaseTask,
 ):
     """What all tasks after the training share."""
 
@@ -99,6 +106,7 @@ class InferenceTask(EvaluationBase):
     def evaluated(self) -> dict[str, BaseTask]:
         return {"training": self.training(), "test_dataset": self.test_dataset()}
 
+    @dispatchable
     def run(self) -> None:
         from tasks.support import evaluation
 

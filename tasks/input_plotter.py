@@ -10,6 +10,7 @@ import luigi
 
 from tasks.base import BaseTask
 from tasks.dataset import DatasetConstructorTask
+from tasks.dispatch import SlurmDependency, dispatchable
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import DatasetDependency, technical
 from tasks.targets import DerivedFileTarget
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_BINS = 50
 
 
-class InputHistogrammerTask(DatasetDependency, BaseTask):
+class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
     """Histograms of all input features, with one binning per feature for all files."""
 
     Nbins = luigi.IntParameter(
@@ -44,10 +45,16 @@ class InputHistogrammerTask(DatasetDependency, BaseTask):
     def output(self) -> Any:
         return self.derived("input_histogram_weight.npz" if self.weight_histo else "input_histogram.npz")
 
+    @dispatchable
     def run(self) -> None:
         from tasks.support import input_plotter
 
         input_plotter.fill(self, Path(self.local_path()))
+
+    def job_directory(self) -> Path:
+        # results with and without weights, logarithmic or not, share a directory
+        weighted, log = (getattr(self, name, False) for name in ("weight_histo", "ylog"))
+        return Path(self.local_path("jobs", f"weights_{weighted}_ylog_{log}"))
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
@@ -86,6 +93,7 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
         names = figure_names(self.features(), self.labels(), ylog=self.ylog, weighted=self.weight_histo)
         return {key: self.derived(name) for key, name in names.items()}
 
+    @dispatchable
     def run(self) -> None:
         from tasks.support import input_plotter
 

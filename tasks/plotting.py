@@ -6,6 +6,7 @@ from pathlib import Path
 
 import law
 
+from tasks.dispatch import dispatchable
 from tasks.inference import EvaluationBase, InferenceTask
 from tasks.messages import refuse_early
 from tasks.targets import DerivedDirectoryTarget
@@ -28,6 +29,11 @@ class ROCCurveTask(EvaluationBase):
     def output(self) -> law.LocalDirectoryTarget:
         return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
 
+    def job_directory(self) -> Path:
+        # that of the output appears complete or not at all
+        return Path(self.local_path() + "_job")
+
+    @dispatchable
     def run(self) -> None:
         from tasks.support import evaluation
 

@@ -12,6 +12,7 @@ from bhive_mltf.files import records
 from tasks import checks, messages
 from tasks.base import BaseTask
 from tasks.dataset import ConvertNtuples, DatasetConstructorTask
+from tasks.dispatch import SlurmDependency
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import (
     AttackDependency,
@@ -48,7 +49,9 @@ NOT_IN_THE_PATH = (
 )
 
 
-class TrainingTask(AttackDependency, TrainingDependency, ValDatasetDependency, DatasetDependency, BaseTask):
+class TrainingTask(
+    SlurmDependency, AttackDependency, TrainingDependency, ValDatasetDependency, DatasetDependency, BaseTask
+):
     """Train; a training that was cut continues when its command is typed again."""
 
     loss_weighting = luigi.BoolParameter(
@@ -124,9 +127,10 @@ class TrainingTask(AttackDependency, TrainingDependency, ValDatasetDependency, D
         return True
 
     def run(self) -> None:
-        from tasks.support import training
+        from tasks.support import training, training_job
 
-        training.train(self, Path(self.local_path()))
+        train = training_job.train_as_job if self.is_dispatched else training.train
+        train(self, Path(self.local_path()))
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""

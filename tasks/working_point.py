@@ -6,6 +6,7 @@ from pathlib import Path
 
 import law
 
+from tasks.dispatch import dispatchable
 from tasks.inference import EvaluationBase, InferenceTask
 from tasks.messages import refuse_early
 from tasks.targets import DerivedFileTarget
@@ -26,6 +27,7 @@ class WorkingPointTask(EvaluationBase):
         target = DerivedFileTarget(path, record=self.local_path(), sources=self.sources())
         return {"working_points": target}
 
+    @dispatchable
     def run(self) -> None:
         from tasks.support import evaluation
 

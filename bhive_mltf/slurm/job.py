@@ -31,6 +31,7 @@ class JobSpec(BaseModel):
     name : shown to people, such as the task and its version.
     kind : `ranks`: `command` is started once per rank by srun; `command`: once, on the first node.
     command : argument list.
+    afterwards : command that is run once, on the first node, when `command` has done its work; what it does is extra.
     directory : output directory; all of the job's files lie in its folder `slurm/`.
     environment : variables set for the job; no secrets, this file is as readable as the outputs.
     token : random, part of the job's name in the queue.
@@ -43,6 +44,7 @@ class JobSpec(BaseModel):
     name: str
     kind: Literal["ranks", "command"]
     command: tuple[str, ...] = Field(min_length=1)
+    afterwards: tuple[str, ...] = ()
     directory: Path
     nodes: int = Field(default=1, ge=1)
     ranks_per_node: int = Field(default=1, ge=1)
@@ -114,6 +116,7 @@ def make(
     ranks_per_node: int = 0,
     threads_per_rank: int = 0,
     environment: dict[str, str] | None = None,
+    afterwards: tuple[str, ...] | list[str] = (),
 ) -> JobSpec:
     """The spec of a job at a facility; zeros take the profile's values.
 
@@ -134,6 +137,7 @@ def make(
         name=name,
         kind=kind,
         command=tuple(command),
+        afterwards=tuple(afterwards),
         directory=directory.absolute(),
         nodes=nodes,
         ranks_per_node=ranks,

@@ -67,7 +67,7 @@ def _parameter_gradients(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor
 
 
 def _line(x: Tensor, origin: Tensor, slope: Tensor, offset: Tensor | None) -> Tensor:
-    """slope (x - origin) + offset per channel, in one pass."""
+    """Slope (x - origin) + offset per channel, in one pass."""
     return F.batch_norm(x, origin, torch.ones_like(origin), slope, offset, False, 0.0, 0.0)
 
 

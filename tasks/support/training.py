@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from bhive_mltf.errors import RecordMismatchError
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record, compare
 from bhive_mltf.training.process import end_with_parent
-from tasks.support import commands
+from tasks.support import commands, jobs
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
@@ -38,18 +38,15 @@ def train(task: TrainingTask, directory: Path) -> None:
     RecordMismatchError : the directory was made with other parameters.
     TrainingError : the training cannot go on; the same command continues it.
     """
-    from bhive_mltf.training.ingredients import open_validation_set
     from bhive_mltf.training.launcher import launch
     from bhive_mltf.training.signals import TrainingInterruptedError
 
-    with _alone(directory):
+    with one_command(directory):
+        jobs.refuse_while_a_job_lives(directory)
+        wait_for_ranks(directory)
         if task.complete():
             return  # by a command that was waited for
-        changed = commands.carry_out(task, directory)
-        record = _record(task, directory, changed)
-        plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation})
-        dataset = _open(plan)
-        _prepare_run(task, plan, dataset, open_validation_set(plan))
+        plan = prepare(task, directory)
         try:
             launch(plan)
         except BaseException as error:
@@ -58,18 +55,38 @@ def train(task: TrainingTask, directory: Path) -> None:
             status = "KILLED" if stopped else "FAILED"
             tracking.attach(directory, tracking=plan.tracking).finish(status)
             raise
-        _draw(plan)
+        draw(plan)
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def one_command(directory: Path) -> Iterator[None]:
     """One command at a time changes a training; another one waits, and says for whom."""
     end_with_parent()
     with DirectoryLock(directory / COMMAND_FOLDER, wait_s=None):
-        # ranks of a command that was just killed need a moment to end
-        with DirectoryLock(directory, wait_s=RANKS_END_S):
-            pass
         yield
+
+
+def wait_for_ranks(directory: Path) -> None:
+    """Ranks of a command that was just killed need a moment to end."""
+    with DirectoryLock(directory, wait_s=RANKS_END_S):
+        pass
+
+
+def prepare(
+    task: TrainingTask, directory: Path, status: Literal["RUNNING", "SCHEDULED"] = "RUNNING", **values: int
+) -> TrainingPlan:
+    """Carry out what the command changes, write the records, make the MLflow run; the plan to train.
+
+    values : fields of the plan that whoever starts the ranks decides.
+    """
+    from bhive_mltf.training.ingredients import open_validation_set
+
+    changed = commands.carry_out(task, directory)
+    record = _record(task, directory, changed)
+    plan = task.plan().model_copy(update={**_recorded_settings(record), "generation": record.generation, **values})
+    dataset = _open(plan)
+    _prepare_run(task, plan, dataset, open_validation_set(plan), status)
+    return plan
 
 
 def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
@@ -126,7 +143,13 @@ def _open(plan: TrainingPlan) -> Dataset:
     return dataset
 
 
-def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset, validation_set: Dataset | None) -> None:
+def _prepare_run(
+    task: TrainingTask,
+    plan: TrainingPlan,
+    dataset: Dataset,
+    validation_set: Dataset | None,
+    status: Literal["RUNNING", "SCHEDULED"],
+) -> None:
     """Find or make the MLflow run, and log what is known before the first step."""
     from bhive_mltf.training.plan import RESULT_FIELDS
 
@@ -147,6 +170,7 @@ def _prepare_run(task: TrainingTask, plan: TrainingPlan, dataset: Dataset, valid
             **plan.model_dump(mode="json", include=set(RESULT_FIELDS)),
         },
         tags={"task": task.task_family, **tracking.environment.tags(facts)},
+        status=status,
         tracking=plan.tracking,
     )
     if record is None:
@@ -188,7 +212,7 @@ def log_dataset(run: tracking.Run, dataset: object, name: str, context: str) -> 
     )
 
 
-def _draw(plan: TrainingPlan) -> None:
+def draw(plan: TrainingPlan) -> None:
     """Loss and accuracy of the epochs, as figures beside the model and in the run."""
     from bhive_mltf.evaluation.figures import loss_curves
 

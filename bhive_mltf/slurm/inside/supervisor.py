@@ -71,7 +71,11 @@ class Supervisor:
         except OSError as error:
             code = ExitCode.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else ExitCode.FAILED
             return Verdict(Outcome.FAILED, f"the job cannot start its ranks: {error}", code)
-        return judge(self._seen(code))
+        verdict = judge(self._seen(code))
+        if verdict.outcome is Outcome.DONE and spec.afterwards:
+            done = subprocess.run(spec.afterwards, env=variables, check=False)
+            logger.info("what follows the ranks ended with exit code %d", done.returncode)
+        return verdict
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         while True:
