@@ -23,7 +23,6 @@ import functools
 import json
 import logging
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -38,9 +37,9 @@ from pathlib import Path
 import psutil
 import uproot
 import uproot.source.file
+from common import conditions, jetclass_files, on_cores
 from synthetic import distinct_copies, write_jets
 
-import bhive_mltf
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
 from bhive_mltf.data.construct import construct
@@ -51,6 +50,7 @@ from bhive_mltf.data.stage import stage_many
 SEED = 1
 SCALES = (10_000, 100_000, 1_000_000)
 MEMORY_TICK_S = 0.02
+PART_INPUTS = Path(__file__).with_name("part_inputs.yml")
 KINDS = ("wall", "cpu")
 LABELS = {
     "ak": "uproot, awkward",
@@ -82,14 +82,20 @@ def stage_files(
 
 
 def construct_set(
-    config: Config, files: Sequence[str], place: Path, *, workers: int = 1, memory_mb: int = DEFAULT_MB
+    config: Config,
+    files: Sequence[str],
+    place: Path,
+    *,
+    workers: int = 1,
+    memory_mb: int = DEFAULT_MB,
+    chunk_size: int = 100_000,
 ) -> Manifest:
     """The second half, as DatasetConstructorTask does it."""
     return construct(
         config,
         staged_files(files, place),
         place / "set",
-        chunk_size=100_000,
+        chunk_size=chunk_size,
         seed=SEED,
         filelist=files,
         memory_mb=memory_mb,
@@ -118,17 +124,6 @@ def emptied(place: Path) -> Iterator[Path]:
     place.mkdir(parents=True)
     yield place
     shutil.rmtree(place)
-
-
-@contextlib.contextmanager
-def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """This process, and those that it starts, on some cores only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def one_core(config: Config, files: Sequence[str], scratch: Path, repeats: int, core: int) -> dict[str, float]:
@@ -234,22 +229,10 @@ def only_convert(config: Config, files: Sequence[str], scratch: Path, memory_mb:
     print(json.dumps({"jets": manifest.accounting.read, "s": seconds, "peak_mb": memory.peak_mb}))
 
 
-def conditions(files: Sequence[str], config: Config, repeats: int) -> None:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        print("CPU:", next(line.split(":")[1].strip() for line in lines if line.startswith("model name")))
-    names = ("numpy", "uproot", "awkward", "pyarrow")
-    versions = ", ".join(f"{name} {sys.modules[name].__version__}" for name in names if name in sys.modules)
-    print(f"{len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {versions}")
-    print(f"bhive_mltf {bhive_mltf.__version__}; config {config.name}: {len(config.branches)} branches")
-    total = sum(os.path.getsize(path) for path in files)  # noqa: PTH202
-    print(f"{len(files)} files, {total / 1e6:.1f} MB; {repeats} repeats after one that does not count")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
-    parser.add_argument("--config", default="jet_class")
+    parser.add_argument("--config", default=str(PART_INPUTS), help="default: what ParT reads, and no more")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--copies", type=int, default=6, help="of each file, for one core against two")
     parser.add_argument("--memory", type=int, default=DEFAULT_MB, help="budget of a process in MB")
@@ -259,13 +242,12 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
     config = configs.load(arguments.config)
-    files = sorted(map(str, arguments.data.glob("*.root")))
-    if not files:
-        parser.error(f"no ROOT files in {arguments.data}")
+    files = jetclass_files(arguments.data)
     if arguments.only_convert:
         only_convert(config, files, arguments.scratch, arguments.memory)
         return
-    conditions(files, config, arguments.repeats)
+    conditions(files)
+    print(f"config {config.name}: {len(config.branches)} branches; {arguments.repeats} repeats that count")
     cores = sorted(os.sched_getaffinity(0), reverse=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         scratch = Path(folder)
