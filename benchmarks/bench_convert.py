@@ -1,6 +1,6 @@
 """Conversion against its floor: uproot's bare reading of the same branches.
 
-    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 6] [--scale]
+    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 6]
 
 DIR is a folder of JetClass files named after their processes. The last line is one JSON object:
 
@@ -11,8 +11,6 @@ convert_over_uproot : jets/s of the conversion (ROOT files to a finished trainin
 bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
 convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
     copies of each file; null with fewer than two cores.
-scale (with --scale) : microseconds per jet and peak private memory in MB of the conversion of synthetic jets, from
-    10^4 to 10^6, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,20 +23,16 @@ import logging
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import uproot
 import uproot.source.file
 from common import conditions, jetclass_files, on_cores
-from synthetic import distinct_copies, write_jets
+from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
@@ -48,8 +42,6 @@ from bhive_mltf.data.manifest import Manifest
 from bhive_mltf.data.stage import stage_many
 
 SEED = 1
-SCALES = (10_000, 100_000, 1_000_000)
-MEMORY_TICK_S = 0.02
 PART_INPUTS = Path(__file__).with_name("part_inputs.yml")
 KINDS = ("wall", "cpu")
 LABELS = {
@@ -183,69 +175,17 @@ def two_cores(
     return statistics.median(one[0] / two[0] for one, two in zip(times[1], times[2], strict=True))
 
 
-class PeakMemory:
-    """The largest private memory of this process while the block runs, in MB; pages of mapped files not counted."""
-
-    def __enter__(self) -> PeakMemory:
-        self.peak_mb = 0.0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        process = psutil.Process()
-        while not self._over.wait(MEMORY_TICK_S):
-            self.peak_mb = max(self.peak_mb, process.memory_full_info().uss / 1e6)
-
-
-def scale(name: str, scratch: Path, memory_mb: int) -> list[dict[str, float]]:
-    """Synthetic jets in growing numbers, each number converted by a fresh process."""
-    rows = []
-    print(f"\n{'synthetic jets':<16}{'files':>6}{'s':>9}{'us/jet':>9}{'peak private MB':>17}   (budget {memory_mb} MB)")
-    for n_jets in SCALES:
-        with emptied(scratch / "scale") as place:
-            files = write_jets(n_jets, place / "root")
-            command = [sys.executable, __file__, "--data", str(place / "root"), "--config", name]
-            command += ["--scratch", str(place), "--memory", str(memory_mb), "--only-convert"]
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        row = json.loads(answer.splitlines()[-1])
-        rows.append({"jets": row["jets"], "us_per_jet": row["s"] / row["jets"] * 1e6, "peak_mb": row["peak_mb"]})
-        print(f"{row['jets']:<16}{len(files):>6}{row['s']:>9.2f}{rows[-1]['us_per_jet']:>9.1f}{row['peak_mb']:>17.0f}")
-    return rows
-
-
-def only_convert(config: Config, files: Sequence[str], scratch: Path, memory_mb: int) -> None:
-    """One conversion in this process, as one line of JSON."""
-    with PeakMemory() as memory:
-        start = time.perf_counter()
-        stage_files(config, files, scratch / "only", memory_mb=memory_mb)
-        manifest = construct_set(config, files, scratch / "only", memory_mb=memory_mb)
-        seconds = time.perf_counter() - start
-    print(json.dumps({"jets": manifest.accounting.read, "s": seconds, "peak_mb": memory.peak_mb}))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--config", default=str(PART_INPUTS), help="default: what ParT reads, and no more")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--copies", type=int, default=6, help="of each file, for one core against two")
-    parser.add_argument("--memory", type=int, default=DEFAULT_MB, help="budget of a process in MB")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
-    parser.add_argument("--scale", action="store_true", help="synthetic jets too, 10^4 to 10^6")
-    parser.add_argument("--only-convert", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
     config = configs.load(arguments.config)
     files = jetclass_files(arguments.data)
-    if arguments.only_convert:
-        only_convert(config, files, arguments.scratch, arguments.memory)
-        return
     conditions(files)
     print(f"config {config.name}: {len(config.branches)} branches; {arguments.repeats} repeats that count")
     cores = sorted(os.sched_getaffinity(0), reverse=True)
@@ -255,8 +195,6 @@ def main() -> None:
         result["convert_two_cores_over_one"] = two_cores(
             config, files, scratch, repeats=min(3, arguments.repeats), cores=cores[:2], copies=arguments.copies
         )
-        if arguments.scale:
-            result["scale"] = scale(arguments.config, scratch, arguments.memory)
     print(json.dumps(result))
 
 

@@ -1,0 +1,149 @@
+"""Cost per jet and memory of conversion and loading, from 10^4 to 10^6 synthetic JetClass jets.
+
+    python benchmarks/scale.py [--scratch DIR] [--memory 1024] [--figure FILE.png]
+
+Each number of jets is converted, and then loaded, by a process of its own. About 8 GB of disk are needed. The last line
+is one JSON object: for each number of jets, microseconds per jet of the conversion (ROOT files to a finished training
+set), of a first epoch of the loader (all that is read is checked) and of a later one, and the largest private memory in
+MB of the process while it converts and while it loads. `--memory` is the budget of the conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+from bench_convert import PART_INPUTS, construct_set, stage_files
+from common import jetclass_files
+from synthetic import write_jets
+
+from bhive_mltf import config as configs
+from bhive_mltf.data.jobs import DEFAULT_MB
+
+SCALES = (10_000, 31_000, 100_000, 310_000, 1_000_000)
+MEMORY_TICK_S = 0.02
+BATCH_SIZE = 512
+COSTS = {"convert_us": "conversion", "first_epoch_us": "loading, first epoch", "later_epoch_us": "loading, later"}
+PEAKS = {"convert_mb": "conversion", "load_mb": "loading, no workers"}
+
+
+class PeakMemory:
+    """The largest private memory of this process while the block runs, in MB; pages of mapped files not counted."""
+
+    def __enter__(self) -> PeakMemory:
+        self.peak_mb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        process = psutil.Process()
+        while not self._over.wait(MEMORY_TICK_S):
+            self.peak_mb = max(self.peak_mb, process.memory_full_info().uss / 1e6)
+
+
+def convert(root: Path, place: Path, memory_mb: int) -> dict[str, float]:
+    """One conversion in this process."""
+    config, files = configs.load(str(PART_INPUTS)), jetclass_files(root)
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        stage_files(config, files, place, memory_mb=memory_mb)
+        manifest = construct_set(config, files, place, memory_mb=memory_mb)
+        seconds = time.perf_counter() - start
+    jets = manifest.accounting.read
+    return {"jets": jets, "convert_us": seconds / jets * 1e6, "convert_mb": memory.peak_mb}
+
+
+def load(place: Path) -> dict[str, float]:
+    """Two epochs of a loader without workers, in this process."""
+    import torch
+    from bench_loader import Ours, count
+
+    torch.set_num_threads(1)
+    loader = Ours(place / "set", configs.load(str(PART_INPUTS)), BATCH_SIZE).loader(0)
+    costs = []
+    with PeakMemory() as memory:
+        for epoch in range(2):
+            start = time.perf_counter()
+            jets = count(loader, epoch)
+            costs.append((time.perf_counter() - start) / jets * 1e6)
+    return {"first_epoch_us": costs[0], "later_epoch_us": costs[1], "load_mb": memory.peak_mb}
+
+
+def measure(n_jets: int, scratch: Path, memory_mb: int) -> dict[str, float]:
+    """All figures for one number of jets."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        place = Path(folder)
+        write_jets(n_jets, place / "root")
+        row: dict[str, float] = {}
+        for step in ("convert", "load"):
+            command = [sys.executable, __file__, "--step", step, "--scratch", folder, "--memory", str(memory_mb)]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            row |= json.loads(answer.splitlines()[-1])
+            shutil.rmtree(place / "staged", ignore_errors=True)
+    return row
+
+
+def draw(rows: Sequence[Mapping[str, float]], memory_mb: int, path: Path) -> None:
+    """Cost and memory against the number of jets."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (cost, peak) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    jets = [row["jets"] for row in rows]
+    for axes, names in ((cost, COSTS), (peak, PEAKS)):
+        for key, label in names.items():
+            axes.plot(jets, [row[key] for row in rows], "o-", label=label)
+        axes.set(xscale="log", xlabel="jets")
+    peak.axhline(memory_mb, color="grey", ls="--", label="budget of the conversion")
+    cost.set(ylabel="microseconds per jet", yscale="log", ylim=(1, 500))
+    peak.set(ylabel="private memory, MB", ylim=(0, 1.5 * memory_mb))
+    for axes in (cost, peak):
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", type=int, default=DEFAULT_MB, help="budget of the conversion in MB")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
+    parser.add_argument("--most", type=int, default=SCALES[-1], help="largest number of jets")
+    parser.add_argument("--figure", type=Path, default=None)
+    parser.add_argument("--step", choices=("convert", "load"), default=None, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
+    place = arguments.scratch
+    if arguments.step == "convert":
+        print(json.dumps(convert(place / "root", place, arguments.memory)))
+        return
+    if arguments.step == "load":
+        print(json.dumps(load(place)))
+        return
+    rows = []
+    for n_jets in (n for n in SCALES if n <= arguments.most):
+        rows.append(measure(n_jets, place, arguments.memory))
+        print({key: round(number, 1) for key, number in rows[-1].items()}, flush=True)
+    if arguments.figure:
+        draw(rows, arguments.memory, arguments.figure)
+    print(json.dumps({"memory_budget_mb": arguments.memory, "scale": rows}))
+
+
+if __name__ == "__main__":
+    main()
