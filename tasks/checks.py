@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from tasks.inference import EvaluationBase
     from tasks.training import TrainingTask
 
-ATTACKS = ("nominal",)
-
-
-def refuse_unknown_attack(name: str) -> None:
-    """ParameterError for an attack that does not exist here."""
-    if name not in ATTACKS:
-        raise ParameterError(f"--attack {name} does not exist: choose one of {', '.join(ATTACKS)}")
-
 
 def refuse_small_numbers(**parameters: tuple[int, int]) -> None:
     """ParameterError for a parameter `name=(value, least)` below its least value."""

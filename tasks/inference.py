@@ -7,6 +7,7 @@ from typing import Any
 
 import law
 
+from bhive_mltf.attacks.options import SETTINGS, AttackOptions
 from tasks import checks
 from tasks.base import BaseTask
 from tasks.dataset import DatasetConstructorTask
@@ -72,7 +73,7 @@ class EvaluationBase(
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
-        checks.refuse_unknown_attack(self.test_attack)
+        AttackOptions.of(self, "test_attack")
         checks.refuse_unknown_precision(self.testing_precision)
         checks.refuse_two_lists_for_one_version(self)
 
@@ -114,4 +115,5 @@ class InferenceTask(EvaluationBase):
 
     def result_parameters(self) -> dict[str, Any]:
         """What decides the predictions and is not in the path."""
-        return {"testing_precision": self.testing_precision, "unmatched": self.unmatched}
+        names = ("testing_precision", "unmatched", *(f"test_attack_{name}" for name in SETTINGS))
+        return {name: getattr(self, name) for name in names}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
+from bhive_mltf.attacks.options import SETTINGS
 from bhive_mltf.files import records
 from tasks import checks, messages
 from tasks.base import BaseTask
@@ -45,6 +46,7 @@ NOT_IN_THE_PATH = (
     "val_dataset_version",
     "n_train_files",
     "unmatched",
+    *(f"attack_{name}" for name in SETTINGS),
     "seed",
 )
 
@@ -137,7 +139,6 @@ class TrainingTask(
         from bhive_mltf.models import registry
         from bhive_mltf.training.names import check_loss
 
-        checks.refuse_unknown_attack(self.attack)
         checks.refuse_small_numbers(epochs=(self.epochs, 0), resume_epoch=(self.resume_epoch, 0))
         checks.refuse_contradictions(self)
         plan = self.plan()

@@ -18,10 +18,11 @@ ALLOWED = {
     "config": {"errors", "files"},
     "data": {"errors", "files", "config", "models"},  # of models only `inputs`, which names columns
     "models": {"errors", "files", "config", "data"},  # of data only `batch`
+    "attacks": {"errors", "data", "models"},
     "testing": {"errors", "files", "config", "data"},
     "tracking": {"errors", "files"},
-    "training": {"errors", "files", "config", "data", "models", "tracking"},
-    "evaluation": {"errors", "files", "config", "data", "models"},
+    "training": {"errors", "files", "config", "data", "models", "attacks", "tracking"},
+    "evaluation": {"errors", "files", "config", "data", "models", "attacks"},
     "slurm": {"errors", "files", "config", "tracking"},  # of config only `yaml_file`, and where configs lie
     "cli": {"errors", "files", "config", "data", "models", "evaluation", "tracking", "slurm"},
 }

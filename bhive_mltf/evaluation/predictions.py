@@ -72,6 +72,7 @@ def predict(
     n_jets: int,
     *,
     input_order: bool = True,
+    attack: Callable[[Batch], Batch] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Predict each of the `n_jets` jets of `loader` once: evaluation mode, full precision, no autocast.
@@ -82,6 +83,7 @@ def predict(
     ----------
     input_order : sort by (file, entry), the order of the filelist and of its trees; else keep the loader's order,
         for datasets that do not know where their jets come from.
+    attack : changes each batch before it is predicted, see `bhive_mltf.attacks`.
     progress : called after each batch with the number of jets done.
 
     Raises
@@ -93,9 +95,9 @@ def predict(
         raise DataError("There are no jets to predict: the test dataset is empty; give another --test-filelist.")
     collected: Predictions | None = None
     done, start = 0, time.perf_counter()
-    with _evaluating(model, device):
+    with _evaluating(model, device, differentiable=attack is not None):
         for batch in loader:
-            part = _predict_batch(model, batch, device)
+            part = _predict_batch(model, batch if attack is None else _attacked(batch, attack, device), device)
             collected = collected or _empty(n_jets, part)
             if done + len(part) > n_jets:
                 raise DataError(f"The loader gave more than the {n_jets} jets of the dataset.")
@@ -132,17 +134,23 @@ def loss_and_accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> 
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module, device: str | torch.device) -> Iterator[None]:
+def _evaluating(model: torch.nn.Module, device: str | torch.device, *, differentiable: bool) -> Iterator[None]:
     import torch
 
     was_training = model.training
     model.to(device)
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
+        # what is made in inference mode can never be differentiated
+        quiet = torch.no_grad() if differentiable else torch.inference_mode()
+        with quiet, torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
         model.train(was_training)
+
+
+def _attacked(batch: Batch, attack: Callable[[Batch], Batch], device: str | torch.device) -> Batch:
+    return attack(batch.map(lambda tensor: tensor.to(device, non_blocking=True)))
 
 
 def _predict_batch(model: torch.nn.Module, batch: Batch, device: str | torch.device) -> Predictions:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import nn
 
+from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.training import ingredients as making
 from bhive_mltf.training import srun
@@ -23,6 +24,9 @@ from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from bhive_mltf.models.inputs import ModelInputs
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +97,9 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
         weight_decay=plan.weight_decay,
     )
     stepper = Stepper(plan, world, model, create_loss(plan.loss_function, weights), optimizer)
+    if not plan.attack_options.is_nominal:
+        inputs = cast("ModelInputs", parts.model.inputs)
+        stepper.attack = pick_attack(plan.attack_options, model, inputs, parts.attack_factors)
     return Trainer(plan, world, parts, stepper, observer=observer, signals=signals)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bhive_mltf.attacks.factors import Factors, feature_factors
 from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch
 from bhive_mltf.training.distributed import World
@@ -35,6 +36,7 @@ class Ingredients:
     class_weights : float32 [C] for the loss, None without `loss_weighting`.
     dataset_digest, config_digest, classes, inputs : plain values kept in checkpoints.
     val_dataset_digest : of a validation set of its own, else empty.
+    attack_factors : units of the changes of an attack with individual factors, else None.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Ingredients:
     classes: list[Any]
     inputs: dict[str, Any]
     val_dataset_digest: str = ""
+    attack_factors: Factors | None = None
 
 
 def seed_model(seed: int) -> None:
@@ -129,4 +132,5 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
         config_digest=config.dataset_digest,
         classes=[[name, list(labels)] for name, labels in classes],
         inputs=asdict(model.inputs),
+        attack_factors=feature_factors(dataset, model.inputs) if plan.attack_individual_factors else None,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bhive_mltf.attacks.options import SETTINGS, AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import atomic
@@ -39,6 +40,8 @@ RESULT_FIELDS = (
     "val_dataset_version",
     "n_train_files",
     "unmatched",
+    "attack",
+    *(f"attack_{name}" for name in SETTINGS),
     "seed",
 )
 
@@ -90,6 +93,14 @@ class TrainingPlan(BaseModel):
     train_val_split: float = 0.85
     n_train_files: int = -1
     unmatched: str = "error"
+    attack: str = "nominal"
+    attack_magnitude: float = 0.0
+    attack_iterations: int = 1
+    attack_individual_factors: bool = False
+    attack_reduce: bool = True
+    attack_restrict_impact: float = -1.0
+    attack_overshoot: float = 0.02
+    attack_uncertainty: float = 1.0
     seed: int = 123456
     n_threads: int = 4
     nodes: int = 1
@@ -120,6 +131,7 @@ class TrainingPlan(BaseModel):
             value = getattr(self, field)
             if value not in valid:
                 raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(valid)}.")
+        AttackOptions.of(self)
         for is_wrong, sentence in _COMBINATIONS:
             if is_wrong(self):
                 raise ValueError(sentence.format_map(vars(self)))
@@ -136,6 +148,11 @@ class TrainingPlan(BaseModel):
         if self.use_iterations:
             return self.total_iterations + self.extend_training
         return self.epochs + self.extend_training - 1
+
+    @property
+    def attack_options(self) -> AttackOptions:
+        """The attack on the training jets."""
+        return AttackOptions.of(self)
 
     def write(self) -> Path:
         """Write the plan to its directory; returns the path."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bhive_mltf.attacks.attack import Attack
 from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch, GroupBatch
 from bhive_mltf.errors import ParameterError
@@ -38,7 +39,8 @@ class Stepper:
 
     The loss of a global batch is sum(weight_i * loss_i) / global_size over all its jets, whatever the ranks: each
     rank sums over its own, and the factor `world.size` undoes DDP's mean over ranks. As upstream, gradients
-    are clipped to norm 1 with mixed precision and only then.
+    are clipped to norm 1 with mixed precision and only then. An `attack` changes the jets that train, never those
+    that validate.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Stepper:
             raise ParameterError(
                 f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."
             )
+        self.attack: Attack | None = None
         self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
 
     def wrap(self) -> None:
@@ -79,6 +82,9 @@ class Stepper:
         """One step of the training; returns as `backward`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.attack is not None:
+            with self._autocast():
+                batch = self.attack(self._prepare(batch))
         self.seed(global_step)
         if needs_closure(self.optimizer):
             return self._train_by_closure(batch, global_step)

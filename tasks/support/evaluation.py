@@ -14,7 +14,10 @@ from tasks import messages
 from tasks.support.training import log_dataset
 
 if TYPE_CHECKING:
+    from bhive_mltf.attacks.attack import Attack
+    from bhive_mltf.data.dataset import Dataset
     from bhive_mltf.evaluation.predictions import Predictions
+    from bhive_mltf.models.base import Tagger
     from tasks.inference import EvaluationBase, InferenceTask
     from tasks.plotting import ROCCurveTask
     from tasks.working_point import WorkingPointTask
@@ -49,7 +52,14 @@ def infer(task: InferenceTask, directory: Path) -> None:
             unmatched=_unmatched(task),
             config=config,
         )
-        found = predictions.predict(model, loader.epoch(0), device, len(dataset), input_order=dataset.manifest.jet_ids)
+        found = predictions.predict(
+            model,
+            loader.epoch(0),
+            device,
+            len(dataset),
+            input_order=dataset.manifest.jet_ids,
+            attack=_attack(task, model, dataset),
+        )
         classes = [name for name, _ in model.inputs.classes]
         _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, task.sources()))
         prediction_files.write(found, directory, dataset, classes)
@@ -66,6 +76,17 @@ def infer(task: InferenceTask, directory: Path) -> None:
         log_dataset(run, dataset, task.test_dataset_version, "test")
         run.metrics({"Test Loss": found.loss, "Test Accuracy": found.accuracy}, step=0)
         run.tags({"test_is_training_set": is_training_set})
+
+
+def _attack(task: InferenceTask, model: Tagger, dataset: Dataset) -> Attack | None:
+    """The attack on the test jets; its factors are the spreads of features in the test set."""
+    from bhive_mltf.attacks.attack import pick_attack
+    from bhive_mltf.attacks.factors import feature_factors
+    from bhive_mltf.attacks.options import AttackOptions
+
+    options = AttackOptions.of(task, "test_attack")
+    factors = feature_factors(dataset, model.inputs) if options.individual_factors else None
+    return pick_attack(options, model, model.inputs, factors)
 
 
 def _begin_anew(task: InferenceTask | WorkingPointTask, directory: Path, record: Record) -> None:

@@ -24,6 +24,8 @@ REFUSED = {
     "weight decay": ({"optimizer": "LBFGS", "weight_decay": 0.1}, "weight_decay is 0.1, but must be left out"),
     "optimizer": ({"optimizer": "Adamw"}, "optimizer is 'Adamw', but must be one of ASGD"),
     "schedule": ({"lr_scheduler": "cosine"}, "lr_scheduler is 'cosine', but must be one of epoch_lin_decay"),
+    "attack": ({"attack": "fgsm"}, "attack is 'fgsm', but must be one of nominal, pgd, jetfool, optimizer"),
+    "no magnitude": ({"attack": "pgd"}, "attack_magnitude is 0, but must be above 0 for pgd"),
     "negative": ({"epochs": -1}, "--epochs -1: it must be 0 or more"),
 }
 
@@ -32,6 +34,7 @@ ACCEPTED = {
     "by iterations": {"use_iterations": True, "total_iterations": 5, "n_iters_per_save": 2, "epochs": 0},
     "validation set": {"val_dataset_version": "v2", "val_filelist": "a.txt"},
     "Ranger": {"optimizer": "Ranger", "lr_scheduler": "batch_exp_decay", "weight_decay": 0.0},
+    "pgd": {"attack": "pgd", "attack_magnitude": 0.01, "attack_restrict_impact": 0.2},
     "on and on": {"resume_epoch": 1, "extend_training": 2, "resume_training": True},
 }
 LOOK = """

@@ -68,6 +68,17 @@ def test_two_ranks_equal_one_in_float64(tmp_path):
     assert (two["world_size"], two["epoch_sums"].shape) == (2, (2, 3))
 
 
+def test_two_ranks_equal_one_by_iterations_with_an_attack_and_a_closure(tmp_path):
+    kwargs = {"training_precision": "float64", "epochs": 0, "use_iterations": True, "total_iterations": 12}
+    kwargs |= {"n_iters_per_save": 7, "attack": "pgd", "attack_magnitude": 0.1, "optimizer": "LBFGS"}
+    states = []
+    for name, train_as in (("one", one_rank), ("two", two_ranks)):
+        train_as(tmp_path / name, **kwargs)
+        states.append(checkpoint.load(checkpoint.epoch_path(tmp_path / name, 12)))
+    assert states[0]["histories"]["loss_train"] == pytest.approx(states[1]["histories"]["loss_train"], rel=1e-8)
+    assert states[0]["histories"]["loss_val"] == pytest.approx(states[1]["histories"]["loss_val"], rel=1e-8)
+
+
 def test_w33_first_step_in_float32_and_unused_parameters(tmp_path):
     # SGD without momentum: the change of the weights is the gradient
     kwargs = {"epochs": 1, "optimizer": "SGD", "checkpoint_steps": 1, "keep_checkpoints": 99, "batch_size": 31}
