@@ -91,6 +91,9 @@ class TrainingDependency:
     lr_scheduler = luigi.Parameter(default="epoch_lin_decay")
     lr_decay_factor = luigi.FloatParameter(default=1e-2)
     mixed_precision = luigi.BoolParameter(default=False)
+    clip_norm = luigi.FloatParameter(
+        default=-1.0, description="norm that gradients are clipped to; 0: never; -1: 1 with mixed precision, else never"
+    )
     use_torch_compile = luigi.BoolParameter(default=False)
     torch_compile_mode = luigi.Parameter(default="default")
     model_kwargs = luigi.DictParameter(default={}, description="sizes of the model as JSON; own path part")

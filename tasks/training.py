@@ -40,6 +40,7 @@ NOT_IN_THE_PATH = (
     "lr_scheduler",
     "lr_decay_factor",
     "mixed_precision",
+    "clip_norm",
     "training_precision",
     "loss_weighting",
     "train_val_split",

@@ -34,6 +34,7 @@ RESULT_FIELDS = (
     "lr_scheduler",
     "lr_decay_factor",
     "mixed_precision",
+    "clip_norm",
     "training_precision",
     "loss_weighting",
     "train_val_split",
@@ -86,6 +87,7 @@ class TrainingPlan(BaseModel):
     lr_scheduler: str = "epoch_lin_decay"
     lr_decay_factor: float = 1e-2
     mixed_precision: bool = False
+    clip_norm: float = -1.0
     use_torch_compile: bool = False
     torch_compile_mode: str = "default"
     training_precision: str = "float32"
@@ -179,6 +181,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("betas", lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     ("eps", lambda x: 0 < x < math.inf, "a number above 0"),
     ("weight_decay", lambda x: x is None or 0 <= x < math.inf, "0 or more"),
+    ("clip_norm", lambda x: x == -1 or 0 <= x < math.inf, "-1 (1 with mixed_precision, else none), 0 (none) or above"),
     ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
     ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
     ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),

@@ -38,9 +38,9 @@ class Stepper:
     """Model, loss, optimiser and gradient scaler of one rank.
 
     The loss of a global batch is sum(weight_i * loss_i) / global_size over all its jets, whatever the ranks: each
-    rank sums over its own, and the factor `world.size` undoes DDP's mean over ranks. As upstream, gradients
-    are clipped to norm 1 with mixed precision and only then. An `attack` changes the jets that train, never those
-    that validate.
+    rank sums over its own, and the factor `world.size` undoes DDP's mean over ranks. Class weights
+    do not enter the denominator, as with upstream. Unless `clip_norm` says otherwise, gradients are clipped to norm 1
+    with mixed precision and only then, as there. An `attack` changes the jets that train, never those that validate.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Stepper:
                 f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."
             )
         self.attack: Attack | None = None
+        default_norm = CLIP_NORM if plan.mixed_precision else 0.0
+        self._clip_norm = default_norm if plan.clip_norm < 0 else plan.clip_norm
         self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
 
     def wrap(self) -> None:
@@ -96,9 +98,9 @@ class Stepper:
         return result
 
     def _clip(self) -> None:
-        if self.plan.mixed_precision:
+        if self._clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
 
     def _train_by_closure(self, batch: Batch, global_step: int) -> tuple[Tensor, Tensor]:
         """A step of an optimiser that asks for the loss several times; returns what was there before it."""
