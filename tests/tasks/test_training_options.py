@@ -1,12 +1,14 @@
-"""Training by iterations with a validation set of its own: evaluated, extended, taken back, begun anew."""
+"""An adversarial training by iterations with a validation set of its own: evaluated, extended, taken back."""
 
 import numpy as np
 import pytest
 
 from tests.tasks.conftest import Sandbox, flat
 
-TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/nominal"
+TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/pgd/epsilon_0.01/iterations_1"
 BY_ITERATIONS = {"use-iterations": True, "total-iterations": 7, "n-iters-per-save": 3}
+ATTACKS = {"--attack": "pgd", "--attack-magnitude": 0.01, "--optimizer": "Ranger", "--lr-scheduler": "batch_exp_decay"}
+TEST_ATTACK = {"--test-attack": "jetfool", "--test-attack-iterations": 2}
 VALIDATION = {"val-dataset-version": "v1_val"}
 
 
@@ -18,11 +20,11 @@ def options(values, prefix="--"):
 def trained(tmp_path_factory, law_home, btag_options, btag_lists, test_options):
     """Upstream's command: the evaluation is typed, the flags of the training are given as its own."""
     sandbox = Sandbox(tmp_path_factory.mktemp("options"), law_home)
-    sandbox.typed = flat({**btag_options, "--epochs": 0, "--tracking": False})
+    sandbox.typed = flat({**btag_options, **ATTACKS, "--epochs": 0, "--tracking": False})
     validation = {**VALIDATION, "val-filelist": btag_lists / "test.txt"}
     flags = options({**BY_ITERATIONS, **validation, "loss-weighting": True}, "--TrainingTask-")
-    sandbox.output = sandbox.run("InferenceTask", *sandbox.typed, *flat(test_options), *flags)
-    sandbox.test = flat(test_options)
+    sandbox.output = sandbox.run("InferenceTask", *sandbox.typed, *flat(test_options, TEST_ATTACK), *flags)
+    sandbox.test = flat(test_options, TEST_ATTACK)
     sandbox.directory = sandbox.data_path / TRAINING
     return sandbox
 
@@ -40,6 +42,18 @@ def test_w23_iterations_in_the_command_of_a_downstream_task(trained):
     status = trained.law("run", "InferenceTask", *trained.typed, *trained.test, "--print-status", 1).stdout
     assert "absent" not in status
     assert f"{TRAINING}/model_7.pt" in status
+
+
+@pytest.mark.slow
+def test_w31_attacked_predictions_lie_in_a_folder_of_their_own(trained):
+    (prediction,) = (trained.data_path / "InferenceTask").rglob("prediction.npy")
+    assert prediction.parent.name == "test_overshoot_0.02"
+    assert prediction.parent.parent.name == "test_attack_jetfool"
+    assert np.isfinite(np.load(prediction)).all()
+    assert "debug" not in trained.output.lower()
+    more = [*trained.typed, *trained.test, "--test-attack-iterations", 3]
+    refused = trained.law("run", "InferenceTask", *more).stdout
+    assert "--test-attack-iterations 2, and 3 is asked for" in refused
 
 
 @pytest.mark.slow
