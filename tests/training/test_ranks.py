@@ -17,6 +17,7 @@ from bhive_mltf.training import checkpoint
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.launcher import LocalRanks, launch, log_path
+from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from tests.training import standin
@@ -65,7 +66,7 @@ def test_two_ranks_equal_one_in_float64(tmp_path):
     assert list(one["model_state_dict"]) == list(two["model_state_dict"])
     for key, value in one["model_state_dict"].items():
         torch.testing.assert_close(value, two["model_state_dict"][key], rtol=1e-8, atol=1e-10)
-    assert (two["world_size"], two["epoch_sums"].shape) == (2, (2, 3))
+    assert (two["world_size"], two["epoch_sums"].shape) == (2, (2, N_SUMS))
 
 
 def test_two_ranks_equal_one_by_iterations_with_an_attack_and_a_closure(tmp_path):
