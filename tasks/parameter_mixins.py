@@ -79,7 +79,9 @@ class TrainingDependency:
     use_iterations = luigi.BoolParameter(default=False, description="train by iterations; with --epochs 0")
     total_iterations = luigi.IntParameter(default=0, description="iterations to train, with --use-iterations True")
     n_iters_per_save = luigi.IntParameter(default=20000, description="iterations between validations and models")
-    model_name = luigi.Parameter(description="name in the model registry")
+    model_name = luigi.Parameter(
+        description="name in the model registry, of an entry point, or package.module:Class of another package"
+    )
     n_threads = luigi.IntParameter(default=4, description="loader workers per rank; 0 loads in the rank itself")
     batch_size = luigi.IntParameter(default=1024, description="jets of a global batch, all ranks together")
     learning_rate = luigi.FloatParameter(default=1e-3)
@@ -110,7 +112,9 @@ class TrainingDependency:
     tracking = technical(luigi.BoolParameter, default=True, description="track in MLflow")
 
     def store_parts(self) -> tuple[str, ...]:
-        parts = (*super().store_parts(), self.training_version, self.model_name, f"epochs_{self.epochs}")
+        # a colon in a path would be read as a host, or as the end of it
+        model = self.model_name.replace(":", ".")
+        parts = (*super().store_parts(), self.training_version, model, f"epochs_{self.epochs}")
         if not self.model_kwargs:
             return parts
         canonical = json.dumps(self.plain_model_kwargs(), sort_keys=True, separators=(",", ":"))

@@ -144,9 +144,11 @@ class TrainingTask(
         checks.refuse_contradictions(self)
         plan = self.plan()
         found = registry.entry(plan.model_name)
-        check_loss(plan.loss_function, plan.model_name, found.regression)
+        if found.regression is not None:
+            check_loss(plan.loss_function, plan.model_name, found.regression)
         if not messages.only_looking():
-            registry.create(plan.model_name, plan.config, **plan.model_kwargs)
+            model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
+            check_loss(plan.loss_function, plan.model_name, model.regression)
 
     def plan(self) -> TrainingPlan:
         """Everything that a rank needs; ParameterError for a value out of its range."""

@@ -49,3 +49,19 @@ class DeepJetRunHLT(_Run):
     exclude_index = False
     model_name = luigi.Parameter(default="DeepJetHLT", description="name in the model registry")
     config_name = "hlt_run3"
+
+
+class DeepJetRunHLTPhase2(_Run):
+    """DeepJet on jets of the Phase-2 trigger. Its config is upstream's own, and lies in `$B_HIVE_DIR/config`."""
+
+    exclude_index = False
+    model_name = luigi.Parameter(default="DeepJetHLT", description="name in the model registry")
+    config_name = "hlt_phase2"
+
+
+class ParticleNetRunHLT(_Run):
+    """ParticleNet on HLT jets."""
+
+    exclude_index = False
+    model_name = luigi.Parameter(default="ParticleNet_InProHLT", description="name in the model registry")
+    config_name = "hlt_run3"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhive_mltf.errors import ModelError, nearest
+from bhive_mltf.models import foreign
 from bhive_mltf.models.classes import HLT, JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS, OFFLINE_UD, Classes
 from bhive_mltf.models.outputs import HLT_OUTPUTS, OFFLINE_OUTPUTS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bhive_mltf.config import Config
     from bhive_mltf.models.base import Tagger
 
@@ -19,15 +21,16 @@ if TYPE_CHECKING:
 class Entry(NamedTuple):
     """Where a model is, and what can be said of it without importing it.
 
+    classes : None where only its module knows them.
     sizes : parameters of its class whose defaults differ for this model.
-    regression : names of its regression outputs.
+    regression : names of its regression outputs, None where only its module knows them.
     """
 
     module: str
     attribute: str
-    classes: Classes
+    classes: Classes | None
     sizes: Mapping[str, Any] = {}
-    regression: tuple[str, ...] = ()
+    regression: tuple[str, ...] | None = ()
 
 
 _PACKAGE = "bhive_mltf.models"
@@ -82,34 +85,55 @@ def names() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """Where a model is; ModelError for a name that is not in the table."""
+    """Where a model is: in the table, or in another package (`models.foreign`), which is not imported here.
+
+    ModelError for a name that is neither.
+    """
     if name in MODELS:
         return MODELS[name]
-    there = ", ".join(names())
+    if foreign.is_dotted(name):
+        return Entry(*foreign.locate(name), classes=None, regression=None)
     if name in ABSENT:
-        msg = f"model {name!r} is one of B-Hive's that this package does not have; take one of: {there}"
-    else:
-        msg = f"there is no model {name!r} (nearest: {nearest(name, MODELS, 1)[0]}); take one of: {there}"
+        msg = f"model {name!r} is one of B-Hive's that this package does not have; take one of: {', '.join(names())}"
+        raise ModelError(msg)
+    installed = foreign.installed()
+    if name in installed:
+        return Entry(*foreign.locate(installed[name]), classes=None, regression=None)
+    there = (*names(), *installed)
+    msg = (
+        f"there is no model {name!r} (nearest: {nearest(name, there, 1)[0]}); take one of: {', '.join(there)}; or a "
+        "class of another package as package.module:Class"
+    )
     raise ModelError(msg)
 
 
 def classes(name: str) -> Classes:
-    """Output classes of a model -> truth labels, ordered, as it declares them; without importing torch."""
-    return entry(name).classes
+    """Output classes of a model -> truth labels, ordered, as it declares them; a foreign model is imported for that."""
+    declared = entry(name).classes
+    return declared if declared is not None else dict(getattr(model_class(name), "classes", {}))
 
 
-def model_class(name: str) -> type[Tagger]:
-    """The class of a model; imports torch."""
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model, a `Tagger` or a module of B-Hive's kind; imports torch."""
     found = entry(name)
-    loaded: type[Tagger] = getattr(importlib.import_module(found.module), found.attribute)
-    return loaded
+    return foreign.load(name, found.module, found.attribute)
 
 
 def defaults(name: str) -> dict[str, Any]:
     """What `--model-kwargs` may set for a model, and the defaults; imports torch."""
-    parameters = inspect.signature(model_class(name)).parameters.values()
+    return _options(name)[0]
+
+
+def _options(name: str) -> tuple[dict[str, Any], bool]:
+    """The same, and whether the model takes any other parameter too."""
+    from bhive_mltf.models.base import Tagger
+
+    found = model_class(name)
+    if not issubclass(found, Tagger):
+        return foreign.options(found)
+    parameters = inspect.signature(found).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return {**own, **entry(name).sizes}
+    return {**own, **entry(name).sizes}, False
 
 
 def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
@@ -117,20 +141,22 @@ def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
 
     Parameters
     ----------
-    name : one of `names()`.
+    name : one of `names()`, an entry point, or `package.module:Class`.
     kwargs : sizes of the model, see `defaults(name)`.
 
     Raises
     ------
     ModelError : unknown name or size, a size out of its range, or a config that the model cannot use.
     """
-    known = defaults(name)
+    from bhive_mltf.models.base import Tagger
+    from bhive_mltf.models.upstream import adapt
+
+    known, takes_all = _options(name)
     for key in kwargs:
-        if key not in known:
+        if key not in known and not takes_all:
             valid = ", ".join(f"{option}={default!r}" for option, default in known.items())
-            msg = (
-                f"model {name} has no parameter {key!r} (nearest: {nearest(key, known, 1)[0]}); "
-                f"those of --model-kwargs, with defaults: {valid}"
-            )
+            hint = f" (nearest: {nearest(key, known, 1)[0]})" if known else ""
+            msg = f"model {name} has no parameter {key!r}{hint}; those of --model-kwargs, with defaults: {valid or '-'}"
             raise ModelError(msg)
-    return model_class(name)(config, **{**entry(name).sizes, **kwargs})
+    found, sizes = model_class(name), {**entry(name).sizes, **kwargs}
+    return found(config, **sizes) if issubclass(found, Tagger) else adapt(found, config, **sizes)

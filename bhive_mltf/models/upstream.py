@@ -63,7 +63,13 @@ class UpstreamTagger(Tagger):
             else:
                 shape = (len(batch), 0) if name == GLOBAL else (len(batch), 0, 0)
                 tensors.append(batch.weight.new_zeros(shape, dtype=self.dtype))
-        logits: Tensor = self.module(tuple(tensors))
+        logits = self.module(tuple(tensors))
+        if not isinstance(logits, Tensor):
+            msg = (
+                f"model {self.name} gives a {type(logits).__name__} where logits are expected; a multi-task model has "
+                "to be a bhive_mltf.models.base.Tagger with `regression_targets`"
+            )
+            raise ModelError(msg)
         return logits
 
 

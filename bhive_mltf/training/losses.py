@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhive_mltf.errors import ParameterError
+from bhive_mltf.errors import ModelError, ParameterError
 from bhive_mltf.models.base import Outputs
 from bhive_mltf.training import names
 
@@ -82,10 +82,19 @@ def jet_losses(loss: nn.Module, model: nn.Module, output: Tensor | Outputs, batc
     target = batch.target.clamp(min=0)
     if not isinstance(output, Outputs):
         logits = _wide(output)
+        _check_width(model, logits)
         return logits, JetLosses(loss(logits, target))
     logits = _wide(output.logits)
+    _check_width(model, logits)
     wanted = cast("Tagger", model).regression_targets(batch)
     return logits, loss(logits, target, _wide(output.regression), wanted)
+
+
+def _check_width(model: nn.Module, logits: Tensor) -> None:
+    n_classes = len(getattr(model, "classes", ())) or logits.shape[1]
+    if logits.shape[1] != n_classes:
+        name = getattr(model, "name", type(model).__name__)
+        raise ModelError(f"model {name} gives {logits.shape[1]} logits for its {n_classes} classes")
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -26,6 +26,20 @@ REFUSED = {
     "schedule": ({"lr_scheduler": "cosine"}, "lr_scheduler is 'cosine', but must be one of epoch_lin_decay"),
     "attack": ({"attack": "fgsm"}, "attack is 'fgsm', but must be one of nominal, pgd, jetfool, optimizer"),
     "no magnitude": ({"attack": "pgd"}, "attack_magnitude is 0, but must be above 0 for pgd"),
+    "plain loss": (
+        {"config": "part_run3_lt", "model_name": "UParT_v0"},
+        "model UParT_v0 (pt, pt_q16, pt_q84, pt_with_neutrinos): take --loss-function CrossEntropyLogCosh",
+    ),
+    "loss of regression": (
+        {"loss_function": "CrossEntropyLogCosh"},
+        "fits regression outputs too, which model DeepJet does not have: take --loss-function CrossEntropyLoss",
+    ),
+    "w20": ({"model_name": "LZ4PAIReDTagger"}, "'LZ4PAIReDTagger' is one of B-Hive's that this package does not have"),
+    "foreign model": ({"model_name": "no.such:Model"}, "there is no module 'no'; install its package"),
+    "w21": (
+        {"config": "hlt_run3", "model_name": "ParticleTransformer"},
+        "model ParticleTransformer needs the group 'npf', which config 'hlt_run3' does not have",
+    ),
     "negative": ({"epochs": -1}, "--epochs -1: it must be 0 or more"),
 }
 
@@ -35,6 +49,12 @@ ACCEPTED = {
     "validation set": {"val_dataset_version": "v2", "val_filelist": "a.txt"},
     "Ranger": {"optimizer": "Ranger", "lr_scheduler": "batch_exp_decay", "weight_decay": 0.0},
     "pgd": {"attack": "pgd", "attack_magnitude": 0.01, "attack_restrict_impact": 0.2},
+    "multi-task": {
+        "config": "hlt_run3",
+        "model_name": "UParticleNet_InProHLT",
+        "loss_function": "CrossEntropyLogCoshHLT",
+        "loss_weighting": True,
+    },
     "on and on": {"resume_epoch": 1, "extend_training": 2, "resume_training": True},
 }
 LOOK = """

@@ -1,0 +1,101 @@
+"""The first transformer and DeepJetTransformer: layers, statistics, pooling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from bhive_mltf.models.deepjet_transformer import AttentionPooling, ResidualDense
+from bhive_mltf.models.part1 import ClassBlock1, ConvolutionEmbedding, ParticleBlock1
+from bhive_mltf.models.part2 import PairEmbedding2
+from bhive_mltf.models.sequence import on_candidates
+from tests.models.factory import jets, logits_of, small
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_layer_list():
+    assert count(ParticleBlock1(128, 8, 0.1)) == 199_296
+    assert count(ClassBlock1(128, 8, 0.1)) == 199_296 + 256
+    assert count(PairEmbedding2(8, 48, nn.GELU())) == 3_184
+    assert count(ConvolutionEmbedding(16, 128, 0.1, nn.ReLU())) == 130 * 16 + 17_152 + 512
+    assert count(ResidualDense(128, 0.1)) + count(AttentionPooling(128)) == 128 * 128 + 128 + 3 * 256 + 129
+    assert {
+        norm.eps for norm in small("ParticleTransformer").embeddings.modules() if isinstance(norm, nn.BatchNorm1d)
+    } == {1e-3}
+
+
+def test_a_block_adds_the_feed_forward_part_to_the_normalised_sum():
+    torch.manual_seed(0)
+    block = ParticleBlock1(8, 2, 0.0).double()
+    tokens, bias = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    normed = block.norm(tokens)
+    attention = block.attention
+    q, k, v = (part.view(2, 3, 2, 4).transpose(1, 2) for part in attention.project_in(normed).chunk(3, -1))
+    weights = (q @ k.transpose(-1, -2) / 2 + bias).softmax(-1)
+    summed = block.norm_sum(tokens + attention.project_out((weights @ v).transpose(1, 2).flatten(2)))
+    forward = block.feed_forward
+    hidden = forward.norm(nn.functional.gelu(forward.expand(summed)))
+    torch.testing.assert_close(block(tokens, bias), summed + forward.contract(hidden))
+
+
+@pytest.mark.parametrize("name", ["ParticleTransformer", "DeepJetTransformer", "ParticleNet_InPro"])
+def test_w34_statistics_are_those_of_real_candidates(name):
+    model = small(name).train()
+    batch = jets(model, [3, 2, 0])
+    model(batch)
+    group = batch.groups["cpf"]
+    expected = group.features[group.mask].mean(0)
+    torch.testing.assert_close(model.embeddings["cpf"].norm_in.running_mean, 0.1 * expected)
+
+
+def test_rows_of_real_candidates_and_zeros():
+    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
+    features = torch.arange(18.0).view(3, 3, 2)
+    seen = []
+    got = on_candidates(lambda rows: seen.append(rows) or rows[:, :1] + 1, features, mask)
+    assert torch.equal(seen[0], features[mask])
+    assert got[..., 0].tolist() == [[1, 0, 5], [0, 0, 0], [13, 15, 0]]
+
+
+def test_w34_pooling_of_a_jet_without_candidates_is_that_of_zeros():
+    torch.manual_seed(0)
+    pooling = AttentionPooling(4).eval()
+    tokens, mask = torch.randn(2, 3, 4, requires_grad=True), torch.tensor([[True, True, False], [False, False, False]])
+    pooled = pooling(tokens, mask)
+    weights = pooling.score(tokens[0, :2]).softmax(0)
+    torch.testing.assert_close(pooled[0], pooling.norm((weights * tokens[0, :2]).sum(0, keepdim=True).relu())[0])
+    torch.testing.assert_close(pooled[1], pooling.norm(torch.zeros(1, 4))[0])
+    pooled.sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert not tokens.grad[1].any()
+
+
+@pytest.mark.parametrize("name", ["GlobalParticleTransformerHLT", "GlobalDeepJetTransformerHLT"])
+def test_the_momentum_of_the_jet_is_an_input_of_the_global_ones(name):
+    model = small(name).eval()
+    batch = jets(model, [3, 2])
+    group = batch.groups["global"]
+    assert group.columns == ("jet_pt", "jet_eta", "jet_phi", "jet_energy")
+    other = replace(batch, groups={**batch.groups, "global": replace(group, features=group.features + 1)})
+    assert not torch.equal(logits_of(model(batch)), logits_of(model(other)))
+
+
+def test_w32_the_kind_of_four_vectors_does_not_matter_to_the_first_transformer():
+    """Upstream's v1 wants (pt, eta, phi, E) and its UParT (px, py, pz, E) in the same place."""
+    for name in ("ParticleTransformer", "UParT_v0"):
+        model = small(name).eval()
+        batch = jets(model, [5, 3])
+        groups = {
+            key: replace(group, four_vectors=model.momenta(batch, key)) if group.four_vectors is not None else group
+            for key, group in batch.groups.items()
+        }
+        expected = logits_of(model(batch))
+        kinds = tuple(replace(group, kind="pxpypze" if group.kind else "") for group in model.inputs.groups)
+        model.inputs = replace(model.inputs, groups=kinds)
+        torch.testing.assert_close(logits_of(model(replace(batch, groups=groups))), expected)

@@ -1,0 +1,108 @@
+"""Models through the whole chain: one with regression outputs, one of another package."""
+
+import numpy as np
+import pytest
+import uproot
+
+from bhive_mltf.testing import jets
+from tests.tasks.conftest import flat
+
+THEIRS = """
+from torch import nn
+from bhive_mltf.models.base import Tagger
+from bhive_mltf.models.classes import OFFLINE_UD
+from bhive_mltf.models.resolve import GroupRequest
+
+class Sum(Tagger):
+    classes = OFFLINE_UD
+    groups = (GroupRequest("cpf"),)
+
+    def __init__(self, config, *, width=8):
+        super().__init__(config)
+        self.embed = nn.Sequential(nn.Linear(len(self.inputs.group("cpf").columns), width), nn.ReLU())
+        self.head = nn.Linear(width, len(self.classes))
+
+    def forward(self, batch):
+        mask = self.group_of(batch, "cpf").mask[..., None]
+        return self.head((self.embed(self.features(batch, "cpf").clamp(-5, 5)) * mask).mean(1))
+"""
+
+
+@pytest.fixture
+def lists(tmp_path):
+    """Lists of toy jets with lost tracks: 240 to train on, 80 to test."""
+    for part, n_jets, seed in (("train", 120, 1), ("test", 40, 3)):
+        paths = [
+            jets.write_lost_tracks(tmp_path / f"{part}_{process}.root", n_jets, seed, process)
+            for process in ("TT", "QCD")
+        ]
+        (tmp_path / f"{part}.txt").write_text("".join(f"{path}\n" for path in paths))
+    return tmp_path
+
+
+def options(lists, **more):
+    common = {
+        "--dataset-version": "v1",
+        "--filelist": lists / "train.txt",
+        "--test-dataset-version": "v1_test",
+        "--test-filelist": lists / "test.txt",
+        "--training-version": "t1",
+        "--batch-size": 64,
+        "--n-threads": 0,
+    }
+    return flat({**common, **{f"--{name.replace('_', '-')}": value for name, value in more.items()}})
+
+
+def test_upart_from_files_to_roc_curves(sandbox, lists):
+    mlflow = pytest.importorskip("mlflow")
+    given = options(
+        lists,
+        config="part_run3_lt",
+        model_name="UParT_v0",
+        model_kwargs='{"num_layers": 1, "embed_dim": 16, "num_heads": 2}',
+        loss_function="CrossEntropyLogCosh",
+        unmatched="drop",
+    )
+    sandbox.run("ROCCurveTask", *given, "--TrainingTask-loss-weighting", True)
+    (training,) = sandbox.data_path.glob("TrainingTask/part_run3_lt/v1/t1/UParT_v0/epochs_1/kwargs_*/nominal")
+    with np.load(training / "validation_metrics.npz") as arrays:
+        assert set(arrays) == {"loss", "acc", "loss_cat", "loss_reg"}
+        total = arrays["loss_cat"] + arrays["loss_reg"]
+        np.testing.assert_allclose(total, arrays["loss"])
+        client = mlflow.MlflowClient(f"sqlite:///{sandbox.data_path}/mlflow.db")
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert run.data.metrics["Validation Regression Loss"] == pytest.approx(float(arrays["loss_reg"][-1]))
+        assert run.data.metrics["Validation Classification Loss"] == pytest.approx(float(arrays["loss_cat"][-1]))
+
+    (inference,) = sandbox.data_path.glob("InferenceTask/part_run3_lt/v1/v1_test/t1/UParT_v0/epochs_1/kwargs_*/*/*")
+    n_jets = len(np.load(inference / "truth.npy"))
+    assert np.load(inference / "prediction.npy").shape == (n_jets, 6)
+    assert np.load(inference / "regression.npy").shape == (n_jets, 4)
+    target = np.load(inference / "regression_target.npy")
+    tree = uproot.open(inference / "output.root")["tree"]
+    np.testing.assert_array_equal(tree["reg_pt_with_neutrinos_target"].array(library="np"), target[:, 3])
+    # the particle jet of the ntuple, in the order of its entries
+    generated = uproot.open(lists / "test_TT.root")["deepntuplizer/tree"].arrays(["gen_pt", "jet_pt"], library="np")
+    ids = np.load(inference / "jet_id.npy")
+    first = ids[:, 0] == 0
+    expected = np.clip((generated["gen_pt"] / generated["jet_pt"])[ids[first, 1]], 0.3, 2.0)
+    np.testing.assert_allclose(target[first, 0], expected, rtol=1e-5)
+    assert list(
+        sandbox.data_path.glob("ROCCurveTask/part_run3_lt/v1/v1_test/t1/UParT_v0/epochs_1/*/*/*/roc_TT_bvsl.npy")
+    )
+
+
+@pytest.mark.long
+def test_a_model_of_another_package_from_files_to_roc_curves(sandbox, lists):
+    (sandbox.folder / "their_nets.py").write_text(THEIRS)
+    given = options(lists, config="offline_run3", model_name="their_nets:Sum", tracking=False)
+    given += ["--TrainingTask-loss-weighting", True, "--ranks-per-node", 2]
+    done = sandbox.law("run", "ROCCurveTask", *given)
+    assert "there is no module 'their_nets'; install its package, or put the folder" in done.stdout
+    path = f"{sandbox.folder}:{sandbox.environment['PYTHONPATH']}"
+    sandbox.run("ROCCurveTask", *given, PYTHONPATH=path)
+    assert (
+        sandbox.data_path / "TrainingTask/offline_run3/v1/t1/their_nets.Sum/epochs_1/nominal/best_model.pt"
+    ).exists()
+    (curve,) = sandbox.data_path.glob("ROCCurveTask/offline_run3/v1/v1_test/t1/their_nets.Sum/*/*/*/roc_TT_bvsl.npy")
+    assert np.isfinite(np.load(curve)).any()
