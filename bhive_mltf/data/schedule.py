@@ -57,7 +57,7 @@ class EpochTasks:
             yield BatchTask(batch.number, parts, BatchShape(n_jets, tuple(lengths.values()), len(batch)))
 
     def _share(self, batch: GlobalBatch) -> tuple[Part, ...]:
-        """This rank's jets of a global batch, in its order."""
+        """Jets of a global batch for this rank, in their order."""
         if self.balanced and self.world_size > 1:
             cost = work(self.plan.selection.source.index, batch.positions, self.inputs)
             if cost is not None:
@@ -227,11 +227,11 @@ class Schedule:
         return Decode(window, block, self._windows[window].arena)
 
     def _settle(self, done: list[Work]) -> None:
-        for work in done:
+        for finished in done:
             self._under_way -= 1
-            if isinstance(work, Decode):
-                self._windows[work.window].blocks_left -= 1
+            if isinstance(finished, Decode):
+                self._windows[finished.window].blocks_left -= 1
             else:
-                self._by_buffer[work.buffer].left -= 1
-                if work.arena >= 0:
-                    self._windows[work.window].fills -= 1
+                self._by_buffer[finished.buffer].left -= 1
+                if finished.arena >= 0:
+                    self._windows[finished.window].fills -= 1

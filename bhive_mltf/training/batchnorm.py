@@ -25,7 +25,7 @@ class _GlobalNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch passes them by position
         ctx: Any,  # noqa: ANN401
         x: Tensor,
         weight: Tensor | None,
