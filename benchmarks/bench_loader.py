@@ -37,7 +37,7 @@ from typing import Any
 import psutil
 import torch
 from bench_convert import PART_INPUTS, construct_set, stage_files
-from common import conditions, jetclass_files, on_cores
+from common import conditions, jetclass_files, on_cores, private_mb
 from peer import Peer
 
 from bhive_mltf import config as configs
@@ -109,14 +109,14 @@ class Ours:
         self._loaders = {}
 
     def worker_peak_mb(self, workers: int = 2, epochs: int = 3) -> float:
-        """The largest private memory (USS) that a worker had; mapped files and what workers share do not count."""
+        """The largest private memory that a worker had; mapped files and what workers share do not count."""
         loader = self.loader(workers)
         peak, last = 0.0, 0.0
         for epoch in range(epochs):
             for _ in loader.epoch(epoch):
                 if time.perf_counter() - last > MEMORY_TICK_S:
                     found = psutil.Process().children()
-                    peak = max(peak, *(child.memory_full_info().uss / 1e6 for child in found))
+                    peak = max(peak, *(private_mb(child.pid) for child in found))
                     last = time.perf_counter()
         loader.close()
         return peak

@@ -24,6 +24,12 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def private_mb(pid: int | str = "self") -> float:
+    """Private memory of a process in MB: what it has written to, so that pages of mapped files do not count."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Swap:"))) * 1024 / 1e6
+
+
 def jetclass_files(folder: Path) -> list[str]:
     """The ROOT files of a folder."""
     files = sorted(map(str, folder.glob("*.root")))

@@ -22,9 +22,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
 from bench_convert import PART_INPUTS, construct_set, stage_files
-from common import jetclass_files
+from common import jetclass_files, private_mb
 from synthetic import write_jets
 
 from bhive_mltf import config as configs
@@ -52,9 +51,8 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._over.wait(MEMORY_TICK_S):
-            self.peak_mb = max(self.peak_mb, process.memory_full_info().uss / 1e6)
+            self.peak_mb = max(self.peak_mb, private_mb())
 
 
 def convert(root: Path, place: Path, memory_mb: int) -> dict[str, float]:

@@ -46,6 +46,7 @@ NOT_IN_THE_PATH = (
     "train_val_split",
     "val_dataset_version",
     "n_train_files",
+    "multiplicity_buckets",
     "unmatched",
     *(f"attack_{name}" for name in SETTINGS),
     "seed",
@@ -69,6 +70,9 @@ class TrainingTask(
     )
     train_val_split = luigi.FloatParameter(default=0.85, description="fraction of the jets that train")
     n_train_files = luigi.IntParameter(default=-1, description="train on the first N shards only; -1: all")
+    multiplicity_buckets = luigi.IntParameter(
+        default=0, description="draw each batch from one of N buckets of jets with about as many candidates; 0: off"
+    )
     restart = technical(luigi.BoolParameter, default=False, description="set aside what was trained, and begin anew")
     checkpoint_steps = technical(
         luigi.IntParameter, default=0, description="steps between checkpoints; 0: at epoch ends and every ten minutes"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from bhive_mltf.data import order, targets
 from bhive_mltf.data.arena import read_columns
+from bhive_mltf.data.balance import work
 from bhive_mltf.data.batch import Batch
+from bhive_mltf.data.bucketing import Buckets
 from bhive_mltf.data.plan import BatchPlan, Selection
 from bhive_mltf.data.schedule import BatchTask, EpochTasks
 from bhive_mltf.data.source import JetSource
@@ -49,6 +51,8 @@ class BatchLoader:
         target -1) or `first` (they count as class 0, as upstream).
     process_weights : factors on the sampling probability by process, a larger one keeps more jets;
         default: those of `config`, if given.
+    multiplicity_buckets : sort the jets of a window into so many buckets by their candidates and draw each batch of a
+        training from one of them (`data.bucketing`); 0: batches are random. The order then depends on `batch_size` too.
     pin_memory : batches in pinned memory; without effect where there is no CUDA.
     start_method : of the workers, `fork` or `spawn`.
 
@@ -74,6 +78,7 @@ class BatchLoader:
         weighted: bool,
         unmatched: str = "error",
         process_weights: Mapping[str, float] | None = None,
+        multiplicity_buckets: int = 0,
         pin_memory: bool = False,
         config: Config | None = None,
         start_method: str = START_METHOD,
@@ -100,7 +105,10 @@ class BatchLoader:
             matched=inputs.classes if self._unmatched == "drop" and mode != "inference" else None,
             factors=factors if training else None,
         )
-        self._plan = BatchPlan(selection, jets, batch_size=batch_size, shuffle=training, drop_last=training)
+        buckets = _buckets(multiplicity_buckets, dataset, inputs) if training else None
+        self._plan = BatchPlan(
+            selection, jets, batch_size=batch_size, shuffle=training, drop_last=training, buckets=buckets
+        )
         if training:
             self.n_batches(0)
         weight_factors = factors if mode == "validation" else None
@@ -184,6 +192,18 @@ def _check_parameters(mode: str, batch_size: int, rank: int, world_size: int, n_
             f"There are {world_size} ranks for a global batch of {batch_size} jets; "
             "use fewer ranks or a larger --batch-size."
         )
+
+
+def _buckets(number: int, dataset: JetSource, inputs: ModelInputs) -> Buckets | None:
+    if number < 0:
+        raise ParameterError(f"--multiplicity-buckets is {number}; give 0 (off) or a number of buckets.")
+    if not number:
+        return None
+    if inputs.padding == "configured":
+        raise ParameterError(
+            f"--multiplicity-buckets is {number}, but the model pads all jets to the configured length: leave it out."
+        )
+    return Buckets(number, lambda positions: work(dataset.index, positions, inputs))
 
 
 def _check_inputs(dataset: JetSource, inputs: ModelInputs) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data import order
+from bhive_mltf.data import order, philox
+from bhive_mltf.data.bucketing import Buckets
 from bhive_mltf.data.order import Window
 from bhive_mltf.data.source import JetSource
 from bhive_mltf.data.targets import Classes, class_targets
@@ -113,14 +114,25 @@ class BatchPlan:
     batch_size : jets of a global batch.
     shuffle : the order of the epoch; else the stored order.
     drop_last : leave out the last batch when it is incomplete.
+    buckets : batches of jets with about as many candidates; only with `shuffle`.
     """
 
-    def __init__(self, selection: Selection, jets: range, *, batch_size: int, shuffle: bool, drop_last: bool) -> None:
+    def __init__(
+        self,
+        selection: Selection,
+        jets: range,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool,
+        buckets: Buckets | None = None,
+    ) -> None:
         self.selection = selection
         self.jets = jets
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.buckets = buckets
         self._selected: dict[int, int] = {}
 
     def n_selected(self, epoch: int) -> int:
@@ -158,11 +170,12 @@ class BatchPlan:
 
     def _from(self, epoch: int, skip: int) -> Iterator[tuple[Window, NDArray[np.int64]]]:
         """Jets of the epoch by window, the first `skip` of them left out."""
-        source, seed = self.selection.source, self.selection.seed
+        source, seed, before = self.selection.source, self.selection.seed, 0
         for window in order.windows(self.jets, (seed, epoch) if self.shuffle else None):
             positions = order.window_positions(self.jets, window)
             if not self.selection.is_everything:
                 positions = positions[self.selection.mask(positions, epoch)]
+            before += len(positions)
             if skip >= len(positions):
                 # A window before the first wanted batch is only counted, not put in order.
                 skip -= len(positions)
@@ -170,5 +183,8 @@ class BatchPlan:
             if self.shuffle:
                 content = source.content_ids[source.index.file[positions]]
                 positions = order.shuffled(positions, content, source.index.entry[positions], seed, epoch)
+                if self.buckets is not None:
+                    key, begun = philox.key(seed, "buckets", epoch), before - len(positions)
+                    positions = self.buckets.arrange(positions, begun, self.batch_size, key, window[0])
             yield window, positions[skip:]
             skip = 0

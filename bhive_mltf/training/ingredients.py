@@ -122,7 +122,14 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
     classes = model.inputs.classes
     return Ingredients(
         model=model,
-        training=BatchLoader(dataset, train_jets, model.inputs, mode="training", **common),
+        training=BatchLoader(
+            dataset,
+            train_jets,
+            model.inputs,
+            mode="training",
+            multiplicity_buckets=plan.multiplicity_buckets,
+            **common,
+        ),
         validation=BatchLoader(validation_set, validation_jets, model.inputs, mode="validation", **common),
         class_weights=(
             class_weights(dataset.histogram, dataset.schema.truths, classes) if plan.loss_weighting else None

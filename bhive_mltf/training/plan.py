@@ -40,6 +40,7 @@ RESULT_FIELDS = (
     "train_val_split",
     "val_dataset_version",
     "n_train_files",
+    "multiplicity_buckets",
     "unmatched",
     "attack",
     *(f"attack_{name}" for name in SETTINGS),
@@ -94,6 +95,7 @@ class TrainingPlan(BaseModel):
     loss_weighting: bool = False
     train_val_split: float = 0.85
     n_train_files: int = -1
+    multiplicity_buckets: int = 0
     unmatched: str = "error"
     attack: str = "nominal"
     attack_magnitude: float = 0.0
@@ -185,6 +187,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
     ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
     ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
+    ("multiplicity_buckets", lambda n: n >= 0, "0 (off) or more"),
     ("n_threads", lambda n: n >= 0, "0 or more"),
     ("nodes", lambda n: n >= 1, "at least 1"),
     ("ranks_per_node", lambda n: n >= 0, "0 (automatic) or more"),
