@@ -10,7 +10,8 @@ convert_over_uproot : jets/s of the conversion (ROOT files to a finished trainin
     leaves out waiting for the disk and for other processes.
 bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
 convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
-    copies of each file; null with fewer than two cores.
+    copies of each file; null with fewer than two cores. machine_two_cores_over_one: the same of an empty loop, at the
+    same time; less than 2 where others use the machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import uproot
 import uproot.source.file
-from common import conditions, jetclass_files, on_cores
+from common import conditions, jetclass_files, machine_two_over_one, on_cores
 from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
@@ -153,10 +154,12 @@ def one_core(config: Config, files: Sequence[str], scratch: Path, repeats: int, 
 
 def two_cores(
     config: Config, files: Sequence[str], scratch: Path, *, repeats: int, cores: Sequence[int], copies: int
-) -> float | None:
+) -> dict[str, float | None]:
     """One core and two in turn, on more jets, since starting a process takes about a second."""
+    keys = "convert_two_cores_over_one", "machine_two_cores_over_one"
     if len(cores) < 2:
-        return None
+        return dict.fromkeys(keys)
+    machine = []
     many = distinct_copies(files, copies, scratch / "copies")
     times: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for _ in range(repeats):
@@ -166,13 +169,16 @@ def two_cores(
                 whole = staging + timed(functools.partial(construct_set, config, many, place, workers=workers)).wall
                 found.append((whole, staging))
                 jets = Manifest.read(place / "set").accounting.read
+        machine.append(machine_two_over_one(cores))
     print(f"\n{'cores':<10}{'median s':>10}{'staging':>10}{'construction':>14}{'jets/s':>10}")
     for workers, found in times.items():
         whole, staging = (statistics.median(column) for column in zip(*found, strict=True))
         rest = statistics.median(a - b for a, b in found)
         print(f"{workers:<10}{whole:>10.2f}{staging:>10.2f}{rest:>14.2f}{jets / whole:>10.0f}")
     shutil.rmtree(scratch / "copies")
-    return statistics.median(one[0] / two[0] for one, two in zip(times[1], times[2], strict=True))
+    print("two cores over one, of an empty loop:", ", ".join(f"{number:.2f}" for number in machine))
+    ratio = statistics.median(one[0] / two[0] for one, two in zip(times[1], times[2], strict=True))
+    return dict(zip(keys, (ratio, statistics.median(machine)), strict=True))
 
 
 def main() -> None:
@@ -192,7 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         scratch = Path(folder)
         result: dict[str, object] = dict(one_core(config, files, scratch, arguments.repeats, cores[0]))
-        result["convert_two_cores_over_one"] = two_cores(
+        result |= two_cores(
             config, files, scratch, repeats=min(3, arguments.repeats), cores=cores[:2], copies=arguments.copies
         )
     print(json.dumps(result))

@@ -13,6 +13,7 @@ loader_over_weaver_memory : over weaver's with all jets in its memory, without w
 loader_over_memcpy : time of a batch of a first epoch, its checksums included, over a copy of that batch (distinct
     sources, one destination that is in use already). loader_over_memcpy_later: of a later epoch.
 loader_two_cores_over_one : our jets/s with two cores and two workers over those of one core without workers.
+machine_two_cores_over_one : the same of an empty loop, at the same time; less than 2 where others use the machine.
 worker_peak_mb : the largest private memory of a loader worker, any layout and any size of shards.
 sets : per layout, as it is stored: bytes per jet, bytes over those of ROOT, jets/s, the ratios above, MB of a worker.
 
@@ -37,7 +38,7 @@ from typing import Any
 import psutil
 import torch
 from bench_convert import PART_INPUTS, construct_set, stage_files
-from common import conditions, jetclass_files, on_cores, private_mb
+from common import conditions, jetclass_files, machine_two_over_one, on_cores, private_mb
 from peer import Peer
 
 from bhive_mltf import config as configs
@@ -176,11 +177,11 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> float | None:
+def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> tuple[float | None, float | None]:
     """Without workers on one core, and with two workers on two, in turn."""
     if len(cores) < 2:
-        return None
-    ratios = []
+        return None, None
+    ratios, machine = [], []
     for number in range(rounds + 1):
         with on_cores(cores[:1]):
             single = one.rate(0)
@@ -188,9 +189,11 @@ def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> float | None:
             double = one.rate(2)
         if number:
             ratios.append(double / single)
+            machine.append(machine_two_over_one(cores))
     one.close()
     print("two cores over one:", ", ".join(f"{number:.2f}" for number in ratios))
-    return statistics.median(ratios)
+    print("  of an empty loop:", ", ".join(f"{number:.2f}" for number in machine))
+    return statistics.median(ratios), statistics.median(machine)
 
 
 def summary(name: str, rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -241,11 +244,11 @@ def main() -> None:
             for chunk_size in CHUNKS:
                 row[f"worker_mb_{chunk_size}"] = built[chunk_size][name].worker_peak_mb()
         show(sets, rates)
-        scaling = two_cores(ours[arguments.set], cores, arguments.rounds)
+        scaling, machine = two_cores(ours[arguments.set], cores, arguments.rounds)
     chosen = sets[arguments.set]
     result = {f"loader_{key}": chosen[key] for key in ("over_weaver", "over_weaver_memory", "over_memcpy")}
     result["loader_over_memcpy_later"] = chosen["over_memcpy_later"]
-    result["loader_two_cores_over_one"] = scaling
+    result |= {"loader_two_cores_over_one": scaling, "machine_two_cores_over_one": machine}
     result["worker_peak_mb"] = max(row[f"worker_mb_{size}"] for row in sets.values() for size in CHUNKS)
     result |= {"set": arguments.set, "sets": sets}
     print(json.dumps(result))

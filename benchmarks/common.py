@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -24,10 +25,39 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+_SPIN = """
+import os, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+turns, stop = 0, time.perf_counter() + 0.4
+while time.perf_counter() < stop:
+    turns += 1
+print(turns)
+"""
+
+
+def machine_two_over_one(cores: Sequence[int]) -> float:
+    """What two cores do over what one does, for a loop that needs nothing but them; 2 on an idle machine."""
+    counts = []
+    for some in (cores[:1], cores[:2]):
+        command = [sys.executable, "-c", _SPIN]
+        running = [subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE, text=True) for core in some]
+        counts.append(sum(int(process.communicate()[0]) for process in running))
+    return counts[1] / counts[0]
+
+
 def private_mb(pid: int | str = "self") -> float:
-    """Private memory of a process in MB: what it has written to, so that pages of mapped files do not count."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Swap:"))) * 1024 / 1e6
+    """Private memory of a process in MB: pages that only it has, without those of files and of shared memory."""
+    total, private = 0, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "Private_Dirty":
+            private = int(rest.split()[0])
+        elif name == "Anonymous":
+            # The pages of a mapped file that were just written, and are not on the disk yet, are dirty too.
+            total += min(private, int(rest.split()[0]))
+        elif name == "Swap":
+            total += int(rest.split()[0])
+    return total * 1024 / 1e6
 
 
 def jetclass_files(folder: Path) -> list[str]:

@@ -56,8 +56,11 @@ class PeakMemory:
 
 
 def convert(root: Path, place: Path, memory_mb: int) -> dict[str, float]:
-    """One conversion in this process."""
+    """One conversion in this process, after a very small one that imports what is needed."""
     config, files = configs.load(str(PART_INPUTS)), jetclass_files(root)
+    few = write_jets(100, place / "few")
+    stage_files(config, few, place / "first")
+    construct_set(config, few, place / "first")
     with PeakMemory() as memory:
         start = time.perf_counter()
         stage_files(config, files, place, memory_mb=memory_mb)

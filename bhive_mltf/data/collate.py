@@ -162,8 +162,9 @@ def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *,
     """
     places = shape.places(inputs)
     start, stop = places["target"].offset, places["kinematics"].stop
-    jets = torch.empty(stop - start, dtype=torch.uint8, pin_memory=pin_memory).numpy()
-    jets[:] = buffer[start:stop]
+    jets = buffer[start:stop].copy()
+    if pin_memory:
+        jets = torch.from_numpy(jets).pin_memory().numpy()
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(places[name].view(buffer))
