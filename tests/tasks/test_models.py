@@ -53,6 +53,7 @@ def options(lists, **more):
     return flat({**common, **{f"--{name.replace('_', '-')}": value for name, value in more.items()}})
 
 
+@pytest.mark.long
 def test_upart_from_files_to_roc_curves(sandbox, lists):
     mlflow = pytest.importorskip("mlflow")
     given = options(

@@ -9,7 +9,7 @@ from bhive_mltf.data.loader import BatchLoader
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.models import registry
-from bhive_mltf.testing.jets import write_lost_tracks
+from bhive_mltf.testing.jets import write_hlt, write_lost_tracks
 from bhive_mltf.training import checkpoint
 from bhive_mltf.training.best_model import load_best_model
 from bhive_mltf.training.distributed import World
@@ -165,6 +165,22 @@ def test_predictions_keep_the_regression_apart(trained, dataset):
     assert found.regression_names == model.regression
     assert ((found.regression_target >= 0.3 - 1e-6) & (found.regression_target <= 2)).all()
     assert len(found.take(found.truth >= 0).regression) == (found.truth >= 0).sum()
+
+
+def test_w21_loss_weighting_with_labels_by_condition(tmp_path):
+    """Truths of hlt_run3 are a mapping, which upstream's class weights cannot read."""
+    config = configs.load("hlt_run3")
+    build(config, [str(write_hlt(tmp_path / "TT" / "jets.root", 150, 1))], tmp_path / "dataset")
+    values = {"model_name": "UParticleNet_InProHLT", "loss_function": "CrossEntropyLogCoshHLT", "epochs": 1}
+    kwargs = {"embed_dim": 8, "dropout": 0.0}
+    train(
+        plan(tmp_path / "t", (tmp_path / "dataset", config), model_kwargs=kwargs, **values),
+        World(),
+        observer=Observer(),
+    )
+    found = metrics(tmp_path / "t", "validation")
+    assert set(found) == ARRAYS
+    assert np.isfinite([*found["loss_cat"], *found["loss_reg"]]).all()
 
 
 @pytest.mark.parametrize(
