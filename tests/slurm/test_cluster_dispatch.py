@@ -1,20 +1,327 @@
 """One job per directory, on the real cluster."""
 
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
 import pytest
 
-from bhive_mltf.slurm import dispatch, job
+from bhive_mltf.errors import JobFailedError, SubmissionError
+from bhive_mltf.slurm import dispatch, job, lab, profiles
 from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.display import Lines
+from bhive_mltf.slurm.follow import follow
+from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
+from tests.slurm.conftest import start_lab
 
 pytestmark = pytest.mark.slurm
+REPOSITORY = Path(__file__).parents[2]
+FOLLOW = textwrap.dedent("""
+    import sys
+    from pathlib import Path
+    from bhive_mltf.slurm import dispatch, job, profiles
+    from bhive_mltf.slurm.client import Slurm
+    from bhive_mltf.slurm.follow import follow
+
+    profile = profiles.load("local-lab", poll_seconds=0.5)
+    spec = job.make(
+        profile, name="t", kind="command", command=sys.argv[2:], directory=Path(sys.argv[1]),
+        environment={"PYTHONPATH": __import__("os").environ["PYTHONPATH"]},
+    )
+    record = dispatch.submit_or_attach(profile, spec, Slurm.of(profile))
+    print("job", record.job_id, flush=True)
+    follow(record, Slurm.of(profile), poll_s=0.5)
+    print("done", flush=True)
+""")
 
 
-def spec(profile, directory, command=("true",), **options):
-    return job.make(profile, name="a test", kind="command", command=command, directory=directory, **options)
+def spec(profile, directory, *command):
+    settings = {"name": "a test", "kind": "command", "environment": {"PYTHONPATH": str(REPOSITORY)}}
+    return job.make(profile, command=command, directory=directory, **settings)
 
 
-def test_a_second_command_follows_the_first_ones_job(cluster, profile, client, tmp_path):
+def start(directory, *command, before=(), **environment):
+    """A command that submits or attaches, and follows, in a process of its own."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-c", FOLLOW, str(directory), *command],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(holds, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+    return value
+
+
+def state_of(client, record):
+    client.forget()
+    return client.query([record.job_id])[record.job_id].state
+
+
+def submit_and_follow(profile, client, directory, *command):
+    record = dispatch.submit_or_attach(profile, spec(profile, directory, *command), client)
+    return follow(record, client, poll_s=0.5, display=Lines())
+
+
+def test_two_login_nodes_at_once_submit_one_job_and_both_follow_it(cluster, tmp_path):
     before = cluster.submissions()
-    first = dispatch.submit_or_attach(profile, spec(profile, tmp_path, ("sleep", "60")), client)
-    second = dispatch.submit_or_attach(profile, spec(profile, tmp_path, ("sleep", "60")), Slurm.of(profile))
-    assert first.job_id == second.job_id
+    other = ["unshare", "--uts", "bash", "-c", 'hostname login2 && exec "$@"', "bash"]
+    if subprocess.run([*other, "true"], capture_output=True, check=False).returncode:
+        other = []
+    command = ("bash", "-c", f"echo run >> '{tmp_path}/runs'; sleep 3")
+    both = [start(tmp_path, *command), start(tmp_path, *command, before=other)]
+    outputs = [process.communicate(timeout=90)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    lines = [line for output in outputs for line in output.splitlines()]
+    jobs = {line for line in lines if line.startswith("job ") and line.count(" ") == 1}
+    assert len(jobs) == 1
+    assert all(output.endswith("done\n") for output in outputs)
     assert cluster.submissions() == before + 1
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_a_killed_command_leaves_the_job_and_the_next_one_follows_it(cluster, client, tmp_path):
+    before = cluster.submissions()
+    first = start(tmp_path, "bash", "-c", "sleep 4")
+    wait_for(lambda: (record := JobRecord.read(tmp_path)) and record.job_id)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    output, _ = (second := start(tmp_path, "bash", "-c", "sleep 4")).communicate(timeout=90)
+    assert (second.returncode, cluster.submissions()) == (0, before + 1), output
+
+
+def test_a_command_killed_while_sbatch_answers_leaves_a_job_that_is_found(cluster, client, tmp_path):
+    before = cluster.submissions()
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    call = f'"{shutil.which("sbatch")}" "$@" > "{tmp_path}/answer"; touch "{tmp_path}/taken"; sleep 60'
+    (programs / "sbatch").write_text(f"#!/bin/bash\n{call}\n")
+    (programs / "sbatch").chmod(0o755)
+    out = tmp_path / "out"
+    first = start(out, "sleep", "2", PATH=f"{programs}:{os.environ['PATH']}")
+    wait_for((tmp_path / "taken").exists)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert JobRecord.read(out).job_id is None
+    output, _ = (second := start(out, "sleep", "2")).communicate(timeout=90)
+    assert second.returncode == 0, output
+    assert JobRecord.read(out).job_id == (tmp_path / "answer").read_text().strip()
+    assert cluster.submissions() == before + 1
+
+
+def test_a_directory_with_all_kinds_of_characters(cluster, profile, client, tmp_path):
+    out = tmp_path / 'it\'s "a"\n$(touch x) ü; # % \\ dir'
+    command = ("bash", "-c", 'printf "%s" "$1" > "$2"', "x", "a b\n'", f"{out}/seen")
+    record = submit_and_follow(profile, client, out, *command)
+    assert (out / "seen").read_text() == "a b\n'"
+    assert record.state is JobState.COMPLETED
+    assert record.log.exists()
+
+
+def test_a_folder_that_is_a_pattern_for_slurm(cluster, profile, client, tmp_path):
+    record = submit_and_follow(profile, client, tmp_path / "50%j", "echo", "hello")
+    assert "hello" in record.log.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["50%j"]
+
+
+def test_a_job_that_fails_before_python_starts(cluster, client, tmp_path):
+    profile = profiles.load("local-lab", setup=["echo the module system is down", "exit 3"])
+    with pytest.raises(JobFailedError, match="failed with exit code 3") as caught:
+        submit_and_follow(profile, client, tmp_path, "true")
+    assert "    the module system is down" in str(caught.value)
+
+
+def test_an_interpreter_that_is_not_there(cluster, client, tmp_path):
+    profile = profiles.load("local-lab", python="/nowhere/python")
+    with pytest.raises(JobFailedError, match=r"(?s)exit code 127.*/nowhere/python"):
+        submit_and_follow(profile, client, tmp_path, "true")
+
+
+def test_a_command_that_fails(cluster, profile, client, tmp_path):
+    with pytest.raises(JobFailedError, match=r"(?s)ended as FAILED.*a word of the command"):
+        submit_and_follow(profile, client, tmp_path, "bash", "-c", "echo a word of the command >&2; exit 7")
+
+
+def test_a_refused_job_says_what_slurm_said(cluster, client, tmp_path):
+    profile = profiles.load("local-lab", partition="nowhere")
+    with pytest.raises(SubmissionError, match="invalid partition specified: nowhere|Invalid partition name"):
+        dispatch.submit_or_attach(profile, spec(profile, tmp_path, "true"), client)
+
+
+def test_cancelled_while_it_waits_and_while_it_runs(cluster, profile, client, tmp_path):
+    held = profiles.load("local-lab", options={"hold": True})
+    waiting = dispatch.submit_or_attach(held, spec(held, tmp_path / "a", "true"), client)
+    running = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "b", "sleep", "100"), client)
+    wait_for(lambda: state_of(client, running) is JobState.RUNNING)
+    for record in (waiting, running):
+        ended = dispatch.cancel(record, client)
+        assert (ended.state, ended.is_over) == (JobState.CANCELLED, True)
+        with pytest.raises(JobFailedError, match="ended as CANCELLED: it was cancelled"):
+            follow(ended, client)
+
+
+def test_cancelled_by_others_while_it_is_followed(cluster, profile, client, tmp_path):
+    process = start(tmp_path, "sleep", "100")
+    record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
+    wait_for(lambda: state_of(client, record) is JobState.RUNNING)
+    assert cluster.run("scancel", record.job_id).returncode == 0
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ended as CANCELLED" in output
+
+
+def test_ctrl_c_leaves_the_job_running(cluster, client, tmp_path):
+    process = start(tmp_path, "sleep", "100")
+    record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
+    wait_for(lambda: state_of(client, record) is JobState.RUNNING)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert f"Detached: job {record.job_id} goes on" in output
+    assert state_of(client, record) is JobState.RUNNING
+
+
+def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
+    before = cluster.submissions()
+    process = start(tmp_path, "bash", "-c", "sleep 15")
+    record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
+    wait_for(lambda: state_of(client, record) is JobState.RUNNING)
+    cluster.kill_controller(after_saving=record.job_name)
+    time.sleep(4)
+    cluster.start_controller()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert cluster.submissions() == before + 1
+
+
+def test_the_place_in_the_queue(cluster, profile, client, tmp_path):
+    held = profiles.load("local-lab", options={"begin": "now+600"})
+    records = [dispatch.submit_or_attach(held, spec(held, tmp_path / name, "true"), client) for name in "ab"]
+    assert [client.position(record.job_id, "main") for record in records] == [1, 2]
+
+
+def test_a_job_is_put_back_into_the_queue_when_its_node_fails(cluster, profile, client, tmp_path):
+    command = ("bash", "-c", f"echo x >> '{tmp_path}/starts'; [ $(wc -l < '{tmp_path}/starts') -gt 1 ] || sleep 100")
+    record = dispatch.submit_or_attach(profile, spec(profile, tmp_path, *command), client)
+    wait_for((tmp_path / "starts").exists)
+    node = client.query([record.job_id])[record.job_id].nodes or cluster.settings.nodes[0][0]
+    assert cluster.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test").returncode == 0
+    ended = follow(record, client, poll_s=0.5, display=Lines())
+    assert (ended.state, ended.restarts) == (JobState.COMPLETED, 1)
+    assert (tmp_path / "starts").read_text() == "x\nx\n"
+
+
+@pytest.mark.parametrize("accounting", [False, True])
+def test_a_job_that_the_controller_has_forgotten(accounting, tmp_path, monkeypatch):
+    cluster = start_lab(accounting=accounting, keep_jobs_s=2)
+    try:
+        monkeypatch.setenv("BHIVE_SLURM_LAB", str(cluster.directory))
+        profile = profiles.load("local-lab")
+        client = Slurm.of(profile)
+        good = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "good", "true"), client)
+        bad = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "bad", "false"), client)
+        wait_for(lambda: "Invalid job id" in cluster.run("scontrol", "show", "job", bad.job_id).stderr, 120)
+        wait_for(lambda: "Invalid job id" in cluster.run("scontrol", "show", "job", good.job_id).stderr, 120)
+        states = (JobState.COMPLETED, JobState.FAILED) if accounting else (JobState.GONE, JobState.GONE)
+        assert follow(good, client, poll_s=0.5).state is states[0]
+        with pytest.raises(JobFailedError, match=f"ended as {states[1].name}"):
+            follow(bad, client, poll_s=0.5)
+        assert cluster.submissions() == 2
+    finally:
+        lab.down(cluster.directory)
+
+
+def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
+    cluster = start_lab(names="address")
+    try:
+        monkeypatch.setenv("BHIVE_SLURM_LAB", str(cluster.directory))
+        profile = profiles.load("local-lab", nodes=2)
+        assert cluster.run("srun", "--nodes=2", "--ntasks=4", "hostname").stdout.count("\n") == 4
+        submit_and_follow(profile, Slurm.of(profile), tmp_path, "true")
+    finally:
+        lab.down(cluster.directory)
+
+
+def test_gpus_are_asked_for_in_both_styles(cluster, client, tmp_path):
+    for style in ("gres", "gpus-per-node"):
+        # the lab's GPUs are device files: the check of the nodes would not find them
+        setup = ["echo $CUDA_VISIBLE_DEVICES", "exit 3"]
+        profile = profiles.load("local-lab", gpus_per_node=2, gpu_style=style, setup=setup)
+        ranks = job.make(profile, name="t", kind="ranks", command=["x"], directory=tmp_path / style)
+        record = dispatch.submit_or_attach(profile, ranks, client)
+        with pytest.raises(JobFailedError):
+            follow(record, client, poll_s=0.5)
+        assert "0,1" in record.log.read_text()
+
+
+def test_the_record_tells_the_whole_story(cluster, profile, client, tmp_path):
+    for command in ("false", "true"):
+        record = dispatch.submit_or_attach(profile, spec(profile, tmp_path, command), client)
+        try:
+            follow(record, client, poll_s=0.5)
+        except JobFailedError:
+            assert command == "false"
+    content = json.loads((tmp_path / "slurm" / "job.json").read_text())
+    assert [attempt["state"] for attempt in content["attempts"]] == ["FAILED"]
+    assert (content["state"], content["exit_code"]) == ("COMPLETED", 0)
+
+
+ORDINARY = textwrap.dedent("""
+    import os, sys
+    from pathlib import Path
+    from bhive_mltf.slurm import dispatch, job, lab, profiles
+    from bhive_mltf.slurm.client import Slurm
+    from bhive_mltf.slurm.follow import follow
+
+    folder = Path(sys.argv[1])
+    cluster = lab.up(lab.Settings(directory=Path(os.environ["BHIVE_SLURM_LAB"])))
+    try:
+        profile = profiles.load("local-lab", nodes=2, python=sys.executable)
+        spec = job.make(
+            profile, name="t", kind="ranks", command=["id", "-un"], directory=folder,
+            environment={"PYTHONPATH": os.environ["PYTHONPATH"]},
+        )
+        follow(dispatch.submit_or_attach(profile, spec), Slurm.of(profile), poll_s=0.5)
+    finally:
+        lab.down(cluster.directory)
+    print(*(path.read_text().strip() for path in sorted((folder / "logs").glob("rank_*.log"))))
+""")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are run by an ordinary user then")
+def test_an_ordinary_user_has_a_lab(lab_of_the_session):
+    python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": ":".join([str(REPOSITORY), *packages])}
+    if subprocess.run([*become, python, "-c", "import bhive_mltf.slurm.job"], env=environment, check=False).returncode:
+        pytest.skip("an ordinary user can read neither this environment nor a system's Python that fits it")
+    with tempfile.TemporaryDirectory(prefix="bhive-", dir="/tmp") as folder:
+        # munge wants its socket where all can reach it
+        Path(folder).chmod(0o755)
+        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+        environment["BHIVE_SLURM_LAB"] = f"{folder}/lab"
+        done = subprocess.run(
+            [*become, python, "-c", ORDINARY, f"{folder}/out"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.split() == ["nobody"] * 4, done.stderr

@@ -40,8 +40,19 @@ class Lab:
         """Whether its controller runs."""
         return daemons.pid_of(self.settings, "slurmctld") is not None
 
-    def kill_controller(self) -> None:
-        """SIGKILL to the controller, as a crash."""
+    def kill_controller(self, after_saving: str = "") -> None:
+        """SIGKILL to the controller, as a crash; what it did not save, every few seconds, is lost.
+
+        after_saving : wait until it has saved a job of this name.
+        """
+        saved = self.settings.folder("state") / "job_state"
+        if after_saving:
+            daemons.wait(
+                lambda: saved.exists() and after_saving.encode() in saved.read_bytes(),
+                "the saved state",
+                self.settings,
+                60,
+            )
         daemons.stop(self.settings, "slurmctld", signal.SIGKILL)
 
     def start_controller(self) -> None:
@@ -66,7 +77,7 @@ class Lab:
                 self.start_node(number)
         _cancel_all(self)
         self.run("scontrol", "update", f"nodename={','.join(name for name, _ in self.settings.nodes)}", "state=resume")
-        daemons.wait(self.are_nodes_ready, "the nodes", self.settings, daemons.START_S + 20)
+        daemons.wait(self.are_nodes_ready, "the nodes", self.settings, daemons.START_S)
 
     def submissions(self) -> int:
         """How many batch jobs the controller has been asked for since it was first started."""

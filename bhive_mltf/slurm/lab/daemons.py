@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from bhive_mltf.errors import SlurmError
 from bhive_mltf.slurm.lab import packages, texts
 from bhive_mltf.slurm.lab.settings import Settings
 
-START_S = 20.0
+START_S = 90.0
 STOP_S = 10.0
 
 
@@ -36,7 +37,7 @@ def run(lab: Settings, command: Sequence[str], *, host: str = "") -> None:
     with log.open("w", encoding="utf-8") as output:
         # a daemon keeps what it inherits: no pipe, or the caller would wait for it
         done = subprocess.run(
-            full, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, check=False, timeout=60
+            full, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, check=False, timeout=240
         )
     if done.returncode != 0:
         words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -101,7 +102,8 @@ def start_accounting(lab: Settings) -> None:
     wait(lambda: _succeeds([*client, "-e", "SELECT 1"]), "MariaDB", lab)
     run(lab, [*client, "-e", statement])
     run(lab, ["slurmdbd"])
-    wait(lambda: pid_of(lab, "slurmdbd") is not None, "slurmdbd", lab)
+    # it has a process id seconds before it listens
+    wait(lambda: _listens(lab.port + 1), "slurmdbd", lab)
 
 
 def _start_database(lab: Settings, data: Path, folder: Path) -> None:
@@ -112,8 +114,16 @@ def _start_database(lab: Settings, data: Path, folder: Path) -> None:
         *("--innodb-flush-log-at-trx-commit=0", "--performance-schema=OFF", f"--pid-file={folder}/mariadbd.pid"),
         "--skip-name-resolve",
     ]
-    with (lab.folder("log") / "mariadbd.log").open("w", encoding="utf-8") as log:
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    # it does not put itself into the background
+    script = 'exec > "$1" 2>&1 < /dev/null; shift; "$@" &'
+    log = str(lab.folder("log") / "mariadbd.log")
+    subprocess.run(["bash", "-c", script, "bash", log, *command], check=True, start_new_session=True, timeout=60)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _succeeds(command: Sequence[str]) -> bool:

@@ -37,6 +37,7 @@ class Settings:
     names : `namespace`: nodes are called n1 and n2, by namespaces for host names; `address`: they are called by their
         loopback addresses, which needs no privilege; empty: whichever works.
     accounting : with slurmdbd and MariaDB, so that `sacct` works.
+    keep_jobs_s : how long the controller knows a job that is over.
     """
 
     directory: Path = field(default_factory=default_directory)
@@ -46,6 +47,7 @@ class Settings:
     cpus: int = 4
     memory_mb: int = 8000
     gpus: int = 2
+    keep_jobs_s: int = 300
     user: str = field(default_factory=getpass.getuser)
 
     @property

@@ -45,7 +45,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-MinJobAge=300
+MinJobAge={lab.keep_jobs_s}
 KillWait=5
 SlurmctldTimeout=10
 SlurmdTimeout=30
