@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bhive_mltf.slurm.ports import is_free
+
 _FIRST_PORT, _PORTS = 20_000, 20_000
 _TIMEOUT = 60.0  # s, for a question to the controller
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
@@ -38,7 +40,7 @@ class Allocation:
         # another attempt of the same job may still hold the port of the one before
         for offset in range(0, _PORTS, 101):
             port = _FIRST_PORT + (first + offset) % _PORTS
-            if _is_free(port):
+            if is_free(port):
                 return port
         return _FIRST_PORT + first
 
@@ -77,14 +79,3 @@ def _answer(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # as torch's store listens
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import socket
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 
 from bhive_mltf.errors import SlurmError
 from bhive_mltf.files import atomic
+from bhive_mltf.slurm.ports import is_free
 
 DIRECTORY_VARIABLE = "BHIVE_SLURM_LAB"
 STATE_NAME = "lab.json"
@@ -101,11 +101,4 @@ class Settings:
 
 
 def _are_free(first: int) -> bool:
-    for port in range(first, first + PORT_STEP):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError:
-                return False
-    return True
+    return all(map(is_free, range(first, first + PORT_STEP)))
