@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.balance import deal, work
+from bhive_mltf.data import balance
 from bhive_mltf.data.collate import BatchShape, padded_lengths
 from bhive_mltf.data.order import Window
 from bhive_mltf.data.plan import BatchPlan, GlobalBatch, Part
@@ -59,9 +59,9 @@ class EpochTasks:
     def _share(self, batch: GlobalBatch) -> tuple[Part, ...]:
         """Jets of a global batch for this rank, in their order."""
         if self.balanced and self.world_size > 1:
-            cost = work(self.plan.selection.source.index, batch.positions, self.inputs)
+            cost = balance.work(self.plan.selection.source.index, batch.positions, self.inputs)
             if cost is not None:
-                return batch.pick(deal(cost, self.world_size) == self.rank)
+                return batch.pick(balance.deal(cost, self.world_size) == self.rank)
         return batch.cut(rank_slice(len(batch), self.rank, self.world_size))
 
 

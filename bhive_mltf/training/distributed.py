@@ -18,7 +18,10 @@ from torch import Tensor
 
 from bhive_mltf.errors import ParameterError
 
-TIMEOUT = timedelta(minutes=30)
+# How long a rank waits for the others before it fails, in seconds; may be set for slow file systems.
+TIMEOUT_VARIABLE = "BHIVE_MLTF_RANK_TIMEOUT"
+TIMEOUT = 600.0
+MAX_TIMEOUT = 1e7
 CPU = torch.device("cpu")
 
 
@@ -81,6 +84,18 @@ def size_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def wait_limit() -> timedelta:
+    """How long a rank waits for the others; ParameterError if what the environment says is no number above 0."""
+    given = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < MAX_TIMEOUT:
+        raise ParameterError(f"{TIMEOUT_VARIABLE} is '{given}', but must be a number of seconds above 0.")
+    return timedelta(seconds=seconds)
+
+
 @contextmanager
 def join_world() -> Iterator[World]:
     """Join the ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; alone without them.
@@ -96,10 +111,11 @@ def join_world() -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
+    timeout = wait_limit()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
-    host_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    norm_group = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+    host_group = dist.new_group(backend="gloo", timeout=timeout)
+    norm_group = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield World(rank, size, local_rank, device, host_group, norm_group)
     dist.barrier(group=host_group)
     dist.destroy_process_group()

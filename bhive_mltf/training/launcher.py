@@ -6,7 +6,6 @@ restarts: the same command, typed again, goes on.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -23,11 +22,12 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bhive_mltf.errors import ParameterError, RankFailedError
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.training.failures import explain, log_path
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from bhive_mltf.training.rank import LOG_FOLDER, error_path
-from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError, restore_handlers
+from bhive_mltf.training.signals import TrainingInterruptedError, restore_handlers
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
 # How long ranks have to save when asked to stop, or to end when another one failed.
@@ -96,7 +96,7 @@ class LocalRanks:
                 f"The training in {plan.directory} was stopped by {failure.name}: the same command goes on."
             )
         if failure:
-            raise _failure(plan.directory, size, failure)
+            raise explain(plan.directory, size, failure)
 
 
 def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
@@ -192,50 +192,9 @@ class _RankLogs(LogsSpecs):
         return LogsDest(stdouts, stderrs, {}, shown, errors, os.devnull, os.devnull)
 
 
-def log_path(directory: Path, rank: int) -> Path:
-    """Where the errors and warnings of a rank go."""
-    return directory / LOG_FOLDER / f"rank_{rank}.log"
-
-
 def _prepare_logs(directory: Path, size: int) -> LogsSpecs:
     folder = directory / LOG_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for rank in range(size):
         error_path(directory, rank).unlink(missing_ok=True)
     return _RankLogs(folder)
-
-
-def _failure(
-    directory: Path, size: int, failures: Mapping[int, ProcessFailure]
-) -> RankFailedError | TrainingInterruptedError:
-    """The error of the rank that failed first, not of those that lost it."""
-    if all(failure.exitcode == INTERRUPTED_EXIT_CODE for failure in failures.values()):
-        return TrainingInterruptedError(
-            f"The training in {directory} was stopped by a signal to a rank: the same command goes on."
-        )
-    reasons = {rank: _read_reason(directory, rank) for rank in range(size)}
-    # killed by a signal: nobody asked it to; then errors of its own; then whoever first lost another rank
-    # SIGTERM is what the launcher itself sends to those that are left
-    killed = [
-        rank for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-    ]
-    told = sorted((r for r in reasons.items() if r[1]), key=lambda r: (r[1]["lost"], r[1]["time"]))
-    rank = killed[0] if killed else told[0][0] if told else min(failures)
-    reason = reasons[rank]
-    if reason and rank not in killed:
-        what = f"{reason['kind']}: {reason['message'].splitlines()[0] if reason['message'] else ''}".rstrip(". ")
-        where = f"its traceback is in {error_path(directory, rank)}"
-    else:
-        failure = failures[rank]
-        name = failure.signal_name() if failure.exitcode < 0 else ""
-        what = f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
-        where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
-    return RankFailedError(f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended.")
-
-
-def _read_reason(directory: Path, rank: int) -> dict[str, str]:
-    try:
-        content: dict[str, str] = json.loads(error_path(directory, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -47,11 +47,15 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 def run(plan_path: Path, builder: Builder | None = None) -> int:
     """Train one rank of the plan; returns the exit code. `builder` takes the place of `ingredients.build`."""
+    return guarded(plan_path.absolute().parent, lambda: _train(plan_path, builder))
+
+
+def guarded(directory: Path, work: Callable[[], int]) -> int:
+    """Do a rank's work; its exit code, 1 for an error, whose reason is left in `directory`."""
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    directory = plan_path.absolute().parent
     try:
-        return _train(plan_path, builder)
+        return work()
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the last stop: told to the launcher, and to the log

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 import torch
 
+from bhive_mltf.training.distributed import TIMEOUT_VARIABLE
 from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from tests.training.standin import REPOSITORY
 
@@ -10,7 +13,8 @@ def _surroundings(monkeypatch):
     """Ranks start in the repository, where `-m tests.training.standin` works; nothing leaks between tests."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "STANDIN_KILL", "STANDIN_SLEEP", LAUNCHER_VARIABLE):
+    haunted = [name for name in os.environ if name.startswith("STANDIN_")]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", LAUNCHER_VARIABLE, TIMEOUT_VARIABLE, *haunted):
         monkeypatch.delenv(name, raising=False)
     state = torch.random.get_rng_state()
     yield

@@ -1,7 +1,9 @@
 """A training of seconds: a tiny model on jets in memory, as a rank of its own or in this process.
 
 `python -m tests.training.standin PLAN` is what `python -m bhive_mltf.training PLAN` is for real ones.
-STANDIN_KILL="rank,epoch,batch" ends that rank by SIGKILL there, once; STANDIN_SLEEP is in seconds per batch.
+STANDIN_KILL="rank,epoch,batch" ends that rank by SIGKILL there, once; with STANDIN_HOW it stops it (`hang`) or raises
+(`raise`) instead. STANDIN_DELAY makes the kill come that many seconds later, at any place in the steps that follow.
+STANDIN_SLEEP is in seconds per batch.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,13 +79,20 @@ def dataset(n_jets: int):
     return made
 
 
+class HauntedError(Exception):
+    """Not an error of the user."""
+
+
 class Haunted:
     """A loader that may kill its process, or sleep."""
 
     def __init__(self, loader, world, directory: Path) -> None:
         self.loader, self.world = loader, world
-        self.marker = directory / "killed"
-        self.kill = tuple(map(int, os.environ.get("STANDIN_KILL", "-1,-1,-1").split(",")))
+        kill = os.environ.get("STANDIN_KILL", "-1,-1,-1")
+        self.marker = directory / f"killed_{kill}"
+        self.kill = tuple(map(int, kill.split(",")))
+        self.how = os.environ.get("STANDIN_HOW", "kill")
+        self.delay = float(os.environ.get("STANDIN_DELAY", "0"))
         self.sleep = float(os.environ.get("STANDIN_SLEEP", "0"))
 
     def n_batches(self, epoch: int) -> int:
@@ -92,9 +102,18 @@ class Haunted:
         for i, batch in enumerate(self.loader.epoch(epoch, start), start):
             if (self.world.rank, epoch, i) == self.kill and not self.marker.exists():
                 self.marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.strike()
             time.sleep(self.sleep)
             yield batch
+
+    def strike(self) -> None:
+        if self.how == "raise":
+            raise HauntedError("a ghost")
+        number = signal.SIGSTOP if self.how == "hang" else signal.SIGKILL
+        if self.delay:
+            threading.Timer(self.delay, os.kill, (os.getpid(), number)).start()
+        else:
+            os.kill(os.getpid(), number)
 
 
 def build(plan: TrainingPlan, world) -> Ingredients:

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ParameterError, RankFailedError
-from bhive_mltf.training import checkpoint
-from bhive_mltf.training.distributed import World
+from bhive_mltf.training import checkpoint, launcher
+from bhive_mltf.training.distributed import TIMEOUT_VARIABLE, World, wait_limit
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.launcher import LocalRanks, launch, log_path
+from bhive_mltf.training.failures import log_path
+from bhive_mltf.training.launcher import LocalRanks, launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.process import LAUNCHER_VARIABLE
@@ -118,12 +119,9 @@ def assert_same(one, two):
 def test_a_rank_killed_in_mid_epoch_ends_all_and_the_command_goes_on(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("STANDIN_KILL", "1,1,5")
     started = time.monotonic()
-    with pytest.raises(
-        RankFailedError, match=r"^Rank 1 of 2 failed \(it was killed by SIGKILL\).*rank_1\.log"
-    ) as caught:
+    with pytest.raises(RankFailedError, match=r"^Rank 1 of 2 failed \(it was killed by SIGKILL\).*rank_1\.log"):
         two_ranks(tmp_path, **CHAOS)
     assert time.monotonic() - started < 30
-    assert "\n" not in str(caught.value)
     assert not ranks_of(tmp_path)
     assert next(iter(checkpoint.step_files(tmp_path))) in (14, 16)
     assert_same(whole, two_ranks(tmp_path, **CHAOS))
@@ -180,6 +178,48 @@ def test_an_error_in_a_rank_is_one_sentence(tmp_path):
     assert "\n" not in str(caught.value)
     assert "error.json" in str(caught.value)
     assert not (tmp_path / "model_0.pt").exists()
+
+
+@pytest.mark.parametrize("how", ["raise", "hang"])
+def test_a_failing_rank_is_named_with_its_traceback(tmp_path, monkeypatch, how):
+    monkeypatch.setenv("STANDIN_KILL", "1,0,3")
+    monkeypatch.setenv("STANDIN_HOW", how)
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "4")
+    monkeypatch.setattr(launcher, "SHUTDOWN_SECONDS", 1)
+    with pytest.raises(RankFailedError) as caught:
+        two_ranks(tmp_path)
+    first, *rest = str(caught.value).splitlines()
+    if how == "raise":
+        assert first.startswith("Rank 1 of 2 failed (HauntedError: a ghost); its traceback is in")
+        assert any("in strike" in line for line in rest)
+        assert rest[-1].strip().endswith("HauntedError: a ghost")
+        # once: the other rank only lost it
+        assert str(caught.value).count("Traceback") <= 1
+    else:
+        assert first.startswith("Rank 1 of 2 failed (it stopped answering)")
+    assert not ranks_of(tmp_path)
+
+
+def test_the_limit_of_waiting_is_a_number(monkeypatch):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "soon")
+    with pytest.raises(ParameterError, match="BHIVE_MLTF_RANK_TIMEOUT is 'soon'"):
+        wait_limit()
+
+
+def test_another_number_of_ranks_continues_with_the_same_global_batches(tmp_path):
+    kwargs = {"training_precision": "float64", "checkpoint_steps": 4, "keep_checkpoints": 9}
+    whole = one_rank(tmp_path / "whole", **kwargs)
+    cut = tmp_path / "cut"
+    one_rank(cut, **kwargs)
+    later = [*checkpoint.epoch_files(cut).values(), cut / "best_model.pt"]
+    for path in [*later, *(path for step, path in checkpoint.step_files(cut).items() if step > 4)]:
+        path.unlink()
+    mixed = two_ranks(cut, **kwargs)
+    assert (mixed["world_size"], whole["world_size"]) == (2, 1)
+    for key, value in whole["model_state_dict"].items():
+        torch.testing.assert_close(value, mixed["model_state_dict"][key], rtol=1e-8, atol=1e-10)
+    for name in ("loss_train", "acc_train", "loss_val", "acc_val"):
+        np.testing.assert_allclose(mixed["histories"][name], whole["histories"][name], rtol=1e-9, atol=0)
 
 
 def test_several_nodes_need_a_batch_system(tmp_path):
