@@ -41,7 +41,7 @@ class Partner:
             stdout=subprocess.PIPE,
             text=True,
             env=environment,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one thread starts them
         )
         self._about: dict[str, Any] | None = None
 
@@ -90,7 +90,9 @@ class Partner:
 class Peer(Partner):
     """A script of this folder, running in the peer's environment."""
 
-    def __init__(self, script: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, script: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
         command = [str(weaver_python()), str(Path(__file__).with_name(script)), *arguments]
         # its own packages only
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

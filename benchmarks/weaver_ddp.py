@@ -2,9 +2,9 @@
 
     python weaver_ddp.py BATCHES.npz WHICH
 
-Jets, batch by batch, are those of the file; WHICH names the array with the rank of each jet, whose share of number $SHARE
-is computed. With WORLD_SIZE the ranks are wrapped as in weaver's train.py, without the synchronised batch norms that
-torch has on GPUs only.
+Jets, batch by batch, are those of the file; WHICH names the array with the rank of each jet; the share of rank $SHARE is
+computed. With WORLD_SIZE the ranks are wrapped as in weaver's train.py, without the synchronised batch norms that torch
+has on GPUs only.
 """
 
 import ctypes
