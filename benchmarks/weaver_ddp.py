@@ -2,7 +2,7 @@
 
     python weaver_ddp.py BATCHES.npz WHICH
 
-Jets, batch by batch, are those of the file; WHICH names the array with the rank of each jet; the share of rank $SHARE is
+Jets, batch by batch, are those of the file; WHICH names the array with the rank of each jet; those of rank $SHARE are
 computed. With WORLD_SIZE the ranks are wrapped as in weaver's train.py, without the synchronised batch norms that torch
 has on GPUs only.
 """

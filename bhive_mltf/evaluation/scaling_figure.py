@@ -32,7 +32,7 @@ def scaling_figure(rows: Rows, parts: Sequence[str], caption: str, directory: st
         _draw_parts(shares, rows, parts)
         for axes in (speed, shares):
             axes.tick_params(labelsize=_FONT)
-            axes.legend(fontsize=_FONT - 2, loc="best")
+            axes.legend(fontsize=_FONT - 2, loc="upper left", ncols=2 if axes is shares else 1)
         figure.supxlabel(caption, fontsize=_FONT - 3)
     return save(figure, directory, "scaling")
 
@@ -47,11 +47,11 @@ def _draw_speed(axes: Axes, rows: Rows) -> None:
     ideal = [base["jets_per_s"] * rank / base["ranks"] for rank in ranks]
     axes.plot(ranks, ideal, ":", color="black", lw=2, label="proportional")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.margins(0.1)
+    axes.set_ylim(0, 1.3 * max(ideal[-1], *(row["jets_per_s"] for row in rows)))
     axes.set_xlabel("ranks", fontsize=_FONT + 2)
     axes.set_ylabel("jets per second", fontsize=_FONT + 2)
 

@@ -46,7 +46,9 @@ def explain(
         where = f"its traceback is in {error_path(directory, rank)}"
         shown = [] if reason.get("by_user") else reason["traceback"].rstrip().splitlines()
     else:
-        what = _how_it_ended(failures.get(rank))
+        # the launcher itself kills a rank that does not end
+        waited = any("Timed out" in other["message"] for other in reasons.values())
+        what = _how_it_ended(None if waited else failures.get(rank))
         where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
         shown = _last_lines(log_path(directory, rank))
     sentence = f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended."
@@ -61,8 +63,9 @@ def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Reasons) 
     own = [rank for rank, reason in reasons.items() if not reason["lost"]]
     silent = [rank for rank in range(size) if rank not in reasons]
     own.sort(key=lambda rank: reasons[rank]["time"])
-    # killed by somebody; then errors of its own; then whoever is silent while all others lost it: it hangs
-    for candidates in (killed, own, silent if reasons else []):
+    # errors of its own first: a rank that was killed may have been slow to end when the launcher ended all; then
+    # killed by somebody; then whoever is silent while all others lost it
+    for candidates in (own, killed, silent if reasons else []):
         if candidates:
             return candidates[0]
     return min(reasons, key=lambda rank: reasons[rank]["time"]) if reasons else min(failures)
