@@ -1,0 +1,157 @@
+"""Trainings by law on the lab cluster: a shell as a user has it, and what can be seen of the job."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+
+import torch
+
+from bhive_mltf.slurm.inside.attempts import read_attempts
+from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.tracking.record import RunRecord
+from tests.tasks.conftest import Sandbox, flat
+
+
+def wait_for(condition, seconds, what):
+    """The first true value of `condition()`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
+    return value
+
+
+class Shell(Sandbox):
+    """A login node of the lab."""
+
+    def __init__(self, folder, law_home, cluster, filelist):
+        super().__init__(folder, law_home)
+        self.cluster = cluster
+        self.environment |= {"BHIVE_SLURM_LAB": str(cluster.directory), "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10"}
+        self.environment.pop("SLURM_CONF", None)
+        self.options = {
+            "--config": "offline_run3",
+            "--model-name": "DeepJet",
+            "--dataset-version": "v1",
+            "--filelist": filelist,
+            "--epochs": 2,
+            "--batch-size": 64,
+            "--n-threads": 0,
+            "--loss-weighting": True,
+        }
+
+    def training(self, version, **options):
+        return Training(self, version, options)
+
+
+class Training:
+    """One training of a shell, and its job."""
+
+    def __init__(self, shell, version, options):
+        self.shell, self.version = shell, version
+        given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        self.options = flat({**shell.options, "--training-version": version, **given})
+        epochs = given.get("--epochs", shell.options["--epochs"])
+        folder = shell.data_path / "TrainingTask/offline_run3/v1" / version
+        self.directory = folder / f"DeepJet/epochs_{epochs}/nominal"
+
+    def run(self, **environment):
+        return self.shell.law("run", "TrainingTask", *self.options, **environment)
+
+    def start(self, *before, **environment):
+        """Type the command; `before` is what it is started with."""
+        return subprocess.Popen(
+            [*before, *self.shell.command("run", "TrainingTask", *self.options)],
+            env={**self.shell.environment, **environment},
+            cwd=self.shell.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def job_id(self, seconds=240):
+        return wait_for(lambda: (record := JobRecord.read(self.directory)) and record.job_id, seconds, "a job id")
+
+    def state(self):
+        return self.shell.cluster.run("squeue", "-h", "--states=all", "-j", self.job_id(), "-o", "%T").stdout.strip()
+
+    def step(self):
+        """Steps done by the present attempt or the ones before."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.directory / "slurm/progress.json").read_text())["step"]
+        return -1
+
+    def wait_for_step(self, step, seconds=300):
+        return wait_for(lambda: self.step() >= step, seconds, f"step {step}")
+
+    def attempts(self):
+        return read_attempts(self.directory / "slurm")
+
+    def wait_for_attempt(self, number, seconds=240):
+        wait_for(lambda: len(self.attempts()) >= number, seconds, f"attempt {number}")
+
+    def attempt_steps(self, attempt, seconds=300):
+        """Wait until this attempt has trained a few steps; the attempts are numbered from 1."""
+        log = self.directory / "logs/rank_0.log"
+
+        def trains():
+            text = log.read_text() if log.exists() else ""
+            return text.count("training DeepJet for") >= attempt
+
+        wait_for(trains, seconds, f"the ranks of attempt {attempt}")
+        self.wait_for_step(max(self.step(), 0) + 1, seconds)
+
+    def weights(self):
+        state = torch.load(self.directory / "best_model.pt", weights_only=True)
+        return state["model_state_dict"], state["histories"]["loss_val"]
+
+    def outcome(self):
+        return json.loads((self.directory / "slurm/outcome.json").read_text())
+
+    def mlflow_run(self):
+        """The run, the number of runs of the training, and the most values of one metric at one step."""
+        from mlflow import MlflowClient
+
+        record = RunRecord.read(self.directory)
+        client = MlflowClient(record.tracking_uri)
+        run = client.get_run(record.run_id)
+        name = run.data.tags["mlflow.runName"]
+        runs = [r for r in client.search_runs([record.experiment_id]) if r.data.tags["mlflow.runName"] == name]
+        values = [
+            len([point for point in points if point.step == step])
+            for key in run.data.metrics
+            if not key.startswith("system/")
+            for points in [client.get_metric_history(record.run_id, key)]
+            for step in {point.step for point in points}
+        ]
+        return run, len(runs), max(values, default=0)
+
+
+def assert_same_weights(one, two):
+    (first, losses), (second, other_losses) = one.weights(), two.weights()
+    assert losses == other_losses
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def assert_finished(training, attempts):
+    """One run, FINISHED, one value per step, all attempts tagged."""
+    run, runs, values = training.mlflow_run()
+    assert (run.info.status, runs, values) == ("FINISHED", 1, 1)
+    tagged = {name for name in run.data.tags if name.startswith("slurm_attempt_")}
+    assert tagged == {f"slurm_attempt_{number}" for number in range(1, attempts + 1)}
+    assert len(training.attempts()) == attempts
+    assert training.outcome()["outcome"] == "done"
+
+
+def ended(command, seconds=400):
+    """Output and exit code of a command that was started."""
+    output, _ = command.communicate(timeout=seconds)
+    return output, command.returncode
+
+
+def python(*arguments):
+    return [sys.executable, *arguments]
