@@ -110,15 +110,14 @@ def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
     command = training.start()
     wait_for(lambda: training.job_id() != first, 60, "another job")
     training.attempt_steps(1)
-    run, runs, _ = training.mlflow_run()
-    assert (run.info.status, runs) == ("RUNNING", 1)
+    wait_for(lambda: training.mlflow_run()[0].info.status == "RUNNING", 60, "a run that runs")
     cluster.run("scancel", training.job_id())
     output, code = ended(command)
     assert code != 0
     assert "it was cancelled" in output
     run, runs, _ = training.mlflow_run()
     assert (run.info.status, runs) == ("KILLED", 1)
-    assert list((training.directory / "checkpoints").glob("step_*.pt"))
+    assert list((training.directory / "checkpoints").glob("step_*.pt")), "no work is lost"
 
 
 def test_one_job_for_two_login_nodes_a_killed_command_and_a_scheduler_that_restarts(
