@@ -64,6 +64,27 @@ def read_holder(directory: str | Path) -> Holder | None:
         return None
 
 
+def is_held(directory: str | Path) -> bool:
+    """Whether a live process holds the lock of `directory`, or one on another host may: it touched it lately.
+
+    "Lately" goes by the clock of the file system, which may not be this host's.
+    """
+    path = Path(directory) / LOCK_NAME
+    holder = read_holder(directory)
+    if holder is None or holder.is_gone():
+        return False
+    if holder.host == socket.gethostname():
+        return True
+    probe = path.with_name(f"{LOCK_NAME}.probe.{secrets.token_hex(8)}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime < STALE_AFTER_S
+    except FileNotFoundError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 class DirectoryLock:
     """Context manager: this process alone works in `directory`.
 

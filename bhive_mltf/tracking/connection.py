@@ -142,19 +142,14 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def experiment_id(client: MlflowClient, uri: str, data_path: Path) -> str:
-    """The experiment of new runs, made when it does not exist.
+def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
+    """The id of an experiment, made with artifacts at `location` when it does not exist.
 
-    `MLFLOW_EXPERIMENT_ID` wins over `MLFLOW_EXPERIMENT_NAME`, as in mlflow. Raises TrackingError for a deleted one.
+    Raises TrackingError for a deleted one.
     """
-    given = os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
-    if given:
-        return given
-    name = store.experiment_name()
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            location = store.artifact_location(uri, data_path)
             return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
         except Exception:
             # made by another process between the two calls
@@ -163,7 +158,7 @@ def experiment_id(client: MlflowClient, uri: str, data_path: Path) -> str:
                 raise
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
-            f"the experiment {name!r} in {store.without_credentials(uri)} is deleted; restore it"
-            " (`mlflow experiments restore`) or set MLFLOW_EXPERIMENT_NAME to another name"
+            f"the experiment {name!r} is deleted; restore it (`mlflow experiments restore`) or set"
+            " MLFLOW_EXPERIMENT_NAME to another name"
         )
     return str(experiment.experiment_id)

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import copy
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from bhive_mltf.tracking import convert
+from bhive_mltf.files import atomic
 from bhive_mltf.tracking.connection import quiet_with_warnings
+from bhive_mltf.tracking.journal import number
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
     from torch import nn
 
 _REQUIREMENTS = ("bhive_mltf", "cloudpickle", "mlflow", "numpy", "torch")
@@ -50,92 +49,61 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-class LoggedModelUpload:
-    """One module on its way to MLflow; may be sent again after a failure without making a second model."""
+def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> None:
+    """Copy the module, and `files` beside it, to a new folder, whole or not at all."""
+    import mlflow.pytorch
 
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str,
-        experiment_id: str,
-        *,
-        step: int,
-        metrics: Mapping[str, tuple[float, int]],
-        params: Mapping[str, object],
-        tags: Mapping[str, object],
-        files: Iterable[str | Path],
-    ) -> None:
-        """Copy and serialise the module.
-
-        metrics : name -> (value, timestamp in ms).
-        """
-        self._name = convert.model_name(name)
-        self._experiment_id = experiment_id
-        self._step = step
-        self._metrics = metrics
-        self._params = {convert.name(key): convert.as_text(value)[: convert.MAX_PARAM] for key, value in params.items()}
-        self._tags = convert.run_tags(tags)
-        self._model_id: str | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="bhive-mltf-model-"))
-        try:
-            self._save(module)
-            self._copy_files(files)
-        except BaseException:
-            self.discard()
-            raise
-
-    def _save(self, module: nn.Module) -> None:
-        import mlflow.pytorch
-
+    try:
+        folder.mkdir(parents=True)
         # on the CPU, so that it loads on a machine without GPU; a copy, since the training goes on
         module = copy.deepcopy(unwrap(module)).to("cpu").eval()
         with quiet_with_warnings():
             mlflow.pytorch.save_model(
                 module,
-                self._directory / "model",
+                folder / "model",
                 pip_requirements=requirements(),
                 serialization_format="pickle",
                 signature=False,
             )
-
-    def _copy_files(self, files: Iterable[str | Path]) -> None:
         for file in map(Path, files):
-            folder = self._directory / "model" / "extra_files"
-            folder.mkdir(exist_ok=True)
-            shutil.copy(file, folder / file.name)
+            (folder / "model" / "extra_files").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "model" / "extra_files" / file.name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
-    def send(self, client: MlflowClient, run_id: str) -> None:
-        """Create the model, upload its files, mark it ready, tie it to the run."""
-        from mlflow.entities import LoggedModelOutput
 
-        if self._model_id is None:
-            model = client.create_logged_model(
-                self._experiment_id, self._name, run_id, self._tags, self._params, model_type="jet tagger"
-            )
-            self._model_id = str(model.model_id)
-            self._write_ids(run_id, self._model_id)
-        client.log_model_artifacts(self._model_id, str(self._directory / "model"))
-        client.finalize_logged_model(self._model_id, "READY")
-        client.log_outputs(run_id, [LoggedModelOutput(self._model_id, self._step)])
-        if self._metrics:
-            client.log_batch(run_id, metrics=self._points(self._model_id), synchronous=True)
+def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> None:
+    """Create the model, upload its files, mark it ready, tie it to the run.
 
-    def _points(self, model_id: str) -> list[Metric]:
-        from mlflow.entities import Metric
+    record : `name`, `step`, `metrics` {name: [value, time in ms]}, `params`, `tags`. Sent again, by whatever process,
+    it is the same model.
+    """
+    from mlflow.entities import LoggedModelOutput, Metric
 
-        return [
-            Metric(key, value, timestamp, self._step, model_id=model_id)
-            for key, (value, timestamp) in self._metrics.items()
-        ]
+    made = folder / "model_id"
+    if not made.exists():
+        model = client.create_logged_model(
+            experiment_id, record["name"], run_id, record["tags"], record["params"], model_type="jet tagger"
+        )
+        _write_ids(folder, run_id, str(model.model_id))
+        atomic.write_text(made, str(model.model_id))
+    model_id = made.read_text(encoding="utf-8")
+    client.log_model_artifacts(model_id, str(folder / "model"))
+    client.finalize_logged_model(model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, record["step"])])
+    points = [
+        Metric(key, number(value), timestamp, record["step"], model_id=model_id)
+        for key, (value, timestamp) in record["metrics"].items()
+    ]
+    if points:
+        client.log_batch(run_id, metrics=points, synchronous=True)
 
-    def _write_ids(self, run_id: str, model_id: str) -> None:
-        from mlflow.models import Model
 
-        path = self._directory / "model" / "MLmodel"
-        model = Model.load(path)
-        model.run_id, model.model_id = run_id, model_id
-        model.save(path)
+def _write_ids(folder: Path, run_id: str, model_id: str) -> None:
+    from mlflow.models import Model
 
-    def discard(self) -> None:
-        """Remove the local copy."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+    path = folder / "model" / "MLmodel"
+    model = Model.load(path)
+    model.run_id, model.model_id = run_id, model_id
+    model.save(path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json as json_format
+import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from bhive_mltf.tracking import connection, convert
 from bhive_mltf.tracking.failures import one_line
+from bhive_mltf.tracking.journal import Journal, folder_of
 from bhive_mltf.tracking.record import RunRecord
 from bhive_mltf.tracking.run import FLUSH_TIMEOUT, Run
-from bhive_mltf.tracking.sender import Operation, Point, Sender
-from bhive_mltf.tracking.target import ChildTarget, Target
+from bhive_mltf.tracking.sender import Sender
+from bhive_mltf.tracking.target import Runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,8 +31,8 @@ _MAX_DIGEST = 36  # characters
 _MAX_SOURCE = 60_000  # characters
 
 
-def open_run(record: RunRecord) -> MlflowRun:
-    """The run of a record. Raises ImportError without mlflow; a store that does not answer is no error."""
+def open_run(directory: Path, record: RunRecord) -> MlflowRun:
+    """The run of a training directory. Raises ImportError without mlflow; a silent store is no error."""
     connection.load()
     connection.limit_http()
 
@@ -43,10 +45,10 @@ def open_run(record: RunRecord) -> MlflowRun:
             client = connect()
     except Exception as error:  # noqa: BLE001 - tried again by the sender
         trouble = one_line(error)
-    sender = Sender(connect, record.tracking_uri, client)
+    sender = Sender(Runs(directory, record), connect, record.tracking_uri, client)
     if trouble:
         sender.warn_once("down", "MLflow at %s cannot be opened now (%s)", record.tracking_uri, trouble)
-    return MlflowRun(record, Target(record.run_id), sender)
+    return MlflowRun(record, Journal(directory), sender)
 
 
 def _safe(
@@ -65,52 +67,49 @@ def _safe(
 
 
 class MlflowRun(Run):
-    """A run in an MLflow store; everything goes through the thread of one sender."""
+    """A run in an MLflow store; everything goes to the journal, and from there through the thread of one sender."""
 
-    def __init__(self, record: RunRecord, target: Target, sender: Sender, parent: MlflowRun | None = None) -> None:
-        self.record = record if parent is None else None
+    def __init__(self, record: RunRecord, journal: Journal, sender: Sender, parent: MlflowRun | None = None) -> None:
         self._store = record
-        self._target = target
+        self._journal = journal
         self._sender = sender
         self._parent = parent
+        self._name = ""  # of a child
         self._children: dict[str, MlflowRun] = {}
-        self._seen: dict[str, set[int]] = {}
-        self._last: dict[str, Point] = {}
         self._contexts: dict[tuple[str, str], str] = {}
         self._system_metrics: SystemMetrics | None = None
         self._finished = False
 
-    @_safe
-    def begin(self) -> None:  # noqa: D102
-        self._set_status(lambda client, run_id: client.update_run(run_id, status="RUNNING"))
+    @property
+    def record(self) -> RunRecord | None:  # type: ignore[override]
+        """The record, with the id of the run as soon as it is made; None for a child."""
+        return self._sender.runs.record if self._parent is None else None
 
     @_safe
-    def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:  # noqa: D102
+    def begin(self) -> None:  # noqa: D102
+        self._set_status("RUNNING")
+
+    @_safe
+    def metrics(  # noqa: D102
+        self, values: Mapping[str, float], step: int, timestamp: float | None = None, of: str = ""
+    ) -> None:
         milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
-        points = []
-        for key, value in values.items():
-            name, number = convert.name(key), self._number(key, value)
-            seen = self._seen.setdefault(name, set())
-            if number is None or step in seen:
-                continue
-            seen.add(step)
-            self._last[name] = Point(self._target, name, number, milliseconds, int(step))
-            points.append(self._last[name])
-        self._sender.put(*points)
+        numbers = {convert.name(key): self._number(key, value) for key, value in values.items()}
+        good = {key: value for key, value in numbers.items() if value is not None}
+        self._journal.metrics(good, int(step), milliseconds, child=self._name, of=of)
+        self._sender.notify()
 
     @_safe
     def params(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        texts = {key: convert.as_text(value) for key, value in values.items()}
-        self._put("set of parameters", lambda client, run_id: convert.log_params(client, run_id, texts))
+        self._put("params", values={key: convert.as_text(value) for key, value in values.items()})
 
     @_safe
     def tags(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        texts = convert.run_tags(values)
-        self._put("set of tags", lambda client, run_id: convert.log_tags(client, run_id, texts))
+        self._put("tags", values=convert.run_tags(values))
 
     @_safe
     def text(self, text: str, artifact_file: str) -> None:  # noqa: D102
-        self._put("file", lambda client, run_id: client.log_text(run_id, text, artifact_file))
+        self._put("text", text=text, file=artifact_file)
 
     @_safe
     def json(self, value: Any, artifact_file: str) -> None:  # noqa: ANN401, D102
@@ -118,13 +117,7 @@ class MlflowRun(Run):
 
     @_safe
     def artifact(self, path: str | Path, folder: str | None = None) -> None:  # noqa: D102
-        source = Path(path).absolute()
-
-        def send(client: MlflowClient, run_id: str) -> None:
-            log = client.log_artifacts if source.is_dir() else client.log_artifact
-            log(run_id, str(source), folder)
-
-        self._put("file", send)
+        self._put("artifact", path=str(Path(path).absolute()), folder=folder)
 
     @_safe
     def dataset(  # noqa: D102
@@ -140,20 +133,8 @@ class MlflowRun(Run):
         # MLflow keeps one input per name and digest in a run
         if self._contexts.setdefault((name, digest), context) != context:
             name = f"{name} ({context})"
-        facts = json_format.dumps({**(profile or {}), "digest": digest}, default=str)
-        schema = convert.dataset_schema(columns) if columns else None
-        where = json_format.dumps({"uri": source[:_MAX_SOURCE]})
-
-        def send(client: MlflowClient, run_id: str) -> None:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            dataset = Dataset(
-                name, digest[:_MAX_DIGEST], "local" if "://" not in source else "uri", where, schema, facts
-            )
-            tag = InputTag("mlflow.data.context", context)
-            client.log_inputs(run_id, [DatasetInput(dataset, [tag])])
-
-        self._put("data set", send)
+        about = {"name": name, "digest": digest, "source": source, "context": context}
+        self._put("dataset", **about, profile=profile, columns=columns)
 
     @_safe
     def model(  # noqa: D102
@@ -167,32 +148,29 @@ class MlflowRun(Run):
         tags: Mapping[str, object] | None = None,
         files: Iterable[str | Path] = (),
     ) -> None:
-        from bhive_mltf.tracking.logged_model import LoggedModelUpload
+        from bhive_mltf.tracking.logged_model import serialise
 
-        stamped = {convert.name(key): self._stamped(key, value, step) for key, value in (metrics or {}).items()}
-        upload = LoggedModelUpload(
-            module,
-            name,
-            self._store.experiment_id,
+        folder = f"models/{secrets.token_hex(8)}"
+        serialise(module, folder_of(self._journal.directory) / folder, files)
+        self._put(
+            "model",
+            folder=folder,
+            name=convert.model_name(name),
             step=step,
-            metrics=stamped,
-            params=params or {},
-            tags=tags or {},
-            files=files,
+            metrics={key: self._stamped(convert.name(key), value, step) for key, value in (metrics or {}).items()},
+            params={convert.name(k): convert.as_text(v)[: convert.MAX_PARAM] for k, v in (params or {}).items()},
+            tags=convert.run_tags(tags or {}),
         )
-        self._put("model", upload.send, upload.discard)
 
     def _stamped(self, key: str, value: float, step: int) -> tuple[float, int]:
-        """The value and its time; the same time as the run's own point, so that MLflow keeps one point of the two."""
-        last = self._last.get(convert.name(key))
-        if last is not None and last.step == step and last.value == float(value):
-            return last.value, last.timestamp
-        return float(value), int(time.time() * 1000)
+        """The run's own point if it has one, so that MLflow keeps one of the two; it may be of an earlier process."""
+        return self._journal.find(key, step) or (float(value), int(time.time() * 1000))
 
     def nested(self, name: str) -> Run:  # noqa: D102
         if name not in self._children:
-            target = ChildTarget(self._target, self._store.experiment_id, name)
-            self._children[name] = MlflowRun(self._store, target, self._sender, self)
+            child = MlflowRun(self._store, self._journal, self._sender, self)
+            child._name = name
+            self._children[name] = child
         return self._children[name]
 
     @_safe
@@ -200,8 +178,14 @@ class MlflowRun(Run):
         with connection.quiet_with_warnings():
             from bhive_mltf.tracking.system_metrics import SystemMetrics
         if self._system_metrics is None:
-            uri = self._store.tracking_uri
-            self._system_metrics = SystemMetrics(self._store.run_id, uri, self.metrics, node_id, interval)
+            self._system_metrics = SystemMetrics(
+                self._store.run_id,
+                self._store.tracking_uri,
+                send=self.metrics,
+                next_step=self._journal.next_step,
+                node_id=node_id,
+                interval=interval,
+            )
 
     @_safe
     def stop_system_metrics(self) -> None:  # noqa: D102
@@ -210,7 +194,7 @@ class MlflowRun(Run):
             self._system_metrics = None
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:  # noqa: D102
-        return self._sender.flush(timeout) == 0
+        return self._sender.flush(timeout)
 
     @_safe
     def finish(self, status: str | None = None, timeout: float = FLUSH_TIMEOUT) -> None:  # noqa: D102
@@ -220,21 +204,30 @@ class MlflowRun(Run):
         for child in self._children.values():
             child.finish(status)
         self.stop_system_metrics()
-        if status in _ENDED:
-            end = int(time.time() * 1000)  # of the training, not of the delivery
-            self._set_status(lambda client, run_id: client.set_terminated(run_id, status, end))
-        elif status is not None:
-            self._set_status(lambda client, run_id: client.update_run(run_id, status=status))
+        if status is not None:
+            # the end of the training, not of the delivery
+            self._set_status(status, time=int(time.time() * 1000))
         if self._parent is None:
-            self._report(self._sender.close(timeout))
+            self._report(*self._sender.close(timeout))
+            self._journal.close()
 
-    def _report(self, lost: Mapping[str, int]) -> None:
-        if lost:
+    def _report(self, left: Counter[str], refused: Counter[str]) -> None:
+        if left:
             self.warn_once(
-                "of run %s at %s, this was not delivered: %s; the outputs of the training are complete without it",
-                self._store.run_id,
+                "of run %s at %s, this is not delivered yet: %s; it is kept in %s, and sent by the next task on this"
+                " training or by 'bhive-mltf tracking sync'",
+                self._sender.runs.record.run_id or "(not made yet)",
                 self._store.tracking_uri,
-                ", ".join(f"{what}: {count}" for what, count in sorted(lost.items())),
+                _listed(left),
+                folder_of(self._journal.directory),
+            )
+        if refused:
+            self.warn_once(
+                "of run %s at %s, this was refused and not delivered: %s; the outputs of the training are complete"
+                " without it",
+                self._sender.runs.record.run_id,
+                self._store.tracking_uri,
+                _listed(refused),
             )
 
     def warn_once(self, message: str, *arguments: object) -> None:
@@ -248,11 +241,15 @@ class MlflowRun(Run):
             self._sender.warn_once(f"number {key}", "metric %r is no number (%s); it is left out", key, one_line(error))
             return None
 
-    def _set_status(self, send: Callable[[MlflowClient, str], None]) -> None:
+    def _set_status(self, status: str, **end: int) -> None:
         if self._parent is not None or not self._store.external:
-            self._put("status", send)
+            self._put("status", status=status, **end)
 
-    def _put(
-        self, what: str, send: Callable[[MlflowClient, str], None], discard: Callable[[], None] | None = None
-    ) -> None:
-        self._sender.put(Operation(self._target, what, send, discard))
+    def _put(self, kind: str, **content: object) -> None:
+        about = {"child": self._name} if self._name else {}
+        self._journal.append(kind, **content, **about)
+        self._sender.notify()
+
+
+def _listed(found: Counter[str]) -> str:
+    return ", ".join(f"{what}: {count}" for what, count in sorted(found.items()))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from bhive_mltf.errors import TrackingError
 from bhive_mltf.tracking import connection, convert, environment, store
 from bhive_mltf.tracking.failures import is_missing, one_line
+from bhive_mltf.tracking.journal import Journal
 from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.tracking.target import PARENT_TAG
+from bhive_mltf.tracking.target import DIRECTORY_TAG, make, pending
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Status = Literal["RUNNING", "SCHEDULED"]
-DIRECTORY_TAG = "bhive_mltf.directory"  # on every run; on one given from outside it says who took it
-_ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,20 @@ def prepare(
 
     In this order: the run of `run.json` goes on; a run given from outside (`MLFLOW_RUN_ID`, an active run) is taken by
     the first training that finds it and becomes the parent of the runs of later ones; else a new run is made. Never
-    raises and never calls `mlflow.start_run`. None when tracking is off or the store cannot be used; a record that
-    exists is returned also when its store does not answer now.
+    raises and never calls `mlflow.start_run`. None when tracking is off or mlflow is missing.
+
+    A store that does not answer now costs one warning and a few seconds: the record then says what run is to be made
+    (`record.pending`, `run_id` empty), parameters and tags go to the journal, and whoever delivers it first makes the
+    run. A run given from outside that cannot be asked becomes the parent of that one.
 
     status : SCHEDULED for a training that waits for its job.
     """
     if not tracking:
         return None
     wanted = _Wanted(Path(directory).absolute(), Path(data_path), run_name, tags or {}, status)
-    record = None
+    record, journal = None, None
     try:
+        journal = Journal(wanted.directory)
         record = _read(wanted.directory)
         connection.load()
         with connection.short_http(), connection.quiet_with_warnings():
@@ -75,15 +78,39 @@ def prepare(
     except TrackingError as error:
         logger.warning("no tracking: %s", error)
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
-        uri = store.without_credentials(record.tracking_uri if record else store.tracking_uri(wanted.data_path))
+        uri = store.without_credentials(store.tracking_uri(wanted.data_path))
+        record = record or _later(uri, wanted)
         logger.warning(
-            "MLflow at %s cannot be used (%s); the training goes on %s; check MLFLOW_TRACKING_URI,"
-            " or pass --tracking False",
-            uri,
+            "MLflow at %s cannot be used (%s); the training goes on, and what it logs is kept in %s and sent when it"
+            " answers; check MLFLOW_TRACKING_URI, or pass --tracking False",
+            store.without_credentials(record.tracking_uri),
             one_line(error),
-            "and tries again" if record else "without tracking",
+            wanted.directory / "journal",
         )
+        if journal is not None:
+            _note(record, wanted, params or {}, journal)
+    finally:
+        if journal is not None:
+            journal.close()
     return record
+
+
+def _later(uri: str, wanted: _Wanted) -> RunRecord:
+    """The record of a run that is made when the store answers."""
+    outside = os.environ.get("MLFLOW_RUN_ID", "").strip() or None
+    return pending(uri, wanted.data_path, wanted.name, parent_run_id=outside)
+
+
+def _note(record: RunRecord, wanted: _Wanted, params: Mapping[str, object], journal: Journal) -> None:
+    """Keep for later what the store did not take."""
+    try:
+        record.write(wanted.directory)
+        journal.append("status", status=wanted.status)
+        tags = {**(_made_by(wanted) if record.pending else {}), **_own_tags(wanted), **wanted.tags}
+        journal.append("tags", values=convert.run_tags(tags))
+        journal.append("params", values={key: convert.as_text(value) for key, value in params.items()})
+    except Exception as error:  # noqa: BLE001 - tracking never ends a training
+        logger.warning("parameters and tags of %s are not tracked (%s)", wanted.directory, one_line(error))
 
 
 def _read(directory: Path) -> RunRecord | None:
@@ -99,6 +126,9 @@ def _continued(record: RunRecord | None, wanted: _Wanted) -> tuple[RunRecord, Ml
     if record is None:
         return None
     current = store.without_credentials(store.tracking_uri(wanted.data_path))
+    if record.pending is not None:
+        client = connection.connect(current)
+        return make(client, replace(record, tracking_uri=current), _all_tags(wanted)), client
     silent: Exception | None = None
     for uri in dict.fromkeys((current, record.tracking_uri)):
         try:
@@ -142,8 +172,7 @@ def _begun(wanted: _Wanted) -> tuple[RunRecord, MlflowClient]:
     given = _given_from_outside(uri)
     if given is None:
         client = connection.connect(uri)
-        experiment_id = connection.experiment_id(client, store.tracking_uri(wanted.data_path), wanted.data_path)
-        return _create(client, RunRecord(uri, experiment_id, ""), wanted), client
+        return _create(client, pending(uri, wanted.data_path, wanted.name), wanted), client
     uri, run_id = given
     client = connection.connect(uri)
     outside = client.get_run(run_id)
@@ -155,7 +184,8 @@ def _begun(wanted: _Wanted) -> tuple[RunRecord, MlflowClient]:
         owner = client.get_run(run_id).data.tags.get(DIRECTORY_TAG)
     if owner == str(wanted.directory):
         return record, client
-    return _create(client, replace(record, run_id="", external=False, parent_run_id=run_id), wanted), client
+    child = replace(pending(uri, wanted.data_path, wanted.name, run_id), experiment_id=record.experiment_id)
+    return _create(client, child, wanted), client
 
 
 def _given_from_outside(uri: str) -> tuple[str, str] | None:
@@ -175,20 +205,26 @@ def _given_from_outside(uri: str) -> tuple[str, str] | None:
 
 
 def _create(client: MlflowClient, record: RunRecord, wanted: _Wanted) -> RunRecord:
-    """A new run, in the experiment and below the parent of `record`."""
+    """A new run, as a pending record wants it."""
+    made = make(client, record, _all_tags(wanted))
+    if wanted.status != "RUNNING":
+        client.update_run(made.run_id, status=wanted.status)
+    return made
+
+
+def _all_tags(wanted: _Wanted) -> dict[str, str]:
+    return convert.run_tags({**_made_by(wanted), **_own_tags(wanted)})
+
+
+def _made_by(wanted: _Wanted) -> dict[str, str]:
+    """MLflow's own tags of a new run."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL" if wanted.status == "RUNNING" else "JOB",
-        **({PARENT_TAG: record.parent_run_id} if record.parent_run_id else {}),
     }
     commit = environment.git_state().get("commit")
-    if commit:
-        tags["mlflow.source.git.commit"] = str(commit)
-    run = client.create_run(record.experiment_id, run_name=wanted.name, tags=tags)
-    if wanted.status != "RUNNING":
-        client.update_run(run.info.run_id, status=wanted.status)
-    return replace(record, run_id=str(run.info.run_id))
+    return {**tags, "mlflow.source.git.commit": str(commit)} if commit else tags
 
 
 def _own_tags(wanted: _Wanted) -> dict[str, object]:

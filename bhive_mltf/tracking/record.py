@@ -19,6 +19,8 @@ class RunRecord:
     tracking_uri : the store, without user name and password.
     external : the run was given from outside; its status is never touched.
     parent_run_id : set for a training that became the child of a run given from outside.
+    pending : what it takes to make the run, while the store has not answered yet (`run_id` is empty then); None once
+        it exists. `bhive_mltf.tracking.target` makes it.
     """
 
     tracking_uri: str
@@ -26,6 +28,7 @@ class RunRecord:
     run_id: str
     external: bool = False
     parent_run_id: str | None = None
+    pending: dict[str, str] | None = None
 
     def write(self, directory: Path) -> None:
         """Write the record to `directory` as a whole."""
@@ -40,7 +43,10 @@ class RunRecord:
         path = directory / FILE_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: content[field.name] for field in fields(cls)})
+            return cls(
+                **{field.name: content[field.name] for field in fields(cls) if field.name != "pending"},
+                pending=content.get("pending"),
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:

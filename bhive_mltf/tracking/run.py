@@ -23,19 +23,27 @@ FLUSH_TIMEOUT = 30.0  # s
 class Run:
     """A run of a training; this base class takes everything and keeps nothing.
 
-    No method waits for the network or raises because of it. As a context manager it delivers what is left and leaves
-    the status of the run alone, which is what tasks after the training want.
+    No method waits for the network or raises because of it: all goes to the journal of the training (`journal/` in its
+    directory), and is delivered from there by a thread of this process, or of a later one. As a context manager it
+    delivers what is left, of earlier processes too, and leaves the status of the run alone, which is what tasks after
+    the training want.
+
+    Of the life of a run: the command makes it (`prepare`, SCHEDULED when it waits for a job), the owner, global rank
+    0, calls `begin` and at the end `finish(status)`; everybody else calls `finish()`. A run whose owner was killed is
+    closed by `close_abandoned`.
     """
 
     record: RunRecord | None = None
+    """Of a run in a store: `run_id` is empty while the store has not answered yet."""
 
     def begin(self) -> None:
         """The owner says that it runs now: a run that waited for its job, or had ended, becomes RUNNING."""
 
-    def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None) -> None:
+    def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None, of: str = "") -> None:
         """Values of metrics at a step; `timestamp` in seconds since 1970, now if None.
 
-        The first value of a (name, step) wins. NaN and infinities are taken.
+        The first value of a (name, step) wins, also over interruptions; NaN and infinities are taken. With `of`, what
+        the values are of (a test set, say), the first one of each.
         """
 
     def params(self, values: Mapping[str, object]) -> None:
@@ -121,7 +129,11 @@ class NullRun(Run):
 
 
 def attach(directory: str | Path, tracking: bool = True) -> Run:
-    """The run of a training directory; a NullRun when tracking is off or the directory has no run."""
+    """The run of a training directory; a NullRun when tracking is off or the directory has no run.
+
+    Any process that sees the directory may attach, several at a time: each writes a journal of its own, and one of
+    them delivers all. What an earlier process could not deliver goes first.
+    """
     if not tracking:
         return NullRun()
     try:
@@ -131,7 +143,7 @@ def attach(directory: str | Path, tracking: bool = True) -> Run:
         # here and not in the sending thread: two threads that import at once can see half-made modules
         from bhive_mltf.tracking.mlflow_run import open_run
 
-        return open_run(record)
+        return open_run(Path(directory).absolute(), record)
     except TrackingError as error:
         logger.warning("tracking is off: %s", error)
     except ImportError as error:

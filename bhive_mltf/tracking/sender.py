@@ -1,128 +1,155 @@
-"""The one thread of a process that talks to MLflow: a bounded queue, batches, and patience.
+"""The one thread of a process that talks to MLflow: it reads the journal, sends batches, and has patience.
 
-Whoever logs never waits and never sees an error. What cannot be delivered is kept and tried again now and then;
-what MLflow refuses is left out. Each kind of trouble gives one warning.
+Whoever logs never waits and never sees an error. What cannot be delivered stays in the journal and is tried again
+now and then, by this process or by a later one; what MLflow refuses is left out. Each kind of trouble gives one
+warning. Of all processes that work on a training one delivers at a time, everybody's records.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bhive_mltf.tracking import deliver, journal
 from bhive_mltf.tracking.failures import Failure, classify, one_line
+from bhive_mltf.tracking.journal import Record
+from bhive_mltf.tracking.target import Runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from bhive_mltf.tracking.target import Target
-
 logger = logging.getLogger(__name__)
 
 BATCH = 1000  # points, the most that MLflow takes in one call
-CAPACITY = 200_000  # entries, about 60 MB
 INTERVAL = 1.0  # s, how long points are gathered
+LOCK_NAME = ".sender"
+_LOOK_AGAIN = 2.0  # s between looks at the files of other processes
 _MAX_PAUSE = 60.0  # s between tries while nobody answers
-_MAX_TRIES = 6  # of one entry that the server answers with its own error
+_MAX_TRIES = 6  # of one record that the server answers with its own error
 _GRACE = 10.0  # s that a flush waits for a server that was already silent
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One value of one metric; `timestamp` in milliseconds since 1970."""
+class _File:
+    """A file of the journal as the sender sees it."""
 
-    target: Target
-    key: str
-    value: float
-    timestamp: int
-    step: int
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sent = self._read_to = journal.sent(path)
+        self.waiting: deque[tuple[Record, int]] = deque()
 
-    what = "point"
+    def fill(self) -> None:
+        """Read some more records, if all that were read are sent."""
+        if self.waiting or self.path.stat().st_size <= self._read_to:
+            return
+        for record, end in journal.read(self.path, self._read_to):
+            self.waiting.append((record, end))
+            self._read_to = end
+            if len(self.waiting) >= BATCH:
+                return
 
+    def head(self, limit: int) -> list[Record]:
+        """The records that go out in one call: metrics of one run, or one of another kind."""
+        found: list[Record] = []
+        total = 0
+        for record, _ in self.waiting:
+            total += deliver.size(record)
+            same = not found or (record.get("kind") == "metrics" and record.get("child") == found[0].get("child"))
+            if not same or (found and total > limit):
+                break
+            found.append(record)
+            if record.get("kind") != "metrics":
+                break
+        return found
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """Anything else that is sent; `what` names it in messages, `discard` removes what it holds once it is done with."""
+    def done(self, count: int) -> None:
+        """The first `count` records are done with."""
+        for _ in range(count):
+            _, self.sent = self.waiting.popleft()
+        journal.mark_sent(self.path, self.sent)
 
-    target: Target
-    what: str
-    send: Callable[[MlflowClient, str], None]
-    discard: Callable[[], None] | None = None
+    def split(self) -> None:
+        """The record at the head, point by point."""
+        record, end = self.waiting.popleft()
+        parts = [{**record, "values": {key: value}} for key, value in record["values"].items()]
+        ends = [self.sent] * (len(parts) - 1) + [end]
+        self.waiting.extendleft(reversed(list(zip(parts, ends, strict=True))))
 
 
 class Sender:
-    """Delivers points and operations in order from a background thread that ends with the process."""
+    """Delivers the journal of a training in order from a background thread that ends with the process.
+
+    Parameters
+    ----------
+    connect : makes a client; `label` names the store in messages.
+    """
 
     def __init__(
-        self,
-        connect: Callable[[], MlflowClient],
-        label: str,
-        client: MlflowClient | None = None,
-        capacity: int = CAPACITY,
+        self, runs: Runs, connect: Callable[[], MlflowClient], label: str, client: MlflowClient | None = None
     ) -> None:
+        self.runs = runs
         self._connect = connect
         self._client = client
         self._label = label
-        self._capacity = capacity
-        self._entries: deque[Point | Operation] = deque()
+        self._files: dict[Path, _File] = {}
         self._condition = threading.Condition()
         self._ready_at = 0.0  # monotonic time of the next try
         self._failures = 0
-        self._tries = 0  # of the entries at the head
+        self._tries = 0  # of the records at the head
         self._limit = BATCH
-        self._hurry = False
-        self._stopped = False
-        self._lost: Counter[str] = Counter()
+        self._hurry = self._stopped = self._idle = False
+        self._lock: int | None = None
+        self._refused: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-tracking", daemon=True)
         self._thread.start()
 
-    def put(self, *entries: Point | Operation) -> None:
-        """Queue entries; returns at once. Those for which there is no room are counted as lost."""
+    def notify(self) -> None:
+        """The journal has a new record; returns at once."""
         with self._condition:
-            if not self._entries:
-                self._ready_at = max(self._ready_at, time.monotonic() + INTERVAL)
-            for entry in entries:
-                if self._stopped or len(self._entries) >= self._capacity:
-                    self._lose(entry)
-                else:
-                    self._entries.append(entry)
-            if len(self._entries) >= BATCH and not self._failures:
-                self._ready_at = 0.0
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._idle:
+            self._idle = False
+            self._ready_at = time.monotonic() + (0.0 if self._hurry else INTERVAL)
             self._condition.notify_all()
 
-    def flush(self, timeout: float) -> int:
-        """Wait until all is delivered, `timeout` seconds at most; the number of entries that still wait."""
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that the journal holds now is delivered, `timeout` seconds at most; whether it was."""
+        sizes = {path: path.stat().st_size for path in journal.files(self.runs.directory)}
         start = time.monotonic()
         with self._condition:
             self._hurry = True
             self._ready_at = 0.0
             self._condition.notify_all()
-            while self._entries and self._thread.is_alive():
+            while not (delivered := self._is_sent(sizes)) and self._thread.is_alive():
                 limit = min(timeout, _GRACE) if self._failures else timeout
                 left = start + limit - time.monotonic()
                 if left <= 0:
                     break
-                self._condition.wait(min(left, 0.2))
+                self._wake()
+                self._condition.wait(min(left, 0.1))
             self._hurry = False
-            return len(self._entries)
+        return delivered
 
-    def close(self, timeout: float) -> Counter[str]:
-        """Flush, then stop; what was not delivered, by kind."""
+    def close(self, timeout: float) -> tuple[Counter[str], Counter[str]]:
+        """Flush, then stop; what is left in the journal and what MLflow refused, by kind."""
         self.flush(timeout)
         with self._condition:
             self._stopped = True
-            for entry in self._entries:
-                self._lose(entry)
-            self._entries.clear()
             self._condition.notify_all()
         self._thread.join(0.5)  # a request under way ends by itself
-        return Counter(self._lost)
+        left: Counter[str] = Counter()
+        for path in journal.files(self.runs.directory):
+            left += deliver.count(record for record, _ in journal.read(path, journal.sent(path)))
+        return left, self._refused
 
     def warn_once(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning, once per kind."""
@@ -130,109 +157,149 @@ class Sender:
             self._warned.add(kind)
             logger.warning(message, *arguments)
 
-    def _lose(self, entry: Point | Operation) -> None:
-        self._lost[entry.what] += 1
-        self._discard(entry)
-
     @staticmethod
-    def _discard(entry: Point | Operation) -> None:
-        if isinstance(entry, Operation) and entry.discard is not None:
-            entry.discard()
+    def _is_sent(sizes: dict[Path, int]) -> bool:
+        for path, size in sizes.items():
+            done = journal.sent(path)
+            if done < size and any(deliver.what(record) for record, end in journal.read(path, done) if end <= size):
+                return False
+        return True
 
     def _loop(self) -> None:
-        while (entries := self._next()) is not None:
-            try:
-                self._send(entries)
-            except Exception as error:  # noqa: BLE001 - tracking never ends a training
-                self._failed(entries, error)
-            else:
-                self._delivered(entries)
+        try:
+            while self._wait():
+                try:
+                    self._work()
+                except Exception as error:  # noqa: BLE001 - tracking never ends a training
+                    self._pause()
+                    self.warn_once(
+                        "journal", "the journal of %s cannot be sent (%s)", self.runs.directory, one_line(error)
+                    )
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
-    def _next(self) -> Sequence[Point | Operation] | None:
-        """Wait for the next entries that go out in one call; None when stopped."""
+    def _wait(self) -> bool:
+        """Until there may be something to do; False when stopped."""
         with self._condition:
             while not self._stopped:
-                pause = self._ready_at - time.monotonic()
-                if self._entries and pause <= 0:
-                    head = self._entries[0]
-                    if isinstance(head, Operation):
-                        return [head]
-                    return list(islice(_of_one_run(self._entries, head.target), self._limit))
-                self._condition.wait(pause if self._entries else None)
-            return None
+                left = self._ready_at - time.monotonic()
+                if left <= 0:
+                    return True
+                self._condition.wait(left)
+            return False
 
-    def _send(self, entries: Sequence[Point | Operation]) -> None:
-        from mlflow.entities import Metric
+    def _work(self) -> None:
+        if not self._is_mine():
+            with self._condition:
+                self._ready_at = time.monotonic() + (0.1 if self._hurry else INTERVAL)
+            return
+        file = self._next_file()
+        if file is None:
+            with self._condition:
+                self._idle = True
+                self._ready_at = time.monotonic() + _LOOK_AGAIN
+            return
+        head = file.head(self._limit)
+        try:
+            self._send(head)
+        except Exception as error:  # noqa: BLE001 - tracking never ends a training
+            self._failed(file, head, error)
+        else:
+            self._delivered(file, head)
 
+    def _is_mine(self) -> bool:
+        """Whether this process is the one that delivers; becomes it when nobody is."""
+        folder = journal.folder_of(self.runs.directory)
+        if self._lock is not None or not folder.is_dir():
+            return True
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return False
+        except OSError:  # a file system without locks: to deliver twice does no harm
+            pass
+        self._lock = handle
+        self._files.clear()  # what another process delivered is known again
+        return True
+
+    def _next_file(self) -> _File | None:
+        for path in journal.files(self.runs.directory):
+            file = self._files.get(path) or self._files.setdefault(path, _File(path))
+            file.fill()
+            # lines that are not delivered, such as the first one
+            while file.waiting and not deliver.what(file.waiting[0][0]):
+                file.done(1)
+            if file.waiting:
+                return file
+        return None
+
+    def _send(self, head: Sequence[Record]) -> None:
         from bhive_mltf.tracking.connection import quiet
 
         with quiet():
             if self._client is None:
                 self._client = self._connect()
-            run_id = entries[0].target.resolve(self._client)
-            if isinstance(entries[0], Operation):
-                entries[0].send(self._client, run_id)
-                return
-            points = [Metric(e.key, e.value, e.timestamp, e.step) for e in entries if isinstance(e, Point)]
-            self._client.log_batch(run_id, metrics=points, synchronous=True)
+            if head[0]["kind"] == "metrics":
+                deliver.points(self._client, self.runs, head)
+            else:
+                deliver.one(self._client, self.runs, head[0])
 
-    def _delivered(self, entries: Sequence[Point | Operation]) -> None:
+    def _delivered(self, file: _File, head: Sequence[Record]) -> None:
+        for record in head:
+            deliver.discard(self.runs.directory, record)
+        file.done(len(head))
         with self._condition:
             if self._failures:
                 logger.info("MLflow at %s answers again", self._label)
             self._failures = self._tries = 0
             self._limit = min(BATCH, 2 * self._limit)
-            self._remove(len(entries))
+            self._condition.notify_all()
 
-    def _failed(self, entries: Sequence[Point | Operation], error: Exception) -> None:
+    def _failed(self, file: _File, head: Sequence[Record], error: Exception) -> None:
         failure = classify(error)
+        if failure is Failure.UNCLEAR:
+            self._tries += 1
+        if failure is Failure.REJECTED or self._tries >= _MAX_TRIES:
+            self._rejected(file, head, error)
+            return
+        self._pause()
+        self.warn_once(
+            "down",
+            "MLflow at %s cannot take data now (%s); the training goes on, and what is logged is kept beside it and"
+            " sent when it answers again; check the server, or pass --tracking False",
+            self._label,
+            one_line(error),
+        )
+
+    def _pause(self) -> None:
         with self._condition:
-            if self._stopped:
-                return
-            if failure is Failure.UNCLEAR:
-                self._tries += 1
-            if failure is Failure.REJECTED or self._tries >= _MAX_TRIES:
-                self._rejected(entries, error)
-                return
             self._failures += 1
             pause = 1.0 if self._hurry else min(_MAX_PAUSE, 2.0 ** min(self._failures - 1, 6))
             self._ready_at = time.monotonic() + pause
-        self.warn_once(
-            "down",
-            "MLflow at %s cannot take data now (%s); the training goes on, and what is logged is sent when it answers"
-            " again; check the server, or pass --tracking False",
-            self._label,
-            one_line(error),
-        )
 
-    def _rejected(self, entries: Sequence[Point | Operation], error: Exception) -> None:
+    def _rejected(self, file: _File, head: Sequence[Record], error: Exception) -> None:
         """Leave out what is refused; of several points, halve the batch until the bad one stands alone."""
         self._tries = 0
-        if len(entries) > 1:
-            self._limit = max(1, len(entries) // 2)
+        if len(head) > 1:
+            self._limit = max(1, sum(map(deliver.size, head)) // 2)
             return
-        entry = entries[0]
+        record = head[0]
+        if deliver.size(record) > 1:
+            file.split()
+            self._limit = 1
+            return
+        kind = deliver.what(record)
         self.warn_once(
-            entry.what,
+            kind,
             "MLflow at %s refused a %s (%s); it is left out, and so are others like it",
             self._label,
-            f"{entry.what} {entry.key!r}" if isinstance(entry, Point) else entry.what,
+            f"{kind} {next(iter(record['values']))!r}" if record["kind"] == "metrics" else kind,
             one_line(error),
         )
-        self._lost[entry.what] += 1
+        self._refused[kind] += 1
         self._limit = BATCH
-        self._remove(1)
-
-    def _remove(self, count: int) -> None:
-        # after close() the queue is empty already
-        for _ in range(min(count, len(self._entries))):
-            self._discard(self._entries.popleft())
-        self._condition.notify_all()
-
-
-def _of_one_run(entries: Iterable[Point | Operation], target: Target) -> Iterator[Point | Operation]:
-    """The points at the head that go to the same run."""
-    for entry in entries:
-        if not isinstance(entry, Point) or entry.target is not target:
-            return
-        yield entry
+        deliver.discard(self.runs.directory, record)
+        file.done(1)

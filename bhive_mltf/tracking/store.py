@@ -43,6 +43,11 @@ def experiment_name() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or DEFAULT_EXPERIMENT
 
 
+def experiment_id() -> str:
+    """`MLFLOW_EXPERIMENT_ID`, which wins over the name, as in mlflow; empty if not set."""
+    return os.environ.get("MLFLOW_EXPERIMENT_ID", "").strip()
+
+
 def artifact_location(uri: str, data_path: Path) -> str | None:
     """Where a new experiment keeps its artifacts; None leaves it to a server."""
     return None if is_server(uri) else (data_path.absolute() / "mlartifacts").as_uri()
@@ -64,6 +69,8 @@ def with_credentials(uri: str) -> str:
 
 def view_command(record: RunRecord, port: int = 5000) -> str:
     """What opens the page of a run: a command for a store on disk, the address of the run for a server."""
+    if record.pending is not None:
+        return f"not in {record.tracking_uri} yet: bhive-mltf tracking sync"
     page = f"#/experiments/{record.experiment_id}/runs/{record.run_id}"
     if is_server(record.tracking_uri):
         return f"{record.tracking_uri.rstrip('/')}/{page}"

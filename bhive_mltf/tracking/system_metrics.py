@@ -24,16 +24,26 @@ class SystemMetrics:
     """
 
     def __init__(
-        self, run_id: str, uri: str, send: Callable[[dict[str, float], int], None], node_id: str | None, interval: float
+        self,
+        run_id: str,
+        uri: str,
+        *,
+        send: Callable[[dict[str, float], int], None],
+        next_step: Callable[[str], int],
+        node_id: str | None,
+        interval: float,
     ) -> None:
-        """Prepare the monitors; raises ImportError without psutil."""
+        """Prepare the monitors; raises ImportError without psutil.
+
+        next_step : the first free step of metrics with a prefix; a training that goes on continues there.
+        """
         with quiet():
             self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
                 run_id, sampling_interval=interval, node_id=node_id, tracking_uri=uri
             )
-        self._run_id = run_id
         self._send = send
-        self._prefix = f"system/{self._monitor.node_id}/" if self._monitor.node_id else "system/"
+        self._prefix = prefix = f"system/{self._monitor.node_id}/" if self._monitor.node_id else "system/"
+        self._step = next_step(prefix)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-system-metrics", daemon=True)
         self._thread.start()
@@ -46,11 +56,9 @@ class SystemMetrics:
     def _loop(self) -> None:
         try:
             with quiet():
-                # a training that goes on continues the steps of its run
-                step = self._monitor._get_next_logging_step(self._run_id)  # type: ignore[no-untyped-call]
                 while not self._stop.is_set():
-                    self._sample(step)
-                    step += 1
+                    self._sample(self._step)
+                    self._step += 1
         except Exception as error:  # noqa: BLE001 - tracking never ends a training
             logger.warning("system metrics stop here: %s; the training goes on", one_line(error))
 

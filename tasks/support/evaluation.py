@@ -74,7 +74,7 @@ def infer(task: InferenceTask, directory: Path) -> None:
     )
     with run_of(task) as run:
         log_dataset(run, dataset, task.test_dataset_version, "test")
-        run.metrics({"Test Loss": found.loss, "Test Accuracy": found.accuracy}, step=0)
+        run.metrics({"Test Loss": found.loss, "Test Accuracy": found.accuracy}, step=0, of=evaluated(task))
         run.tags({"test_is_training_set": is_training_set})
 
 
@@ -97,8 +97,19 @@ def _begin_anew(task: InferenceTask | WorkingPointTask, directory: Path, record:
 
 
 def run_of(task: EvaluationBase) -> tracking.Run:
-    """The MLflow run of the training that a task evaluates."""
-    return tracking.attach(task.training().local_path(), tracking=task.tracking)
+    """The MLflow run of the training that a task evaluates; closed, should the training's end have been a kill."""
+    directory = Path(task.training().local_path())
+    if task.tracking:
+        tracking.close_abandoned(directory, "FINISHED")
+    return tracking.attach(directory, tracking=task.tracking)
+
+
+def evaluated(task: EvaluationBase) -> str:
+    """What figures of a test set are of: this set, and this generation of the training."""
+    from tasks.inference import InferenceTask
+
+    record = Record.read(task.training().local_path())
+    return "/".join((record.generation if record else "", *InferenceTask.req(task).store_parts()))
 
 
 def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
@@ -117,7 +128,7 @@ def draw_roc_curves(task: ROCCurveTask, directory: Path) -> None:
         for label, entry in found.items()
     }
     with run_of(task) as run:
-        run.metrics(values, step=0)
+        run.metrics(values, step=0, of=evaluated(task))
         run.json(summary.auc, "roc/auc.json")
         for name in summary.figures:
             run.artifact(directory / name, "figures/roc")

@@ -115,12 +115,16 @@ def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
 
 
 def _set_run_aside(directory: Path, record: Record) -> None:
-    """Another training begins here: what MLflow holds belongs to the one before."""
-    path = directory / "run.json"
-    if path.exists():
-        aside = directory / "aside" / f"run_{record.generation}.json"
-        aside.parent.mkdir(exist_ok=True)
-        path.rename(aside)
+    """Another training begins here: what MLflow holds belongs to the one before, and so does the journal."""
+    aside = directory / "aside" / f"run_{record.generation}"
+    for name in ("run.json", "journal"):
+        if (directory / name).exists():
+            aside.mkdir(parents=True, exist_ok=True)
+            (directory / name).rename(aside / name)
+    if aside.exists():
+        from bhive_mltf.tracking import sync
+
+        sync.sync(aside)
 
 
 def _recorded_settings(record: Record) -> dict[str, object]:

@@ -135,13 +135,15 @@ def test_tracking_off(tmp_path, data_path):
 def test_a_dead_server_from_the_beginning(tmp_path, data_path, said):
     os.environ["MLFLOW_TRACKING_URI"] = "http://someone:secret@127.0.0.1:1"
     start = time.monotonic()
-    assert prepare(tmp_path, data_path=data_path, run_name="t") is None
+    record = prepare(tmp_path, data_path=data_path, run_name="t")
     assert time.monotonic() - start < 15
     assert len(said()) == 1
     assert "http://127.0.0.1:1 cannot be used" in said()[0]
     assert "secret" not in " ".join(said())
-    assert not (tmp_path / "run.json").exists()
-    assert type(attach(tmp_path)) is NullRun
+    assert record == RunRecord.read(tmp_path)
+    assert (record.run_id, record.pending["run_name"]) == ("", "t")
+    assert "secret" not in (tmp_path / "run.json").read_text()
+    assert "tracking sync" in view_command(record)
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
@@ -162,7 +164,7 @@ def test_a_deleted_experiment_and_a_bad_store(tmp_path, data_path, client, said,
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/mlflow.db").write_text("this is no database, and it is long enough to be seen as none" * 20)
     start = time.monotonic()
-    assert prepare(tmp_path, data_path=tmp_path / "bad", run_name="t") is None
+    assert prepare(tmp_path, data_path=tmp_path / "bad", run_name="t").pending
     assert time.monotonic() - start < 15
     assert len(said()) == 2
 
@@ -209,7 +211,7 @@ def test_a_silent_server_costs_a_bounded_time(tmp_path, data_path, said):
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1"  # the user's own limit wins; ours would be 5 s
         start = time.monotonic()
-        assert prepare(tmp_path, data_path=data_path, run_name="t") is None
+        assert prepare(tmp_path, data_path=data_path, run_name="t").pending
         assert 1 < time.monotonic() - start < 5
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
     assert len(said()) == 1

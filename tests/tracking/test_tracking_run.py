@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bhive_mltf.tracking import RunRecord, attach, convert, prepare
-from bhive_mltf.tracking.sender import Operation, Sender
 
 
 @pytest.fixture
@@ -184,14 +183,12 @@ def test_system_metrics_that_fail(training, said, monkeypatch):
 
 
 def test_one_bad_point_does_not_take_others_along(training, client, said):
-    from bhive_mltf.tracking.sender import Point
-
     run = attach(training)
     run.metrics({f"m{i}": float(i) for i in range(50)}, 1)
-    run._sender.put(Point(run._target, "a name that // MLflow refuses!", 1.0, 1, 1))
+    run._journal.metrics({"a name that // MLflow refuses!": 1.0, "good": 2.0}, 1, 1)
     run.metrics({f"n{i}": float(i) for i in range(50)}, 1)
     run.finish("FINISHED")
-    assert len(client.get_run(run.record.run_id).data.metrics) == 100
+    assert len(client.get_run(run.record.run_id).data.metrics) == 101
     assert len(said()) == 2
     assert "refused a point 'a name that // MLflow refuses!'" in said()[0]
     assert "point: 1" in said()[1]
@@ -207,19 +204,6 @@ def test_a_store_that_is_gone_or_locked(tmp_path, said):
     assert time.monotonic() - start < 2.5
     assert len(said()) == 2
     assert "point: 1, status: 1" in said()[1]
-
-
-def test_the_queue_is_bounded():
-    class Deaf:
-        def resolve(self, client):
-            time.sleep(5)
-
-    sender = Sender(lambda: None, "nowhere", capacity=10)
-    removed = []
-    for i in range(25):
-        sender.put(Operation(Deaf(), "file", lambda client, run_id: None, lambda i=i: removed.append(i)))
-    assert sender.close(0.1) == {"file": 25}
-    assert len(removed) == 25
 
 
 @given(st.text())

@@ -1,0 +1,206 @@
+"""What a training tells MLflow, kept beside it first."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from torch import nn
+
+from bhive_mltf.cli import main
+from bhive_mltf.files.lock import DirectoryLock, is_held
+from bhive_mltf.tracking import RunRecord, attach, close_abandoned, journal, prepare
+from bhive_mltf.tracking.connection import connect
+from bhive_mltf.tracking.journal import Journal
+
+
+def lines(directory):
+    return [record for record in journal.records(directory) if "kind" in record]
+
+
+def history(client, run_id, key):
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+
+
+def test_the_first_value_wins_over_processes_and_torn_lines(tmp_path):
+    first = Journal(tmp_path)
+    first.metrics({"loss": 0.1, "odd": math.nan}, 1, 5)
+    first.metrics({"loss": math.inf}, 2, 6)
+    first.close()
+    with first.path.open("ab") as file:
+        file.write(b'{"kind": "metrics", "values": {"loss": 3.0}, "step": 3, "ti')  # a kill in mid-line
+    second = Journal(tmp_path)
+    second.metrics({"loss": 9.0, "new": 1.0}, 1, 7)
+    second.metrics({"loss": 9.0}, 3, 8)
+    second.metrics({"loss": 9.0}, 3, 9)
+    second.metrics({"loss": 4.0}, 3, 9, child="c")
+    second.metrics({"loss": 5.0}, 3, 9, of="another test set")
+    assert [(r["values"], r["step"]) for r in lines(tmp_path)] == [
+        ({"loss": 0.1, "odd": "nan"}, 1),
+        ({"loss": "inf"}, 2),
+        ({"new": 1.0}, 1),
+        ({"loss": 9.0}, 3),
+        ({"loss": 4.0}, 3),
+        ({"loss": 5.0}, 3),
+    ]
+    assert second.find("loss", 2) == (math.inf, 6)
+    assert second.find("loss", 7) is None
+    assert second.next_step("lo") == 4
+    assert len(journal.files(tmp_path)) == 2
+    second.close()
+
+
+def test_a_line_after_one_that_a_full_disk_cut_is_whole(tmp_path, monkeypatch):
+    own = Journal(tmp_path)
+    own.append("tags", values={"a": "1"})
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:10]))
+        with pytest.raises(OSError, match="written whole"):
+            own.append("tags", values={"b": "2"})
+    own.append("tags", values={"c": "3"})
+    own.close()
+    assert [record["values"] for record in lines(tmp_path)] == [{"a": "1"}, {"c": "3"}]
+
+
+def test_a_disk_that_takes_no_journal_costs_one_warning(tmp_path, data_path, said):
+    prepare(tmp_path, data_path=data_path, run_name="t")
+    (tmp_path / "journal").write_text("in the way")
+    run = attach(tmp_path)
+    for step in range(3):
+        run.metrics({"loss": 1.0}, step)
+    run.finish("FINISHED", timeout=1)
+    assert [line for line in said() if "metrics cannot be tracked" in line] == said()[:1]
+
+
+RANK = """
+import sys, time
+from bhive_mltf.tracking import attach
+run = attach(sys.argv[1])
+run.begin()
+for step in range(int(sys.argv[2]), 10**6):
+    run.metrics({"train/loss": 1 / (step + 1), "train/jets_per_s": time.time()}, step)
+    print(step, flush=True)
+    time.sleep(0.01)
+"""
+
+
+def killed_at(directory, first, last):
+    """A training from step `first` on, killed by SIGKILL after step `last`."""
+    process = subprocess.Popen([sys.executable, "-c", RANK, str(directory), str(first)], stdout=subprocess.PIPE)
+    for line in process.stdout:
+        if int(line) >= last:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_w19_killed_and_resumed_there_is_one_value_per_step(tmp_path, data_path, client, said):
+    directory = tmp_path / "training"
+    run_id = prepare(directory, data_path=data_path, run_name="t").run_id
+    killed_at(directory, 0, 150)
+    prepare(directory, data_path=data_path, run_name="t")
+    with attach(directory) as run:  # from the checkpoint of step 60 on
+        run.begin()
+        for step in range(60, 200):
+            run.metrics({"train/loss": 1 / (step + 1), "train/jets_per_s": -1.0}, step)
+        run.model(nn.Linear(1, 1), step=100, metrics={"train/loss": 7.0})
+        run.finish("FINISHED")
+    assert history(client, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(200)]
+    speeds = dict(history(client, run_id, "train/jets_per_s"))
+    assert (len(speeds), speeds[100] > 0, speeds[199]) == (200, True, -1.0)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert said() == []
+
+
+def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, client, capsys):
+    directory = data_path / "TrainingTask/t"
+    run_id = prepare(directory, data_path=data_path, run_name="t").run_id
+    killed_at(directory, 0, 3)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with DirectoryLock(directory):
+        assert is_held(directory)
+        assert not close_abandoned(directory, "KILLED")  # somebody trains
+    assert main(["tracking", "sync", str(data_path)]) == 0
+    assert "closed as KILLED; delivered" in capsys.readouterr().out
+    closed = client.get_run(run_id)
+    assert closed.info.status == "KILLED"
+    assert closed.info.end_time <= time.time() * 1000
+    assert [step for step, _ in history(client, run_id, "train/loss")][:4] == [0, 1, 2, 3]
+    assert main(["tracking", "sync", str(data_path)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_a_complete_training_is_closed_as_finished_by_the_next_task(tmp_path, data_path, client):
+    from bhive_mltf.cli.tracking import ended_as
+
+    record = prepare(tmp_path, data_path=data_path, run_name="t")
+    attach(tmp_path).begin()
+    (tmp_path / "plan.json").write_text(json.dumps({"epochs": 2, "extend_training": 0}))
+    assert ended_as(tmp_path) == "KILLED"
+    (tmp_path / "model_1.pt").touch()
+    assert ended_as(tmp_path) == "FINISHED"
+    assert close_abandoned(tmp_path, "FINISHED")
+    with attach(tmp_path) as run:
+        run.metrics({"Test Loss": 1.0}, 0, of="g1/test")
+    with attach(tmp_path) as run:
+        run.metrics({"Test Loss": 1.5}, 0, of="g1/test")
+        run.metrics({"Test Loss": 2.0}, 0, of="g1/other")
+    assert client.get_run(record.run_id).info.status == "FINISHED"
+    assert [value for _, value in history(client, record.run_id, "Test Loss")] == [1.0, 2.0]
+    assert not close_abandoned(tmp_path, "KILLED")
+
+
+def test_two_processes_at_once_deliver_all(tmp_path, data_path, client):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    one, two = attach(tmp_path), attach(tmp_path)
+    one.metrics({"loss": 1.0}, 0)
+    assert one.flush()
+    two.metrics({"auc": 1.0}, 0)
+    two.finish()  # delivered by the first one, which has the lock
+    one.finish("FINISHED")
+    assert set(client.get_run(run_id).data.metrics) == {"loss", "auc"}
+
+
+def test_a_server_started_late_and_killed_in_between(relay, tmp_path, said, capsys):
+    os.environ["MLFLOW_TRACKING_URI"] = relay.address
+    os.environ["MLFLOW_EXPERIMENT_NAME"] = "late"
+    directory = tmp_path / "training"
+    relay.shut()
+    record = prepare(directory, data_path=tmp_path, run_name="t", params={"lr": 0.1}, tags={"colour": "red"})
+    assert record.pending
+    run = attach(directory)
+    run.begin()
+    run.metrics({"loss": 1.0}, 0)
+    run.nested("child").metrics({"loss": 1.0}, 0)
+    relay.open()
+    assert run.flush()
+    client = connect(f"http://127.0.0.1:{relay.target}")
+    run_id = RunRecord.read(directory).run_id
+    assert run.record.run_id == run_id
+    assert client.get_run(run_id).data.params == {"lr": "0.1"}
+    assert client.get_run(run_id).data.tags["colour"] == "red"
+    assert client.get_run(run_id).info.run_name == "t"
+    relay.shut()
+    run.metrics({"loss": 0.5}, 1)
+    run.text("hello", "hello.txt")
+    run.model(nn.Linear(1, 1), step=1, metrics={"loss": 0.5})
+    run.finish("FINISHED", timeout=1.0)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert "tracking sync" in said()[-1]
+    assert main(["tracking", "sync", str(tmp_path), "--timeout", "1"]) == 1
+    assert "NOT delivered" in capsys.readouterr().out
+    relay.open()
+    del os.environ["MLFLOW_EXPERIMENT_NAME"]
+    assert main(["tracking", "sync", str(tmp_path)]) == 0
+    kept = client.get_run(run_id)
+    assert kept.info.status == "FINISHED"
+    assert [p.value for p in client.get_metric_history(run_id, "loss")] == [1.0, 0.5]
+    assert client.get_experiment(kept.info.experiment_id).name == "late"
+    assert [entry.path for entry in client.list_artifacts(run_id)] == ["hello.txt"]
+    assert len(kept.outputs.model_outputs) == 1
+    assert not list((directory / "journal/models").iterdir())
