@@ -26,7 +26,6 @@ class Tracked(Observer):
     @override
     def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
         self._run = attach(plan.directory, tracking=plan.tracking)
-        self._run.begin()
         if plan.nested_metrics:
             self._nested = self._run.nested(NESTED_NAME)
         self._run.begin()
