@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bhive_mltf.models.kinematics import log_features, pair_kinematics
 from bhive_mltf.models.layers import Attention, PairIndex, batch_norm, key_bias, spread_pairs, visible_keys
+from bhive_mltf.models.part_packed import can_pack, packed_logits
 
 EXPANSION = 4
 """Width of the feed-forward part over E."""
@@ -167,6 +168,8 @@ class PartNetwork(nn.Module):
 
         features : [B,N,F], zero where padded. momenta : [B,N,4], (px, py, pz, E). mask : bool [B,N].
         """
+        if can_pack(self, features):
+            return packed_logits(self, features, momenta, mask)
         tokens = self.embedding(features).masked_fill(~mask[..., None], 0)
         bias = self.pair_embedding(momenta, mask)
         bias = bias + key_bias(visible_keys(mask), bias.dtype)

@@ -1,0 +1,114 @@
+"""Attention inside groups of jets of like multiplicity, with a bias on each pair and dropout of the weights.
+
+Axes: R rows, E width, H heads, D = E / H, S jets of a group, L slots of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bhive_mltf.models.masks import Dropout
+from bhive_mltf.models.packing import Group, GroupPairs
+
+aten = torch.ops.aten
+
+
+class _GroupAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        projected: Tensor,
+        num_heads: int,
+        dropout: Dropout,
+        groups: Sequence[Group],
+        *biases: Tensor,
+    ) -> Tensor:
+        width = projected.shape[1] // 3
+        out = projected.new_empty(len(projected), width)
+        kept = []
+        for group, bias in zip(groups, biases, strict=True):
+            heads = projected[group.rows].view(group.n_jets, group.length, 3, num_heads, width // num_heads)
+            q, k, v = heads.permute(2, 3, 0, 1, 4).reshape(3, -1, group.length, width // num_heads)
+            scores = torch.baddbmm(bias, q, k.transpose(1, 2))
+            weights = aten._softmax.out(scores, -1, False, out=scores)
+            drawn = dropout.draw(weights)
+            _put_rows(out[group.rows], dropout.kept(weights, drawn) @ v, group)
+            kept.append((q, k, v, weights, drawn))
+        ctx.kept, ctx.groups, ctx.dropout = kept, groups, dropout
+        ctx.shape = projected.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        d_projected = grad.new_empty(ctx.shape)
+        width = grad.shape[1]
+        d_biases = []
+        for group, (q, k, v, weights, drawn) in zip(ctx.groups, ctx.kept, strict=True):
+            num_heads = len(q) // group.n_jets
+            shape = (group.n_jets, group.length, num_heads, width // num_heads)
+            d_out = grad[group.rows].view(shape).permute(2, 0, 1, 3).reshape(q.shape)
+            d_v = ctx.dropout.kept(weights, drawn).transpose(1, 2) @ d_out
+            d_weights = ctx.dropout.keep_where(d_out @ v.transpose(1, 2), drawn)
+            d_scores = aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            parts = d_projected[group.rows].view(group.n_jets, group.length, 3, *shape[2:]).permute(2, 3, 0, 1, 4)
+            for part, found in zip(parts, (d_scores @ k, d_scores.transpose(1, 2) @ q, d_v), strict=True):
+                part.copy_(found.view(part.shape))
+            d_biases.append(d_scores)
+        return d_projected, None, None, None, *d_biases
+
+
+def _put_rows(out: Tensor, attended: Tensor, group: Group) -> None:
+    """Heads [H*S,L,D] into rows [S*L,E]."""
+    heads = attended.view(-1, group.n_jets, group.length, attended.shape[-1]).permute(1, 2, 0, 3)
+    out.view(heads.shape).copy_(heads)
+
+
+def group_attention(
+    projected: Tensor, biases: Sequence[Tensor], num_heads: int, dropout: Dropout, groups: Sequence[Group]
+) -> Tensor:
+    """Attention of each jet's rows to each other.
+
+    projected : [R,3E], queries, keys, values; the queries times D^-1/2, the values over the kept share of dropout.
+    biases : of each group [H*S,L,L], -inf where a key is hidden.
+    Returns [R,E].
+    """
+    out: Tensor = _GroupAttention.apply(projected, num_heads, dropout, groups, *biases)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SpreadPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, groups: Sequence[GroupPairs], shapes: Sequence[Group]) -> tuple[Tensor, ...]:  # noqa: ANN401
+        ctx.groups, ctx.shape = groups, values.shape
+        ends = values.new_tensor([0.0, float("-inf")]).expand(len(values), 2)
+        table = torch.cat((values, ends), 1)
+        return tuple(
+            table.index_select(1, pairs.spread).view(-1, group.length, group.length)
+            for pairs, group in zip(groups, shapes, strict=True)
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        found = grads[0].new_empty(ctx.shape)
+        for pairs, grad in zip(ctx.groups, grads, strict=True):
+            flat = grad.reshape(ctx.shape[0], -1)
+            # a self-pair has one place
+            other = flat.index_select(1, pairs.upper).masked_fill_(pairs.upper == pairs.lower, 0)
+            torch.add(flat.index_select(1, pairs.lower), other, out=found[:, pairs.pairs])
+        return found, None, None
+
+
+def spread_to_groups(values: Tensor, pairs: Sequence[GroupPairs], groups: Sequence[Group]) -> tuple[Tensor, ...]:
+    """Values [H,P] of unordered pairs as the symmetric bias of each group [H*S,L,L].
+
+    0 where two candidates are no pair, -inf where the key is hidden.
+    """
+    biases: tuple[Tensor, ...] = _SpreadPairs.apply(values, pairs, groups)  # type: ignore[no-untyped-call]
+    return biases
