@@ -27,6 +27,11 @@ def refuse_contradictions(task: TrainingTask) -> None:
         raise ParameterError(
             f"--restart True begins anew and --resume-epoch {task.resume_epoch} keeps epochs: give one of them"
         )
+    if task.nodes > 1 and not task.slurm:
+        raise ParameterError(
+            f"--nodes {task.nodes} without a facility profile: this command starts ranks on its own machine only, also "
+            "inside an allocation of SLURM: add --slurm PROFILE, or leave --nodes at 1"
+        )
     if task.val_dataset_version:
         _refuse_needless(task)
     elif task.val_filelist and not task.effective("val_dataset_version"):

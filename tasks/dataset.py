@@ -17,12 +17,13 @@ from tasks.dispatch import SlurmDependency, dispatchable
 from tasks.messages import refuse_early
 from tasks.parameter_mixins import DatasetDependency, technical
 from tasks.pooled import PooledLocalWorkflow
+from tasks.slurm_workflow import SlurmBranches
 
 if TYPE_CHECKING:
     from bhive_mltf.data.jobs import StageJob
 
 
-class ConvertNtuples(PooledLocalWorkflow, DatasetDependency, BaseTask):
+class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, BaseTask):
     """Accepted jets of each group of ROOT files, staged for the construction of a training set."""
 
     files_per_branch = technical(luigi.IntParameter, default=1, description="ROOT files that one branch converts")

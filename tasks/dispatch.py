@@ -51,7 +51,11 @@ class SlurmDependency:
         if not self.slurm:
             given = ", ".join(f"--{name} {getattr(self, name)}" for name in OVERRIDES if getattr(self, name))
             raise ParameterError(f"{given} describes a job: add --slurm with one of {', '.join(profiles.available())}")
-        return profiles.load(self.slurm, **{name: getattr(self, name) or None for name in OVERRIDES})
+        return profiles.load(self.slurm, **self.overrides())
+
+    def overrides(self) -> dict[str, Any]:
+        """What the command sets in place of the profile's values; None for nothing."""
+        return {name: getattr(self, name) or None for name in OVERRIDES}
 
     def job_directory(self) -> Path:
         """Where the job's own files go, in a folder `slurm/` of it."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from bhive_mltf.errors import JobFailedError, QueryFailedError, SlurmError
-from bhive_mltf.slurm import dispatch, outcome
+from bhive_mltf.slurm import dispatch, outcome, timeout
 from bhive_mltf.slurm.answers import JobInfo
+from bhive_mltf.slurm.belief import Belief
 from bhive_mltf.slurm.client import Slurm, with_position
 from bhive_mltf.slurm.display import Display, choose
 from bhive_mltf.slurm.interrupts import Detached, Interrupts
@@ -23,9 +24,6 @@ LOOK_S: Final = 1.0
 # While nothing changes, questions to the scheduler grow rarer by SLOWER, up to RAREST times the shortest interval.
 SLOWER: Final = 1.5
 RAREST: Final = 6.0
-# How long an end that the site caused, or a job that is not found, has to stay so before it is believed.
-GRACE_POLLS: Final = 3
-GRACE_S: Final = 15.0
 # A place in the queue is asked for less often: that question is about everybody's jobs.
 POSITION_EVERY_S: Final = 30.0
 
@@ -93,7 +91,7 @@ class _Follower:
         self._position_at = -POSITION_EVERY_S
         self._position: int | None = None
         self._silent_since: float | None = None
-        self._doubtful: tuple[JobState, float, int] | None = None
+        self._belief = Belief()
         self._seen: object = None
         self._word_time: object = None
 
@@ -132,24 +130,17 @@ class _Follower:
         if (key := (info.state, info.restarts)) != self._seen:
             self._seen = key
             self._interval, self._next = self.poll_s, self.clock.now() + self.poll_s
-        if info.state.is_final:
-            self._judge(info)
-        else:
-            self._doubtful = None
+        if self._belief.is_over(self.record, info, self.clock.now()):
+            self._end(info)
 
-    def _judge(self, info: JobInfo) -> None:
-        """Believe an end at once when the job itself caused it, else after a while."""
-        word = outcome.own_word(self.record)
-        returns = word.get("requeued") and info.state in (JobState.COMPLETED, JobState.FAILED)
-        sure = not (info.state.may_requeue or info.state is JobState.GONE or returns)
-        if sure or (info.state is JobState.GONE and word.get("outcome") == "done"):
-            self.record = dispatch.end(self.record, info)
-            return
-        if self._doubtful is None or self._doubtful[0] is not info.state:
-            self._doubtful = (info.state, self.clock.now(), 0)
-        state, since, polls = self._doubtful
-        self._doubtful = (state, since, polls + 1)
-        if polls + 1 >= GRACE_POLLS and self.clock.now() - since >= GRACE_S:
+    def _end(self, info: JobInfo) -> None:
+        if info.state is JobState.TIMEOUT:
+            self.record, told = timeout.put_back(self.record, self.client)
+            if told:
+                self.display.say(told)
+                self._interval, self._next = self.poll_s, 0.0
+                return
+        if not self.record.is_over:
             self.record = dispatch.end(self.record, info)
 
     def _no_answer(self, error: QueryFailedError) -> None:

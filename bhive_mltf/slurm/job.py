@@ -18,6 +18,8 @@ SPEC_NAME: Final = "spec.json"
 SCRIPT_NAME: Final = "job.sh"
 PROGRESS_NAME: Final = "progress.json"
 OUTCOME_NAME: Final = "outcome.json"
+# PATH outside the image, for what is started inside it.
+HOST_PATH: Final = "BHIVE_MLTF_HOST_PATH"
 
 
 def new_token() -> str:
@@ -31,6 +33,8 @@ class JobSpec(BaseModel):
     name : shown to people, such as the task and its version.
     kind : `ranks`: `command` is started once per rank by srun; `command`: once, on the first node.
     command : argument list.
+    wrapper : command that starts everything inside an image; empty without one.
+    workdir : where the command was typed, so that relative paths in it hold; a node without it uses the job's folder.
     afterwards : command that is run once, on the first node, when `command` has done its work; what it does is extra.
     directory : output directory; all of the job's files lie in its folder `slurm/`.
     environment : variables set for the job; no secrets, this file is as readable as the outputs.
@@ -44,6 +48,8 @@ class JobSpec(BaseModel):
     name: str
     kind: Literal["ranks", "command"]
     command: tuple[str, ...] = Field(min_length=1)
+    wrapper: tuple[str, ...] = ()
+    workdir: str = ""
     afterwards: tuple[str, ...] = ()
     directory: Path
     nodes: int = Field(default=1, ge=1)
@@ -137,6 +143,8 @@ def make(
         name=name,
         kind=kind,
         command=tuple(command),
+        wrapper=_wrapper(profile, directory, environment or {}, gpus=profile.gpus_per_node > 0),
+        workdir=str(Path.cwd()),
         afterwards=tuple(afterwards),
         directory=directory.absolute(),
         nodes=nodes,
@@ -153,6 +161,16 @@ def make(
         max_attempts=profile.max_attempts,
         signal_seconds=profile.signal_seconds,
     )
+
+
+def _wrapper(profile: Profile, directory: Path, environment: dict[str, str], *, gpus: bool) -> tuple[str, ...]:
+    """`apptainer exec` with all that the image must see; empty without a container."""
+    box = profile.container
+    if box is None:
+        return ()
+    places = dict.fromkeys((*box.binds, environment.get("DATA_PATH") or str(directory.absolute())))
+    options = [*(["--nv"] if gpus else []), *(f"--bind={place}" for place in places), *box.options]
+    return (box.runtime, "exec", *options, box.image)
 
 
 def job_name(token: str) -> str:

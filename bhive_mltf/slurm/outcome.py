@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bhive_mltf.slurm.inside.verdict import SENTENCES as EXIT_CODES
+from bhive_mltf.slurm.inside.verdict import ExitCode
 from bhive_mltf.slurm.job import OUTCOME_NAME, PROGRESS_NAME
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
@@ -102,9 +104,12 @@ def sentence(record: JobRecord) -> str:
     what = SENTENCES.get(record.state, f"its state is {record.state.value}")
     if record.state is JobState.COMPLETED:
         what = "it ended without its work being done"
+    reason = word.get("reason") or record.message
     if record.state is JobState.FAILED and record.exit_code:
         what = f"it failed with exit code {record.exit_code}"
-    reason = word.get("reason") or record.message
+        if not word and record.exit_code in EXIT_CODES:
+            # a full disk keeps the job from writing its word
+            reason = EXIT_CODES[ExitCode(record.exit_code)]
     told = f" ({reason})" if reason and reason != "NonZeroExitCode" else ""
     where = f"job {record.job_id} of {record.directory}"
     text = f"{where} ended as {record.state.value}: {what}{told}; the same command goes on; its log is {record.log}"

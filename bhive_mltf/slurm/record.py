@@ -7,6 +7,7 @@ dies in between leaves a trace by which the next one finds the job.
 from __future__ import annotations
 
 import getpass
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.states import JobState
 
 RECORD_NAME: Final = "job.json"
+logger = logging.getLogger(__name__)
 
 
 class Attempt(BaseModel):
@@ -42,6 +44,7 @@ class JobRecord(BaseModel):
 
     job_id : None while it is not known whether the scheduler has the job.
     state : as last seen.
+    timeout_step : how far the ranks were when the job was last put back after its time limit; -1: never.
     message : why it is over.
     created, submitted, ended : seconds since 1970.
     attempts : earlier jobs of this directory, oldest first.
@@ -62,6 +65,7 @@ class JobRecord(BaseModel):
     state: JobState = JobState.UNKNOWN
     exit_code: int | None = None
     restarts: int = 0
+    timeout_step: int = -1
     message: str = ""
     ended: float | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -103,11 +107,17 @@ class JobRecord(BaseModel):
         return Attempt(**{name: getattr(self, name) for name in Attempt.model_fields})
 
     def changed(self, **values: Any) -> JobRecord:  # noqa: ANN401 - fields of the record
-        """The same with other values, written; an unchanged record is not."""
+        """The same with other values, written; an unchanged record is not.
+
+        A full disk is no error here: what was written before is enough for the next command to find the job.
+        """
         if all(getattr(self, name) == value for name, value in values.items()):
             return self
         record = self.model_copy(update=values)
-        record.write()
+        try:
+            record.write()
+        except OSError as error:
+            logger.warning("the record of job %s cannot be written: %s", record.job_id, error)
         return record
 
     def write(self) -> None:

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from bhive_mltf.slurm.job import SPEC_NAME, JobSpec
+from bhive_mltf.slurm.job import HOST_PATH, SPEC_NAME, JobSpec
 from bhive_mltf.slurm.profiles import Profile
 
 # Relative to the folder that holds the script: sbatch is started there, so that no path is part of an #SBATCH line.
@@ -99,15 +99,7 @@ def _network(profile: Profile) -> dict[str, str]:
 
 
 def _start(profile: Profile, spec: JobSpec) -> Iterator[str]:
-    command = [profile.python, "-m", INSIDE, str(spec.folder / SPEC_NAME)]
-    if profile.container is not None:
-        box = profile.container
-        gpus = ["--nv"] if spec.gpus_per_node else []
-        binds = [f"--bind={bind}" for bind in (*box.binds, *_places(spec))]
-        command = [box.runtime, "exec", *gpus, *binds, *box.options, box.image, *command]
-    yield f"exec {shlex.join(command)}"
-
-
-def _places(spec: JobSpec) -> Iterator[str]:
-    """Directories of the job that the image must see."""
-    yield spec.environment.get("DATA_PATH") or str(spec.directory)
+    if spec.wrapper:
+        # the image has a PATH of its own, and ranks are started from outside again
+        yield f'export {HOST_PATH}="$PATH"'
+    yield f"exec {shlex.join([*spec.wrapper, profile.python, '-m', INSIDE, str(spec.folder / SPEC_NAME)])}"

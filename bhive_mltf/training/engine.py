@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
-from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.training import ingredients as making
 from bhive_mltf.training import srun
 from bhive_mltf.training.batchnorm import synchronise_batch_norms
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCK_WAIT = 60.0  # s; ranks of a command that was just killed need a moment to end
+# s; ranks of a command that was just killed need a moment to end, and what ran on a lost node is silent for a minute
+LOCK_WAIT = STALE_AFTER_S + 30.0
 
 
 class Builder(Protocol):

@@ -112,7 +112,8 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     if launcher is None:
         if plan.nodes > 1:
             raise ParameterError(
-                f"nodes is {plan.nodes}, but several nodes need a batch system: leave nodes at 1 on a single machine."
+                f"nodes is {plan.nodes}, but ranks are started on this machine only, also inside an allocation: train "
+                "as a job (--slurm PROFILE), or leave nodes at 1"
             )
         launcher = InProcess() if plan.ranks_per_node == 1 else LocalRanks()
     launcher.launch(plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,16 @@ def law_command(task: Any, profile: Profile) -> list[str]:
     options = [part for option in task.cli_args(exclude=set(_DISPATCH)).items() for part in option]
     name = f"{task.__module__}.{task.task_family}"
     return [profile.python, "-m", "law", "run", name, *options, *_for_required(task)]
+
+
+def branch_command(task: Any, profile: Profile, branches: Sequence[int]) -> list[str]:
+    """The command that runs some branches of a workflow where it is started, with the CPUs that a job has."""
+    remote = {*task.exclude_params_branch, "workflow", "branches", "branch", "poll_interval"}
+    processes = max(task.coffea_worker, min(profile.cpus(), len(branches)))
+    arguments = task.cli_args(exclude={*_DISPATCH, *remote}, replace={"coffea_worker": processes})
+    options = [part for option in arguments.items() for part in option]
+    chosen = ["--workflow", "local", "--branches", ",".join(map(str, branches))]
+    return [profile.python, "-m", "law", "run", f"{task.__module__}.{task.task_family}", *options, *chosen]
 
 
 def _for_required(task: Any) -> list[str]:

@@ -11,6 +11,7 @@ from bhive_mltf.slurm import lab, profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.lab import packages
 from tests.slurm.fake_scheduler import FakeScheduler
+from tests.tasks.conftest import Sandbox
 
 REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
 
@@ -93,3 +94,11 @@ class FakeClock:
 @pytest.fixture
 def clock():
     return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def law_home(tmp_path_factory):
+    """The index of the tasks."""
+    home = tmp_path_factory.mktemp("law")
+    assert Sandbox(tmp_path_factory.mktemp("index"), home).law("index").returncode == 0
+    return home

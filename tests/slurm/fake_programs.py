@@ -90,6 +90,9 @@ def scancel(state, arguments):
 
 def scontrol(state, arguments):
     job = state["jobs"].get(arguments[-1])
+    if arguments[0] == "requeue" and job:
+        job.update(state="PENDING", restarts=job["restarts"] + 1)
+        return 0
     if not job or job.get("left") == "purged":
         sys.stderr.write("slurm_load_jobs error: Invalid job id specified\n")
         return 1

@@ -270,6 +270,46 @@ def test_gpus_are_asked_for_in_both_styles(cluster, client, tmp_path):
         assert "0,1" in record.log.read_text()
 
 
+STAND_IN = """#!/bin/bash
+# as apptainer is called: options, image, command; with a PATH of the image's own
+shift
+while [[ "$1" == -* ]]; do shift; done
+echo "${SLURM_STEP_ID:-batch} $(basename "$1") $([[ "$PATH" == /image* ]] && echo inside || echo outside)" >> "$0.log"
+shift
+PATH="/image:$PATH" exec "$@"
+"""
+
+
+def test_what_runs_in_a_container_is_started_in_it_by_every_node(cluster, client, tmp_path):
+    """A stand-in for Apptainer: batch step, check of both nodes and both ranks start it, from outside the image."""
+    runtime = tmp_path / "stand in"
+    runtime.write_text(STAND_IN)
+    runtime.chmod(0o755)
+    box = {"image": f"{tmp_path}/a b.sif", "runtime": str(runtime)}
+    profile = profiles.load("local-lab", container=box, python=sys.executable)
+    settings = {"name": "t", "kind": "ranks", "nodes": 2, "ranks_per_node": 1, "directory": tmp_path / "out"}
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    ranks = job.make(profile, command=["bash", "-c", "echo $PATH"], environment=environment, **settings)
+    follow(dispatch.submit_or_attach(profile, ranks, client), client, poll_s=0.5, display=Lines())
+    started = sorted(Path(f"{runtime}.log").read_text().splitlines())
+    assert started == [f"{step} a b.sif outside" for step in ("0", "0", "1", "1", "batch")]
+    logs = sorted((tmp_path / "out/logs").glob("rank_*.log"))
+    assert [log.read_text().startswith("/image:") for log in logs] == [True, True]
+
+
+def test_ranks_ended_by_their_time_limit_are_put_back(cluster, profile, client, tmp_path):
+    """A limit that ends them before they have saved; the lab looks at limits twice a minute."""
+    script = f"trap : USR2; [ -e {tmp_path}/again ] && exit; touch {tmp_path}/again; sleep 200 & wait; wait"
+    settings = {"name": "t", "kind": "ranks", "nodes": 2, "ranks_per_node": 1, "directory": tmp_path / "out"}
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    ranks = job.make(profile, command=["bash", "-c", script], environment=environment, **settings)
+    record = dispatch.submit_or_attach(profile, ranks, client)
+    wait_for((tmp_path / "again").exists)
+    assert cluster.run("scontrol", "update", f"jobid={record.job_id}", "endtime=now+1").returncode == 0
+    ended = follow(record, client, poll_s=0.5, display=Lines())
+    assert (ended.state, ended.restarts, ended.timeout_step) == (JobState.COMPLETED, 1, 0)
+
+
 def test_the_record_tells_the_whole_story(cluster, profile, client, tmp_path):
     for command in ("false", "true"):
         record = dispatch.submit_or_attach(profile, spec(profile, tmp_path, command), client)

@@ -98,6 +98,47 @@ def test_what_the_site_took_away_for_good_is_an_error(fake, record, watch, clock
     assert clock.time - before > 15
 
 
+@pytest.fixture
+def ranks(fake, tmp_path):
+    """A job of ranks, which may have three attempts."""
+    profile = profiles.load("generic", accounting=False, max_attempts=3)
+    spec = job.make(profile, name="a test", kind="ranks", command=["x"], directory=tmp_path / "ranks")
+    return dispatch.submit_or_attach(profile, spec, Slurm())
+
+
+def test_ranks_that_had_not_saved_at_the_time_limit_are_put_back_while_they_get_on(fake, ranks, clock):
+    """Three attempts at most, and none after one that got no further than the one before."""
+    for steps, requeues in (((5, 9, 12), 2), ((5, 5), 1), ((0,), 1)):
+        ranks.changed(ended=None, state=JobState.RUNNING, timeout_step=-1)
+        fake.change(ranks.job_id, state="RUNNING", restarts=0)
+        left, before = list(steps), len(fake.calls("scontrol"))
+
+        def limit(left=left, last=steps[-1]):
+            if fake.jobs[ranks.job_id]["state"] in ("PENDING", "RUNNING"):
+                write(ranks, "progress.json", step=left.pop(0) if left else last, time=1.0)
+                fake.change(ranks.job_id, state="TIMEOUT")
+
+        clock.then = limit
+        with pytest.raises(JobFailedError, match="it reached its time limit"):
+            follow(JobRecord.read(ranks.directory), Slurm(accounting=False, fresh_s=0.0), poll_s=1.0, clock=clock)
+        assert len(fake.calls("scontrol")) == before + requeues
+    assert len(fake.calls("sbatch")) == 1
+
+
+def test_a_job_that_another_command_has_put_back_is_followed_and_not_disturbed(fake, ranks, clock, monkeypatch):
+    fake.change(ranks.job_id, state="TIMEOUT")
+    forget = Slurm.forget
+
+    def meanwhile(client):
+        fake.change(ranks.job_id, state="RUNNING", restarts=1)
+        clock.then = lambda: fake.change(ranks.job_id, state="COMPLETED")
+        forget(client)
+
+    monkeypatch.setattr(Slurm, "forget", meanwhile)
+    follow(ranks, Slurm(accounting=False, fresh_s=0.0), poll_s=1.0, clock=clock)
+    assert not fake.calls("scontrol")
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -122,6 +163,11 @@ def test_the_jobs_own_reason_is_told(fake, record, watch):
     write(record, "outcome.json", token=record.token, outcome="failed", reason="rank 1 failed (ValueError: no)", time=1)
     with pytest.raises(JobFailedError, match=r"exit code 1 \(rank 1 failed \(ValueError: no\)\)"):
         watch(lambda: fake.change(record.job_id, state="FAILED", status=256))
+
+
+def test_a_job_that_could_not_write_its_word_is_understood_by_its_exit_code(fake, record, watch):
+    with pytest.raises(JobFailedError, match="exit code 74 .no space is left where the outputs go: make room"):
+        watch(lambda: fake.change(record.job_id, state="FAILED", status=74 << 8))
 
 
 def test_the_word_of_an_earlier_job_says_nothing(fake, record, watch):

@@ -1,6 +1,7 @@
 """What the batch step decides from its environment, without a cluster."""
 
 import socket
+import sys
 import time
 
 import pytest
@@ -94,3 +95,18 @@ def test_preflight_sees_a_folder_of_another_machine(spec, monkeypatch):
     assert (spec.folder / "probe.n7").exists()
     assert "sees another" in preflight.look(spec.folder / "probe", "other").problem
     assert "cannot use" in preflight.look(spec.folder / "nowhere" / "probe", spec.token).problem
+
+
+def test_each_rank_and_each_check_of_a_node_runs_inside_the_image(spec, monkeypatch):
+    """srun's part of what `golden/container.sh` begins."""
+    box = ("apptainer", "exec", "--nv", "--bind=/data", "/sw/a b.sif")
+    inside = spec.model_copy(update={"wrapper": box})
+    command = steps.ranks(inside)
+    assert command[command.index("apptainer") :] == [*box, "python", "-m", "x"]
+    command = preflight._command(ALLOCATION, inside)
+    assert command[command.index("apptainer") :][: len(box) + 1] == [*box, sys.executable]
+    # the image's PATH is for what is inside, the node's for what srun starts
+    monkeypatch.setenv("BHIVE_MLTF_HOST_PATH", "/host/bin")
+    _, outside = steps.srun(inside, {"PATH": "/image/bin", "LD_LIBRARY_PATH": "/.singularity.d/libs", "A": "1"})
+    assert outside == {"PATH": "/host/bin", "A": "1"}
+    assert steps.srun(spec, {"PATH": "/bin"})[1] == {"PATH": "/bin"}

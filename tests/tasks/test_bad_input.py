@@ -177,7 +177,7 @@ def prepared(tmp_path_factory, law_home, ntuple):
 TRAININGS = {
     "fewer jets than a batch": (["--batch-size", 1024], ["1024", "--batch-size"]),
     "more ranks than jets": (["--batch-size", 2, "--ranks-per-node", 3], ["rank"]),
-    "several nodes here": (["--nodes", 2], ["nodes"]),
+    "several nodes here": (["--nodes", 2], ["--nodes 2", "also inside an allocation", "--slurm PROFILE"]),
 }
 
 

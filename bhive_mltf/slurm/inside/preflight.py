@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bhive_mltf import __version__
+from bhive_mltf.slurm.inside import steps
 from bhive_mltf.slurm.inside.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 
@@ -48,11 +49,13 @@ def check_nodes(allocation: Allocation, spec: JobSpec, variables: Mapping[str, s
     folder = spec.folder
     for left in folder.glob(f"{spec.probe}.*"):
         left.unlink(missing_ok=True)
+    program, outside = steps.srun(spec, variables)
     begun = time.time()
     try:
         done = subprocess.run(
             _command(allocation, spec),
-            env=dict(variables),
+            executable=program,
+            env=outside,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -76,6 +79,7 @@ def _command(allocation: Allocation, spec: JobSpec) -> list[str]:
         "--ntasks-per-node=1",
         "--cpus-per-task=1",
         "--kill-on-bad-exit=0",
+        *spec.wrapper,
         sys.executable,
         "-m",
         "bhive_mltf.slurm.inside.preflight",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from bhive_mltf.slurm.inside.allocation import Allocation
-from bhive_mltf.slurm.job import JobSpec
+from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
 # Ranks find the job's folder by it; the same name as in `bhive_mltf.training.srun`, which is not imported here.
 FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
@@ -37,6 +38,16 @@ def environment(spec: JobSpec, allocation: Allocation) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, **kept, **ours, **meeting}
 
 
+def srun(spec: JobSpec, variables: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The program srun, and the variables of what it starts: those outside the image where there is one."""
+    program = shutil.which("srun") or "srun"
+    outside = os.environ.get(HOST_PATH)
+    if not spec.wrapper or outside is None:
+        return program, dict(variables)
+    kept = {name: value for name, value in variables.items() if name not in (HOST_PATH, "LD_LIBRARY_PATH")}
+    return program, {**kept, "PATH": outside}
+
+
 def ranks(spec: JobSpec) -> list[str]:
     """The srun command of all ranks; each rank's output is added to `logs/rank_<r>.log` beside the outputs."""
     # in the folder's own part a % would be a pattern
@@ -53,14 +64,18 @@ def ranks(spec: JobSpec) -> list[str]:
         "--open-mode=append",
         f"--output={log}",
         f"--error={log}",
+        *spec.wrapper,
         *spec.command,
     ]
 
 
 def start(spec: JobSpec, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start ranks or command."""
-    command = ranks(spec) if spec.kind == "ranks" else list(spec.command)
-    return subprocess.Popen(command, env=dict(variables))
+    workdir = spec.workdir if spec.workdir and os.path.isdir(spec.workdir) else None  # noqa: PTH112 - a str or nothing
+    if spec.kind == "command":
+        return subprocess.Popen(spec.command, env=dict(variables), cwd=workdir)
+    program, outside = srun(spec, variables)
+    return subprocess.Popen(ranks(spec), executable=program, env=outside, cwd=workdir)
 
 
 def clear(directory: Path, size: int, *names: Path) -> None:

@@ -69,6 +69,7 @@ class Seen:
     reasons : what ranks left behind, in any order.
     terminated : SLURM told the batch step to end.
     no_space : nothing can be written where the outputs go.
+    can_go_on : ranks go on from a checkpoint, a command does not.
     """
 
     exit_code: int
@@ -97,6 +98,7 @@ def judge(seen: Seen) -> Verdict:
         return Verdict(Outcome.DONE, "done", ExitCode.DONE)
     if seen.terminated:
         saved = f"saved at step {seen.stopped['step']}" if seen.stopped else "the last checkpoint holds"
+        saved = saved if seen.can_go_on else "the same command begins anew"
         return Verdict(Outcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
     if seen.stopped is not None:
         why = f"stopped by {seen.stopped['signal'] or 'a signal'} and saved at step {seen.stopped['step']}"
@@ -106,7 +108,7 @@ def judge(seen: Seen) -> Verdict:
 
 def _failed(seen: Seen) -> Verdict:
     reason = first_reason(seen.reasons)
-    what = sentence(reason) if reason else _by_exit_code(seen.exit_code)
+    what = sentence(reason) if reason else _by_exit_code(seen.exit_code, "a rank" if seen.can_go_on else "the command")
     if seen.no_space or any(r.get("no_space") for r in seen.reasons):
         return Verdict(Outcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
     if reason and reason["kind"] not in _PASSING:
@@ -144,11 +146,9 @@ def sentence(reason: dict[str, Any]) -> str:
     return f"rank {reason.get('rank')} failed ({reason.get('kind')}: {message.splitlines()[0] if message else ''})"
 
 
-def _by_exit_code(code: int) -> str:
+def _by_exit_code(code: int, who: str) -> str:
     number = code - 128 if code > 128 else -code if code < 0 else 0
     try:
-        return (
-            f"a rank was killed by {signal.Signals(number).name}" if number else f"a rank ended with exit code {code}"
-        )
+        return f"{who} was killed by {signal.Signals(number).name}" if number else f"{who} ended with exit code {code}"
     except ValueError:
-        return f"a rank ended with exit code {code}"
+        return f"{who} ended with exit code {code}"
