@@ -1,11 +1,12 @@
 """The loader against weaver-core's own, and against a plain copy of the same batches.
 
-    python benchmarks/bench_loader.py --data DIR [--rounds 5] [--batch-size 512]
+    python benchmarks/bench_loader.py --data DIR [--rounds 5] [--batch-size 512] [--copies 4]
 
 DIR is a folder of JetClass files named after their processes; weaver-core is in an environment of its own (`make
 weaver`, or $WEAVER_PYTHON). What ParT reads: 17 features, four-vectors, mask, label. All that is compared takes turns
 within a round, so that a machine that gets slower does so for all. The last line is one JSON object; ratios are medians
-over the rounds, on one core:
+over the rounds, on one core. Our sets hold `--copies` distinct copies of each file, so that what a first epoch does
+once (memory that is touched for the first time, files that are opened) is spread over more than some 50 batches:
 
 loader_over_weaver : our jets/s over weaver's, which reads ROOT in each epoch; both with the same number of workers (0
     and 1), the smaller ratio counts. Of weaver's two ways to fetch the faster one is taken.
@@ -40,9 +41,11 @@ import torch
 from bench_convert import PART_INPUTS, construct_set, stage_files
 from common import conditions, jetclass_files, machine_two_over_one, on_cores, private_mb
 from peer import Peer
+from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
+from bhive_mltf.data import jagged
 from bhive_mltf.data.dataset import Dataset, open_dataset
 from bhive_mltf.data.loader import BatchLoader
 from bhive_mltf.data.loader_benchmark import flat_copy, memcpy_seconds
@@ -133,7 +136,7 @@ def build(files: Sequence[str], place: Path, chunk_size: int, arguments: argpars
     found = {}
     for name in arguments.sets:
         config = configs.load(str(PART_INPUTS)).model_copy(update=dict(SETS[name]))
-        folder = place / f"{name} {chunk_size}".replace(" ", "_")
+        folder = place / f"{name} {chunk_size} {len(files)}".replace(" ", "_")
         stage_files(config, files, folder)
         construct_set(config, files, folder, chunk_size=chunk_size)
         found[name] = Ours(folder / "set", config, arguments.batch_size)
@@ -222,6 +225,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--copies", type=int, default=4, help="of each file, in our sets")
     parser.add_argument("--set", choices=SETS, default="arrow float32")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="which to measure")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
@@ -230,13 +234,15 @@ def main() -> None:
     torch.set_num_threads(1)
     files = jetclass_files(arguments.data)
     conditions(files)
+    print("copies of candidates:", "in Python" if jagged.PAD_JETS is None else "compiled")
     cores = sorted(os.sched_getaffinity(0), reverse=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        built = {size: build(files, Path(folder), size, arguments) for size in CHUNKS}
+        many = distinct_copies(files, arguments.copies, Path(folder) / "copies")
+        built = {size: build(many, Path(folder), size, arguments) for size in CHUNKS}
         ours = built[CHUNKS[-1]]
         rates = one_core(ours, arguments.data, arguments.rounds, arguments.batch_size, cores[0])
         sets = {name: summary(name, rates) for name in arguments.sets}
-        root = sum(map(os.path.getsize, files))
+        root = sum(map(os.path.getsize, many))
         for name, row in sets.items():
             size = sum(path.stat().st_size for path in ours[name].directory.iterdir())
             row["bytes_per_jet"] = size / len(ours[name].open())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data import order
-from bhive_mltf.data.jagged import Recipe
+from bhive_mltf.data.jagged import Memory, Recipe
 from bhive_mltf.data.mapped import ArrowWindows, Piece
 from bhive_mltf.data.order import Window
 from bhive_mltf.data.schema import GLOBAL
@@ -169,7 +169,7 @@ class Arenas:
             counts = np.minimum(np.diff(starts), self._view.inputs.group(name).length)
             begins = tuple(self._regions[p.field].offset + starts[:-1] * p.row_bytes for p in recipe.planes)
             groups[name] = Candidates(recipe, counts, begins)
-        return WindowTable([buffer.data], None, groups, jets)
+        return WindowTable(Memory([buffer.data]), None, groups, jets)
 
     def _window_starts(self, group: str, window: Window) -> NDArray[np.int64]:
         """Where each jet's candidates begin in an arena, and where the last ones end; int64 [W+1]."""

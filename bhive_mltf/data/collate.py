@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bhive_mltf.data.batch import Batch, GroupBatch
-from bhive_mltf.data.jagged import Scratch, assemble, gather, pad, padded_rows
+from bhive_mltf.data.jagged import Chosen, Scratch, assemble
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.data.source import JetIndexLike
 from bhive_mltf.data.window import WindowTable
@@ -36,7 +36,7 @@ _JET_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
 }
 _BATCH_COLUMNS = tuple(name for name in _JET_COLUMNS if name != "position")
 # Numbers of candidates are stored in 16 bits.
-_STEPS = np.arange(2**16, dtype=np.int32)
+_STEPS = np.arange(2**16, dtype=np.uint16)
 
 
 def padded_lengths(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
@@ -104,6 +104,14 @@ def _places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> Mappi
     return places
 
 
+@lru_cache(256)
+def _copied_places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> tuple[Mapping[str, Place], int, int]:
+    """Where the columns per jet of a batch lie in a copy of a part of its buffer, and the ends of that part."""
+    places = _places(inputs, n_jets, lengths)
+    start, stop = places["target"].offset, places["kinematics"].stop
+    return {name: places[name]._replace(offset=places[name].offset - start) for name in _BATCH_COLUMNS}, start, stop
+
+
 def buffer_bytes(inputs: ModelInputs, n_jets: int) -> int:
     """Bytes that hold any batch of up to `n_jets` jets."""
     shape = BatchShape(n_jets, tuple(group.length for group in inputs.groups), n_jets)
@@ -143,16 +151,12 @@ class Collator:
         candidates = table.groups[name]
         recipe, counts = candidates.recipe, candidates.counts[jets]
         where = None if table.where is None else table.where[jets]
-        raw = [
-            gather(table.memory, where, begins[jets], counts, plane)
-            for begins, plane in zip(candidates.begins, recipe.planes, strict=True)
-        ]
+        chosen = Chosen(table.memory, where, [begins[jets] for begins in candidates.begins], counts)
         mask = out[f"{name}/mask"]
-        np.less(_STEPS[: mask.shape[1]], counts.astype(np.int32)[:, None], out=mask)
-        rows = padded_rows(counts, mask.shape[1], self._scratch)
+        np.less(_STEPS[: mask.shape[1]], counts.astype(np.uint16)[:, None], out=mask)
         for target, picked in ((name, recipe.features), (f"{name}/vectors", recipe.vectors)):
             if picked:
-                pad(assemble(raw, picked, out[target].shape[2], self._scratch, target), rows, out[target])
+                assemble(chosen, recipe, picked, out[target], self._scratch)
 
 
 def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *, pin_memory: bool = False) -> Batch:
@@ -161,7 +165,7 @@ def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *,
     Columns per jet are copied: who keeps the targets of an epoch must not keep all of its features.
     """
     places = shape.places(inputs)
-    start, stop = places["target"].offset, places["kinematics"].stop
+    copied, start, stop = _copied_places(inputs, shape.n_jets, shape.lengths)
     jets = buffer[start:stop].copy()
     if pin_memory:
         jets = torch.from_numpy(jets).pin_memory().numpy()
@@ -178,9 +182,5 @@ def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *,
         )
         for group in inputs.groups
     }
-    columns = {
-        name: torch.from_numpy(place._replace(offset=place.offset - start).view(jets))
-        for name, place in places.items()
-        if name in _BATCH_COLUMNS
-    }
+    columns = {name: torch.from_numpy(place.view(jets)) for name, place in copied.items()}
     return Batch(groups=groups, global_size=shape.global_size, **columns)

@@ -1,22 +1,24 @@
 """Candidates of chosen jets, from wherever they lie to padded arrays.
 
-J: jets chosen; N: candidates, padding included; S: candidates of the chosen jets and one empty one behind each jet.
+J: jets chosen; N: candidates, padding included; W: columns of a plane; F: columns wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bhive_mltf.data import compiled
 from bhive_mltf.data.storage import Plane
+from bhive_mltf.errors import CorruptFileError
 
-# Numbers of candidates are stored in 16 bits.
-_STEPS = np.arange(2**16)
+PAD_JETS = compiled.installed()
 
 
 class Scratch:
@@ -25,9 +27,9 @@ class Scratch:
     def __init__(self) -> None:
         self._arrays: dict[str, NDArray[Any]] = {}
 
-    def get(self, name: str, shape: tuple[int, int], kind: type[np.generic]) -> NDArray[Any]:
+    def get(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:
         """An array with any content; the same memory for the same name, which belongs to one `kind`."""
-        size = shape[0] * shape[1]
+        size = prod(shape)
         array = self._arrays.get(name)
         if array is None or array.size < size:
             array = self._arrays[name] = np.empty(size + size // 8, kind)
@@ -38,11 +40,11 @@ class Scratch:
 class Picked:
     """Columns of a stored plane that go to the columns `target` of an array.
 
-    source : int64 tensor, positions in the plane; None: the plane as it is.
+    source : int64 [F], positions in the plane; None: the plane as it is.
     """
 
     plane: int
-    source: torch.Tensor | None
+    source: NDArray[np.int64] | None
     target: NDArray[np.int64]
 
 
@@ -74,75 +76,135 @@ def _picked(planes: Sequence[Plane], wanted: Sequence[int]) -> tuple[Picked, ...
         if target:
             source = [plane.positions.index(wanted[i]) for i in target]
             whole = source == list(range(len(plane.positions)))
-            picked.append(Picked(number, None if whole else torch.tensor(source), np.array(target)))
+            picked.append(Picked(number, None if whole else np.array(source, np.int64), np.array(target)))
     return tuple(picked)
 
 
-def gather(
-    memory: Sequence[memoryview],
-    where: NDArray[np.intp] | None,
-    begins: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    plane: Plane,
-) -> NDArray[Any]:
-    """Candidates of chosen jets, [S,F] of the plane's type, each jet's followed by an empty one.
+class Memory:
+    """Pieces of memory that hold candidates.
 
-    Parameters
-    ----------
-    memory, where : pieces of memory, and the number of the one that holds each jet [J]; None: all in the first.
-    begins : [J], first byte of each jet.
-    counts : [J], candidates to take.
+    addresses, sizes : int64, of the pieces; `tables`: where these two arrays lie.
     """
-    empty = bytes(plane.row_bytes)
-    ends = begins + counts * plane.row_bytes
-    # One copy per jet: a jet's candidates lie next to each other.
-    parts: list[memoryview | bytes] = [empty] * (2 * len(begins))
-    if where is None:
-        whole = memory[0]
-        parts[::2] = [whole[a:z] for a, z in zip(begins.tolist(), ends.tolist(), strict=True)]
-    else:
-        places = zip(where.tolist(), begins.tolist(), ends.tolist(), strict=True)
-        parts[::2] = [memory[m][a:z] for m, a, z in places]
-    return np.frombuffer(bytearray().join(parts), plane.type).reshape(-1, len(plane.positions))
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self.views = views
+        self.addresses = np.array([np.frombuffer(view, np.uint8).ctypes.data for view in views], np.int64)
+        self.sizes = np.array([view.nbytes for view in views], np.int64)
+        self.tables = self.addresses.ctypes.data, self.sizes.ctypes.data
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Jets to be gathered.
+
+    where : int64 [J], the piece of `memory` that holds each jet; None: all in the first.
+    begins : per plane, int64 [J]: first byte of each jet in its piece.
+    counts : int64 [J], candidates to take.
+    stored : by plane, its candidates [S,W] jet behind jet, as far as they were needed.
+    """
+
+    memory: Memory
+    where: NDArray[np.int64] | None
+    begins: Sequence[NDArray[np.int64]]
+    counts: NDArray[np.int64]
+    stored: dict[int, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: NDArray[Any], counts: NDArray[np.int64]) -> Chosen:
+        """All jets of an array [S,W] of candidates, jet behind jet."""
+        begins = (np.cumsum(counts) - counts) * (values.itemsize * values.shape[1])
+        return cls(Memory([values.reshape(-1).view(np.uint8).data]), None, [begins], counts)
 
 
 def assemble(
-    raw: Sequence[NDArray[Any]], picked: Sequence[Picked], width: int, scratch: Scratch, name: str
-) -> NDArray[np.float32]:
-    """The wanted columns, float32 [S,F], of gathered planes."""
-    wide = [_wide(raw[p.plane], scratch, f"{name}/{p.plane}") for p in picked]
-    if len(picked) == 1 and picked[0].source is None:
-        return wide[0]
-    result = scratch.get(name, (len(raw[0]), width), np.float32)
-    for values, pick in zip(wide, picked, strict=True):
-        if pick.source is not None and len(picked) == 1:
-            torch.index_select(torch.from_numpy(values), 1, pick.source, out=torch.from_numpy(result))
-        elif pick.source is not None:
-            result[:, pick.target] = torch.index_select(torch.from_numpy(values), 1, pick.source).numpy()
-        else:
-            result[:, pick.target] = values
-    return result
+    jets: Chosen, recipe: Recipe, picked: Sequence[Picked], out: NDArray[np.float32], scratch: Scratch
+) -> None:
+    """Write the wanted columns of the chosen jets to `out` [J,N,F], contiguous; padding zero.
+
+    Raises
+    ------
+    CorruptFileError
+        The candidates of a jet do not lie in its memory.
+    """
+    if not (out.size and jets.counts.any()):
+        out[:] = 0
+        return
+    plane, first = recipe.planes[picked[0].plane], picked[0]
+    if len(picked) == 1 and not plane.half and (first.source is None or PAD_JETS is not None):
+        _copy(jets, first.plane, plane, out, length=out.shape[1], columns=first.source)
+        return
+    n_candidates = int(jets.counts.sum())
+    values = scratch.get("values", (n_candidates, out.shape[2]), np.dtype(np.float32))
+    for pick in picked:
+        if pick.plane not in jets.stored:
+            plane = recipe.planes[pick.plane]
+            stored = scratch.get(plane.field, (n_candidates, len(plane.positions)), plane.type)
+            _copy(jets, pick.plane, plane, stored)
+            jets.stored[pick.plane] = stored
+        _pick(jets.stored[pick.plane], pick, values)
+    whole = Plane("", tuple(range(out.shape[2])))
+    _copy(Chosen.of(values, jets.counts), 0, whole, out, length=out.shape[1])
 
 
-def _wide(values: NDArray[Any], scratch: Scratch, name: str) -> NDArray[np.float32]:
-    """float16 as float32; torch converts many times faster than numpy."""
-    if values.dtype == np.float32:
-        return values
-    result = scratch.get(f"{name}/wide", values.shape, np.float32)
-    torch.from_numpy(result).copy_(torch.from_numpy(values))
-    return result
+def _pick(stored: NDArray[Any], pick: Picked, values: NDArray[np.float32]) -> None:
+    """Columns of candidates [S,W] to those of `values` [S,F]; torch does it many times faster than numpy."""
+    found, target = torch.from_numpy(stored), torch.from_numpy(values)
+    if pick.source is not None:
+        found = torch.index_select(found, 1, torch.from_numpy(pick.source))
+    if len(pick.target) == len(values[0]):
+        target.copy_(found)
+    else:
+        target[:, pick.target] = found.to(torch.float32)
 
 
-def padded_rows(counts: NDArray[np.int64], length: int, scratch: Scratch) -> NDArray[np.int64]:
-    """Rows [J,N] of what `gather` gives for `counts` [J] candidates; padding points to a jet's empty one."""
-    empty = np.cumsum(counts + 1) - 1
-    rows = scratch.get("rows", (len(counts), length), np.int64)
-    np.add((empty - counts)[:, None], _STEPS[:length], out=rows)
-    np.minimum(rows, empty[:, None], out=rows)
-    return rows
+def _copy(
+    jets: Chosen,
+    number: int,
+    plane: Plane,
+    out: NDArray[Any],
+    *,
+    length: int = -1,
+    columns: NDArray[np.int64] | None = None,
+) -> None:
+    """Copy the candidates of plane number `number` to `out`, contiguous.
+
+    Parameters
+    ----------
+    length : candidates per jet in `out`, missing ones zero; -1: jet behind jet, without padding.
+    columns : int64 [F], those to take of a plane of float32, compiled only; None: all.
+    """
+    begins, counts, memory = jets.begins[number], jets.counts, jets.memory
+    if PAD_JETS is None:
+        fits = _copy_one_by_one(jets, begins, plane.row_bytes, out, length)
+    else:
+        where = None if jets.where is None else jets.where.ctypes.data
+        starts, numbers = begins.ctypes.data, counts.ctypes.data
+        chosen = (None, 0) if columns is None else (columns.ctypes.data, len(columns))
+        wrong = PAD_JETS(
+            *memory.tables, where, starts, numbers, len(begins), plane.row_bytes, *chosen, length, out.ctypes.data
+        )
+        fits = wrong < 0
+    if not fits:
+        raise CorruptFileError(
+            f"the candidates {plane.field} of a jet do not lie in the shard of the training set that should hold them: "
+            "build the training set again"
+        )
 
 
-def pad(values: NDArray[np.float32], rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Write `values` [S,F] at `rows` [J,N] to `out` [J,N,F]."""
-    # mode="clip" spares numpy a buffered copy of the output; every index is in range.
-    values.take(rows, axis=0, out=out, mode="clip")
+def _copy_one_by_one(jets: Chosen, begins: NDArray[np.int64], row_bytes: int, out: NDArray[Any], length: int) -> bool:
+    """What `pad_jets.c` does for whole candidates; False if a jet does not fit."""
+    sizes = jets.counts * row_bytes
+    where = np.zeros(len(begins), np.int64) if jets.where is None else jets.where
+    if (begins < 0).any() or (begins + sizes > jets.memory.sizes[where]).any() or 0 <= length < jets.counts.max():
+        return False
+    if length < 0:
+        rooms = np.cumsum(sizes) - sizes
+    else:
+        out.fill(0)
+        rooms = np.arange(len(begins)) * (length * row_bytes)
+    target = out.reshape(-1).view(np.uint8).data
+    places = rooms.tolist(), (rooms + sizes).tolist(), begins.tolist(), (begins + sizes).tolist()
+    # One copy per jet: a jet's candidates lie next to each other.
+    for piece, first, last, begin, end in zip(where.tolist(), *places, strict=True):
+        target[first:last] = jets.memory.views[piece][begin:end]
+    return True

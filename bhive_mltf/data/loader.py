@@ -150,7 +150,7 @@ class BatchLoader:
 
     def reader(self, n_buffers: int, buffer_bytes: int, n_arenas: int) -> BatchReader:
         """A reader of its own; for measurements."""
-        return BatchReader(self._view, n_buffers, buffer_bytes, n_arenas)
+        return BatchReader(self._view, n_buffers, buffer_bytes, n_arenas, shared=False)
 
     def close(self) -> None:
         """End the worker processes; another epoch starts them again."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bhive_mltf.data import order
 from bhive_mltf.data.arrow_shard import ArrowShard
-from bhive_mltf.data.jagged import Recipe
+from bhive_mltf.data.jagged import Memory, Recipe
 from bhive_mltf.data.order import Window
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.data.source import ArrowSource
@@ -159,7 +159,7 @@ class MappedWindows:
             jets[name] = np.concatenate([found.jets[name] for found in numbers])
         where = np.repeat([shards.index(p.shard) for p in pieces], [p.end - p.begin for p in pieces])
         return WindowTable(
-            memory=[self._memory[shard] for shard in shards],
+            memory=Memory([self._memory[shard] for shard in shards]),
             where=where if len(shards) > 1 else None,
             groups={name: self._candidates(name, pieces, numbers) for name in self._windows.recipes},
             jets=jets,
@@ -182,22 +182,25 @@ class _Pages:
     """Which parts of files this process has mapped, so that they stay few; the system keeps their content."""
 
     def __init__(self) -> None:
-        self._windows: deque[list[tuple[mmap.mmap, int, int]]] = deque()
+        self._parts: OrderedDict[tuple[mmap.mmap, int, int], int] = OrderedDict()
         self._n_bytes = 0
+        self._turn = 0
 
     def use(self, parts: Iterable[tuple[mmap.mmap, int, int]]) -> None:
-        """Map parts of files (first byte, size), all at once, and forget those of windows before the last one."""
-        window = []
+        """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed."""
+        self._turn += 1
         for file, start, size in parts:
             begin = start // _PAGE * _PAGE
-            window.append((file, begin, start + size - begin))
-            # Read in one go where they are not in memory; older systems have no such advice.
-            with contextlib.suppress(OSError, ValueError):
-                file.madvise(_POPULATE_READ, *window[-1][1:])
-        self._windows.append(window)
-        self._n_bytes += sum(size for _, _, size in window)
-        while len(self._windows) > 2 and self._n_bytes > _MAX_MAPPED:
-            for file, begin, size in self._windows.popleft():
-                self._n_bytes -= size
-                with contextlib.suppress(OSError, AttributeError):
-                    file.madvise(mmap.MADV_DONTNEED, begin, size)
+            part = file, begin, start + size - begin
+            if part not in self._parts:
+                self._n_bytes += part[2]
+                # Read in one go where they are not in memory; older systems have no such advice.
+                with contextlib.suppress(OSError, ValueError):
+                    file.madvise(_POPULATE_READ, begin, part[2])
+            self._parts[part] = self._turn
+            self._parts.move_to_end(part)
+        while self._n_bytes > _MAX_MAPPED and next(iter(self._parts.values())) < self._turn - 1:
+            (file, begin, size), _ = self._parts.popitem(last=False)
+            self._n_bytes -= size
+            with contextlib.suppress(OSError, AttributeError):
+                file.madvise(mmap.MADV_DONTNEED, begin, size)

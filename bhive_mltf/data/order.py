@@ -70,8 +70,9 @@ def window_runs(jets: range, window: Window) -> list[range]:
 def window_rows(jets: range, window: Window, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where stored positions [J] lie among the jets of their window, in `window_positions`."""
     # Only the last block of the range is shorter, and it is the last of any window it is in.
-    block, offset = np.divmod(positions - jets.start, BLOCK)
-    rows: NDArray[np.int64] = np.searchsorted(np.array(window), block) * BLOCK + offset
+    from_start = positions - jets.start
+    block = from_start // BLOCK
+    rows: NDArray[np.int64] = from_start + (np.searchsorted(window, block) - block) * BLOCK
     return rows
 
 

@@ -5,6 +5,7 @@ Shared buffers have no name in the file system, so that they go with the last pr
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing.reduction
 import os
@@ -22,18 +23,26 @@ _PAGE = mmap.PAGESIZE
 
 
 class SharedBuffers:
-    """Some buffers of one size, in memory that worker processes share. Pages that are never touched cost nothing.
+    """Some buffers of one size. Pages that are never touched cost nothing.
 
-    Picklable for a process that is being started.
+    Parameters
+    ----------
+    shared : in memory that worker processes share, and picklable for a process that is being started; else in memory of
+        this process, in large pages where the system has them: the first epoch is spared most page faults.
     """
 
-    def __init__(self, number: int, size: int) -> None:
+    def __init__(self, number: int, size: int, *, shared: bool = True) -> None:
         self.number = number
         self.size = max(-(-size // _PAGE) * _PAGE, _PAGE)
         self.pinned = False
-        self._file = _nameless_file()
-        os.ftruncate(self._file, number * self.size)
-        self._map = mmap.mmap(self._file, number * self.size)
+        if shared:
+            self._file = _nameless_file()
+            os.ftruncate(self._file, number * self.size)
+            self._map = mmap.mmap(self._file, number * self.size)
+        else:
+            self._map = mmap.mmap(-1, number * self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with contextlib.suppress(OSError, AttributeError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
 
     def __getstate__(self) -> dict[str, Any]:
         shared = multiprocessing.reduction.DupFd(self._file)

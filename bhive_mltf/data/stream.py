@@ -94,7 +94,8 @@ class BatchStream:
 
     def _open(self) -> tuple[Pool, Ring, SharedBuffers]:
         size = buffer_bytes(self._view.inputs, self._n_jets)
-        reader = BatchReader(self._view, 2 * self._n_threads + _HELD + 1, size, n_arenas=2 if self._n_threads else 1)
+        n_buffers, n_arenas = 2 * self._n_threads + _HELD + 1, 2 if self._n_threads else 1
+        reader = BatchReader(self._view, n_buffers, size, n_arenas, shared=self._n_threads > 0)
         self._n_arenas = reader.arenas.number if reader.arenas else 0
         pool: Pool = Workers(reader, self._n_threads, self._start_method) if self._n_threads else Inline(reader)
         if self._pin_memory:

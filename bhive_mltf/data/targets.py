@@ -40,7 +40,7 @@ def class_targets(truth_bits: NDArray[np.uint64], truths: Sequence[str], classes
     """
     targets = np.full(len(truth_bits), -1, np.int64)
     for position, mask in enumerate(_class_masks(truths, classes)):
-        targets[(truth_bits & mask) != 0] = position
+        np.putmask(targets, (truth_bits & mask) != 0, position)
     return targets
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data import order
-from bhive_mltf.data.jagged import Recipe
+from bhive_mltf.data.jagged import Memory, Recipe
 from bhive_mltf.data.order import Window
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.data.source import JetSource
@@ -43,8 +43,8 @@ class WindowTable:
     jets : columns per jet by name: `global` (the model's columns) and those of `Batch`.
     """
 
-    memory: Sequence[memoryview]
-    where: NDArray[np.intp] | None
+    memory: Memory
+    where: NDArray[np.int64] | None
     groups: Mapping[str, Candidates]
     jets: Mapping[str, NDArray[Any]]
 

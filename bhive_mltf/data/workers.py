@@ -68,13 +68,16 @@ class BatchReader:
     ----------
     n_buffers, buffer_bytes : of batches.
     n_arenas : windows that are decoded at the same time, where they must be.
+    shared : other processes do work too.
     """
 
-    def __init__(self, view: LoaderView, n_buffers: int, buffer_bytes: int, n_arenas: int) -> None:
+    def __init__(
+        self, view: LoaderView, n_buffers: int, buffer_bytes: int, n_arenas: int, *, shared: bool = True
+    ) -> None:
         arrow = ArrowWindows.of(view)
         decoder = None if arrow and not arrow.compressed else Arenas(view, arrow)
-        self.buffers = SharedBuffers(n_buffers, buffer_bytes)
-        self.arenas = None if decoder is None else SharedBuffers(n_arenas, decoder.n_bytes)
+        self.buffers = SharedBuffers(n_buffers, buffer_bytes, shared=shared)
+        self.arenas = None if decoder is None else SharedBuffers(n_arenas, decoder.n_bytes, shared=shared)
         self._view = view
         self._open(arrow, decoder)
 
