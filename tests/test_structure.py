@@ -24,7 +24,7 @@ ALLOWED = {
     "training": {"errors", "files", "config", "data", "models", "attacks", "tracking"},
     "evaluation": {"errors", "files", "config", "data", "models", "attacks"},
     "slurm": {"errors", "files", "config", "tracking"},  # of config only `yaml_file`, and where configs lie
-    "cli": {"errors", "files", "config", "data", "models", "evaluation", "tracking", "slurm"},
+    "cli": {"errors", "files", "config", "data", "models", "training", "evaluation", "tracking", "slurm"},
 }
 
 

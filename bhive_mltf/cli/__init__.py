@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import dataset, loader_benchmark, results, slurm, tracking
+from bhive_mltf.cli import dataset, loader_benchmark, replay, results, slurm, tracking
 from bhive_mltf.errors import BhiveError
 
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results.add_to(commands)
     dataset.add_to(commands)
     loader_benchmark.add_to(commands)
+    replay.add_to(commands)
     tracking.add_to(commands)
     slurm.add_to(commands)
     options = parser.parse_args(arguments)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bhive_mltf.data.jet_ids import describe_files
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation.discriminators import are_probabilities, softmax
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions
@@ -31,8 +32,6 @@ from bhive_mltf.files import atomic
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
-
-FILE_AND_ENTRY, SHARD_AND_ROW = "file and entry", "shard and row"
 
 # upstream's branch names for its six classes, whatever their order
 _UPSTREAM_BRANCHES = {"b": "isB", "bb": "isBB", "leptonicB": "isLeptB", "c": "isC", "uds": "isUDS", "g": "isG"}
@@ -96,19 +95,6 @@ def load(directory: str | Path) -> Predictions:
     if len(set(lengths.values())) != 1:
         raise CorruptFileError(f"The arrays in {directory} differ in length: {lengths}; run InferenceTask again.")
     return predictions
-
-
-def describe_files(dataset: Dataset) -> dict[str, Any]:
-    """Content of files.json: what jet ids mean, and path and content id of each index."""
-    manifest = dataset.manifest
-    if manifest.jet_ids:
-        files = [(source.path, source.content_id) for source in manifest.sources]
-    else:
-        files = [(shard.file, shard.checksum) for shard in manifest.shards]
-    return {
-        "jet_id": FILE_AND_ENTRY if manifest.jet_ids else SHARD_AND_ROW,
-        "files": {str(i): {"path": str(path), "content_id": str(content)} for i, (path, content) in enumerate(files)},
-    }
 
 
 def read_files(directory: str | Path) -> dict[int, str]:

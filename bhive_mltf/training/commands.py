@@ -17,7 +17,7 @@ ASIDE_FOLDER = "aside"
 # What the engine writes; other files of the directory (run.json, parameters.json) belong to others.
 _MADE = re.compile(
     r"model_\d+\.pt|best_model\.pt|checkpoints|(training|validation)_metrics\.npz|(train|val)_time\.npy|"
-    r"(loss|acc)\.(pdf|png)|plan\.json|logs"
+    r"(loss|acc)\.(pdf|png)|plan\.json|logs|nonfinite|profile|reproducibility\.json"
 )
 
 

@@ -81,6 +81,11 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
 
 
 def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Observer, signals: StopSignals) -> Trainer:
+    return Trainer(plan, world, parts, make_stepper(plan, world, parts), observer=observer, signals=signals)
+
+
+def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Stepper:
+    """The model on its device, with loss, optimiser and attack."""
     dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
     model: nn.Module = synchronise_batch_norms(parts.model, world.device, world.norm_group)
     model = model.to(world.device, dtype)
@@ -101,7 +106,7 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
     if not plan.attack_options.is_nominal:
         inputs = cast("ModelInputs", parts.model.inputs)
         stepper.attack = pick_attack(plan.attack_options, model, inputs, parts.attack_factors)
-    return Trainer(plan, world, parts, stepper, observer=observer, signals=signals)
+    return stepper
 
 
 def _default_observer() -> Observer:

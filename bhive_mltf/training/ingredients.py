@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -37,6 +37,7 @@ class Ingredients:
     dataset_digest, config_digest, classes, inputs : plain values kept in checkpoints.
     val_dataset_digest : of a validation set of its own, else empty.
     attack_factors : units of the changes of an attack with individual factors, else None.
+    jet_files : what the ids of training jets mean, see `data.jet_ids`.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Ingredients:
     inputs: dict[str, Any]
     val_dataset_digest: str = ""
     attack_factors: Factors | None = None
+    jet_files: dict[str, Any] = field(default_factory=dict)
 
 
 def seed_model(seed: int) -> None:
@@ -97,6 +99,7 @@ def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, 
 
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     """Open the training set and build model and loaders of this rank."""
+    from bhive_mltf.data.jet_ids import describe_files
     from bhive_mltf.data.loader import BatchLoader
     from bhive_mltf.models import registry
     from bhive_mltf.training.losses import class_weights
@@ -140,4 +143,5 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
         classes=[[name, list(labels)] for name, labels in classes],
         inputs=asdict(model.inputs),
         attack_factors=feature_factors(dataset, model.inputs) if plan.attack_individual_factors else None,
+        jet_files=describe_files(dataset),
     )

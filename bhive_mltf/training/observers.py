@@ -18,13 +18,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Interval:
-    """Some steps of training, up to `global_step`; `loss` is the mean over them, of all ranks."""
+    """Some steps of training, up to `global_step`; `loss` and `gradient_norm` (before clipping) are means over them.
+
+    loader_wait : share of the time that the training waited for its loader, of the rank that waited longest.
+    """
 
     epoch: int
     global_step: int
     loss: float
     learning_rate: float
     jets_per_s: float
+    gradient_norm: float = 0.0
+    loader_wait: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,9 @@ class Observer:
 
     def interval(self, interval: Interval) -> None:
         """Some more steps of training are done."""
+
+    def warn(self, text: str) -> None:
+        """Something does not look well."""
 
     def epoch(self, result: EpochResult) -> None:
         """A round is done; its files are being written."""
@@ -95,6 +103,11 @@ class Observers(Observer):
     def interval(self, interval: Interval) -> None:
         for member in self._members:
             member.interval(interval)
+
+    @override
+    def warn(self, text: str) -> None:
+        for member in self._members:
+            member.warn(text)
 
     @override
     def epoch(self, result: EpochResult) -> None:

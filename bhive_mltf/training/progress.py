@@ -71,6 +71,10 @@ class Progress(Observer):
             self._bars.tell(self._loss)
 
     @override
+    def warn(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
+    @override
     def epoch(self, result: EpochResult) -> None:
         best = ", best so far" if result.is_best else ""
         rate = self._jets / max(result.val_time, 1e-9)

@@ -19,7 +19,8 @@ from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch, GroupBatch
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.distributed import World
-from bhive_mltf.training.losses import jet_losses
+from bhive_mltf.training.guard import Guard
+from bhive_mltf.training.losses import JetLosses, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
 from bhive_mltf.training.optimisers import needs_closure
 from bhive_mltf.training.plan import TrainingPlan
@@ -56,6 +57,7 @@ class Stepper:
                 f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."
             )
         self.attack: Attack | None = None
+        self.guard = Guard(optimizer, world.device)
         default_norm = CLIP_NORM if plan.mixed_precision else 0.0
         self._clip_norm = default_norm if plan.clip_norm < 0 else plan.clip_norm
         self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
@@ -84,23 +86,34 @@ class Stepper:
         """One step of the training; returns as `backward`."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.attack is not None:
-            with self._autocast():
-                batch = self.attack(self._prepare(batch))
+        batch = self.attacked(batch)
         self.seed(global_step)
         if needs_closure(self.optimizer):
             return self._train_by_closure(batch, global_step)
         result = self.backward(batch)
-        self._clip()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler.is_enabled():
+            # gradients that are not finite are its own affair
+            self.guard.norm = self._clip()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.guard.step(self._clip())
         self.optimizer.zero_grad(set_to_none=True)
         return result
 
-    def _clip(self) -> None:
+    def attacked(self, batch: Batch) -> Batch:
+        """The batch as the attack, if there is one, changes it."""
+        if self.attack is None:
+            return batch
+        with self._autocast():
+            return self.attack(self._prepare(batch))
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient if asked to; its norm before, that of the scaled one if a scaler is not asked to clip."""
         if self._clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+            return nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
     def _train_by_closure(self, batch: Batch, global_step: int) -> tuple[Tensor, Tensor]:
         """A step of an optimiser that asks for the loss several times; returns what was there before it."""
@@ -110,7 +123,9 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
             self.seed(global_step)  # the same function each time, dropout included
             results.append(self.backward(batch))
-            self._clip()
+            norm = self._clip()
+            if len(results) == 1:
+                self.guard.norm = norm
             # of the global batch: all ranks must decide alike
             return float(self.world.sum(results[-1][0]))
 
@@ -124,11 +139,15 @@ class Stepper:
             return torch.zeros(N_SUMS, dtype=torch.float64, device=self.world.device)
         return self._forward(self.model, batch)[1]
 
-    def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def jet_losses(self, network: nn.Module, batch: Batch) -> tuple[Batch, Tensor, JetLosses]:
+        """The batch on the device, logits [B,C] of `network`, and the losses of its jets."""
         batch = self._prepare(batch)
         with self._autocast():
             output = network(batch)
-        logits, losses = jet_losses(self.loss, self.model, output, batch)
+        return batch, *jet_losses(self.loss, self.model, output, batch)
+
+    def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        batch, logits, losses = self.jet_losses(network, batch)
         # a jet in no class counts nowhere
         weight = batch.weight * (batch.target >= 0)
         loss = (losses.total * weight).sum() / batch.global_size

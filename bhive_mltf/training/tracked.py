@@ -38,8 +38,14 @@ class Tracked(Observer):
             "train/loss": interval.loss,
             "train/lr": interval.learning_rate,
             "train/jets_per_s": interval.jets_per_s,
+            "train/gradient_norm": interval.gradient_norm,
+            "train/loader_wait": interval.loader_wait,
         }
         self._run.metrics(values, step=interval.global_step)
+
+    @override
+    def warn(self, text: str) -> None:
+        self._run.tags({"warning": text})
 
     @override
     def epoch(self, result: EpochResult) -> None:

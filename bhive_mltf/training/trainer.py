@@ -10,9 +10,11 @@ from torch import Tensor
 
 from bhive_mltf.data.batch import Batch
 from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
+from bhive_mltf.training import incident
 from bhive_mltf.training.batchnorm import plain_batch_norms
 from bhive_mltf.training.control import Control
 from bhive_mltf.training.distributed import World
+from bhive_mltf.training.health import LoaderWaits, LossSpikes
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.names import REGRESSION_LOSSES
@@ -53,9 +55,11 @@ class Trainer:
         self._layout_fixed = False
         self._learning_rate = plan.learning_rate
         self._clock = self._interval_clock = time.monotonic()
-        # losses of the steps since the last look at them, still on the device
+        # losses of the steps since the last look at them, and norms of gradients, still on the device
         self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
         self._jets = 0
+        self._spikes, self._waits = LossSpikes(), LoaderWaits()
 
     def run(self) -> None:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
@@ -95,10 +99,10 @@ class Trainer:
         log_steps = min(max(total // INTERVALS_PER_ROUND, 1), MAX_INTERVAL)
         while done < total:
             n_batches = loader.n_batches(position.epoch)  # counted anew at each call
-            for batch in loader.epoch(position.epoch, start=position.batch):
+            for batch in self._waits.over(loader.epoch(position.epoch, start=position.batch)):
                 self._step(batch, n_batches)
                 done += 1
-                if done % log_steps == 0 or done == total:
+                if done % log_steps == 0 or done == total or self._stepper.guard.stopped:
                     self._look_at_losses()
                 self._step_boundary()
                 if done == total:
@@ -129,6 +133,7 @@ class Trainer:
         position.batch += 1
         position.global_step += 1
         self._losses.append(loss)
+        self._norms.append(self._stepper.guard.norm)
         self._jets += batch.global_size
         self._observer.advance(batch.global_size)
 
@@ -146,16 +151,19 @@ class Trainer:
         """The only place inside a round where numbers come to the host."""
         if not self._losses:
             return
-        position = self._position
-        losses = self._world.sum(torch.stack(self._losses))
-        first = position.global_step - len(self._losses)
-        for i, loss in enumerate(losses.tolist()):
-            if not torch.isfinite(losses[i]):
-                raise NonFiniteLossError(
-                    f"The training loss is {loss} at step {first + i} (epoch {position.epoch}, batch "
-                    f"{position.batch - len(self._losses) + i}): try a smaller learning rate, or look at the inputs."
-                )
+        position, first = self._position, self._position.global_step - len(self._losses)
+        waited = self._losses[0].new_full((len(self._losses),), self._waits.take())
+        of_ranks = torch.stack([torch.stack(self._losses), torch.stack(self._norms).to(waited.dtype), waited])
+        seen = self._world.gather(of_ranks.double())  # [W, 3, steps]
+        losses, norms, longest = seen[:, 0].sum(0), seen[0, 1], float(seen[:, 2].max())
+        self._refuse_non_finite(first, seen[:, 0], norms)
         seconds = time.monotonic() - self._interval_clock
+        for warning in (
+            self._spikes.see(first, losses.tolist()),
+            self._waits.see(longest, seconds, self._plan.n_threads),
+        ):
+            if warning:
+                self._observer.warn(warning)
         self._observer.interval(
             Interval(
                 epoch=position.epoch,
@@ -163,11 +171,26 @@ class Trainer:
                 loss=float(losses.mean()),
                 learning_rate=self._learning_rate,
                 jets_per_s=self._jets / max(seconds, 1e-9),
+                gradient_norm=float(norms.mean()),
+                loader_wait=longest / max(seconds, 1e-9),
             )
         )
         self._losses.clear()
+        self._norms.clear()
         self._jets = 0
         self._interval_clock = time.monotonic()
+
+    def _refuse_non_finite(self, first: int, losses: Tensor, norms: Tensor) -> None:
+        """NonFiniteLossError for the first step whose loss [W, steps] or norm [steps] is not finite, on all ranks."""
+        wrong = ~torch.isfinite(losses.sum(0))
+        if not self._stepper.scaler.is_enabled():
+            wrong |= ~torch.isfinite(norms)
+        if not wrong.any():
+            return
+        position, i = self._position, int(wrong.nonzero()[0])
+        batch = position.batch - len(norms) + i
+        bad = incident.BadStep(first + i, position.epoch, batch, losses[:, i].tolist(), float(norms[i]))
+        raise incident.report(bad, self._world, self._parts, self._stepper)
 
     @torch.no_grad()
     def _validate(self) -> tuple[Figures, float]:

@@ -1,6 +1,8 @@
 """The whole chain through `law run`, two ranks, tracked in a real SQLite store."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +203,22 @@ def test_w44_a_version_belongs_to_one_list(chain, btag_options, test_options):
     done = chain.law("run", "TrainingTask", *flat(other), "--loss-weighting", True, "--training-version", "t2")
     assert done.returncode == 50
     assert "give this list another dataset version" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_is_told_and_replayed(chain, btag_options):
+    bad = {**btag_options, "--training-version": "bad", "--learning-rate": 1e30, "--tracking": False}
+    refused = chain.law("run", "TrainingTask", *flat(bad))
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stdout
+    said = " ".join(refused.stdout.split())
+    assert "at step 1 (epoch 0, batch 1)" in said, refused.stdout
+    (path,) = chain.data_path.glob("TrainingTask/**/bad/**/nonfinite/step_000000001.json")
+    assert len(json.loads(path.read_text())["jets"]) == 128
+    assert "bhive-mltf replay" in said
+    replayed = subprocess.run(
+        [Path(sys.executable).with_name("bhive-mltf"), "replay", path],
+        env=chain.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert replayed.returncode == 0, replayed.stderr
+    assert "with the weights of that step" in replayed.stdout
+    assert "first output that is not finite" in replayed.stdout

@@ -3,7 +3,7 @@
 `python -m tests.training.standin PLAN` is what `python -m bhive_mltf.training PLAN` is for real ones.
 STANDIN_KILL="rank,epoch,batch" ends that rank by SIGKILL there, once; with STANDIN_HOW it stops it (`hang`) or raises
 (`raise`) instead. STANDIN_DELAY makes the kill come that many seconds later, at any place in the steps that follow.
-STANDIN_SLEEP is in seconds per batch.
+STANDIN_SLEEP is in seconds per batch. STANDIN_POISON="rank,epoch,batch" makes an input there NaN.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class Haunted:
         self.how = os.environ.get("STANDIN_HOW", "kill")
         self.delay = float(os.environ.get("STANDIN_DELAY", "0"))
         self.sleep = float(os.environ.get("STANDIN_SLEEP", "0"))
+        self.poison = tuple(map(int, os.environ.get("STANDIN_POISON", "-1,-1,-1").split(",")))
 
     def n_batches(self, epoch: int) -> int:
         return self.loader.n_batches(epoch)
@@ -103,6 +104,8 @@ class Haunted:
             if (self.world.rank, epoch, i) == self.kill and not self.marker.exists():
                 self.marker.touch()
                 self.strike()
+            if (self.world.rank, epoch, i) == self.poison:
+                batch.groups["cpf"].features[0] = float("nan")
             time.sleep(self.sleep)
             yield batch
 

@@ -44,7 +44,9 @@ def test_w25_gradients_are_clipped_when_asked(tmp_path):
 
 def test_w25_the_default_is_upstreams(tmp_path, monkeypatch):
     norms = []
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norms.append(norm))
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norms.append(norm) or torch.ones(())
+    )
     movement(tmp_path)
     assert norms == []
     movement(tmp_path, mixed_precision=True)

@@ -76,7 +76,9 @@ def test_the_run_gets_upstreams_metrics_and_the_best_model(tmp_path, monkeypatch
     monkeypatch.setattr(tracked, "attach", lambda directory, tracking: run)
     train(plan(tmp_path, nested_metrics=True, tracking=True), World(), standin.build, Observers([Tracked()]))
     epochs = {"Training Loss", "Training Accuracy", "Validation Loss", "Validation Accuracy"}
-    assert {name for name, _, _ in run.points} == epochs | {"train/loss", "train/lr", "train/jets_per_s"}
+    assert {name for name, _, _ in run.points} == epochs | {
+        f"train/{name}" for name in ("loss", "lr", "jets_per_s", "gradient_norm", "loader_wait")
+    }
     assert [step for name, step, _ in run.points if name == "Validation Loss"] == [0, 1]
     assert [step for name, step, _ in run.points if name == "train/loss"] == list(range(1, 23))
     assert [value for name, _, value in run.points if name == "train/lr"] == pytest.approx([0.01] * 11 + [0.0001] * 11)

@@ -1,0 +1,21 @@
+"""`bhive-mltf replay`: a step whose loss or gradient was not finite, once more, and which number goes wrong first."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("replay", help="repeat a step that was not finite", description=__doc__)
+    parser.add_argument("file", type=Path, help="nonfinite/step_<number>.json of a training", metavar="FILE")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Repeat the step and print what was found; nothing is trained or written."""
+    from bhive_mltf.training.replay import replay
+
+    sys.stdout.write("\n".join(replay(options.file)) + "\n")
