@@ -109,6 +109,9 @@ class TrainingDependency:
     )
     nodes = technical(luigi.IntParameter, default=1, description="machines")
     threads_per_rank = technical(luigi.IntParameter, default=0, description="compute threads of a rank; 0: automatic")
+    deterministic = technical(
+        luigi.BoolParameter, default=False, description="only algorithms that give the same bits each time; slower"
+    )
     tracking = technical(luigi.BoolParameter, default=True, description="track in MLflow")
 
     def store_parts(self) -> tuple[str, ...]:

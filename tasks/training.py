@@ -85,12 +85,15 @@ class TrainingTask(
         description="train on the ROOT files of --filelist themselves, without DatasetConstructorTask; same jets, same "
         "batches, same result",
     )
+    profile_steps = technical(
+        luigi.IntParameter, default=0, description="trace N steps of rank 0 with torch's profiler; 0: off"
+    )
     nested_metrics = technical(
         luigi.BoolParameter, default=False, description="also log upstream's nested run model_performance_metrics"
     )
 
     exclude_index = False
-    exclude_params_req = {"restart", "read_root"}
+    exclude_params_req = {"restart", "read_root", "profile_steps"}
     # --TrainingTask-use-iterations True at a downstream task, as with upstream
     prefer_params_cli = {"use_iterations", "total_iterations", "n_iters_per_save"}
 

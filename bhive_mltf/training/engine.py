@@ -21,6 +21,7 @@ from bhive_mltf.training.names import check_loss
 from bhive_mltf.training.observers import Observer, Observers
 from bhive_mltf.training.optimisers import create_optimizer
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.reproducibility import deterministic
 from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.trainer import Trainer
@@ -63,6 +64,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             stack.enter_context(DirectoryLock(plan.directory, wait_s=LOCK_WAIT))
         world.barrier()
         try:
+            stack.enter_context(deterministic(plan.deterministic))
             set_threads(plan.threads_per_rank, world)
             _trainer(plan, world, build(plan, world), watching, signals).run()
             status = "FINISHED"

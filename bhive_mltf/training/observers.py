@@ -68,6 +68,9 @@ class Observer:
     def warn(self, text: str) -> None:
         """Something does not look well."""
 
+    def file(self, path: Path, folder: str | None = None) -> None:
+        """A file about the training was written."""
+
     def epoch(self, result: EpochResult) -> None:
         """A round is done; its files are being written."""
 
@@ -108,6 +111,11 @@ class Observers(Observer):
     def warn(self, text: str) -> None:
         for member in self._members:
             member.warn(text)
+
+    @override
+    def file(self, path: Path, folder: str | None = None) -> None:
+        for member in self._members:
+            member.file(path, folder)
 
     @override
     def epoch(self, result: EpochResult) -> None:

@@ -110,6 +110,8 @@ class TrainingPlan(BaseModel):
     nodes: int = 1
     ranks_per_node: int = 0
     threads_per_rank: int = 0
+    deterministic: bool = False
+    profile_steps: int = 0
     checkpoint_steps: int = 0
     keep_checkpoints: int = 2
     keep_all_epochs_models: bool = True
@@ -192,6 +194,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("nodes", lambda n: n >= 1, "at least 1"),
     ("ranks_per_node", lambda n: n >= 0, "0 (automatic) or more"),
     ("threads_per_rank", lambda n: n >= 0, "0 (automatic) or more"),
+    ("profile_steps", lambda n: n >= 0, "0 (off) or more"),
     ("checkpoint_steps", lambda n: n >= 0, "0 (automatic) or more"),
     ("keep_checkpoints", lambda n: n >= 1, "at least 1"),
 )

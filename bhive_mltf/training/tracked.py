@@ -48,6 +48,10 @@ class Tracked(Observer):
         self._run.tags({"warning": text})
 
     @override
+    def file(self, path: Path, folder: str | None = None) -> None:
+        self._run.artifact(path, folder)
+
+    @override
     def epoch(self, result: EpochResult) -> None:
         values = {
             "Training Loss": result.train.loss,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bhive_mltf.data.batch import Batch
 from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
-from bhive_mltf.training import incident
+from bhive_mltf.training import incident, reproducibility
 from bhive_mltf.training.batchnorm import plain_batch_norms
 from bhive_mltf.training.control import Control
 from bhive_mltf.training.distributed import World
@@ -20,6 +20,7 @@ from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.names import REGRESSION_LOSSES
 from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.profiling import FOLDER, StepProfiler
 from bhive_mltf.training.reduction import fix_reduction_layout
 from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.schedules import Schedule
@@ -60,6 +61,7 @@ class Trainer:
         self._norms: list[Tensor] = []
         self._jets = 0
         self._spikes, self._waits = LossSpikes(), LoaderWaits()
+        self._profiler = StepProfiler(plan, world)
 
     def run(self) -> None:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
@@ -68,11 +70,13 @@ class Trainer:
             self._vault.drain()
             self._hand_over_best()
         finally:
+            self._hand_over_trace(self._profiler.close())
             self._vault.close()
 
     def _train(self) -> None:
         position, rounds = self._position, self._rounds
         self._observer.begin(self._plan, position.epoch, position.global_step, self._world.size)
+        self._record_conditions()
         while rounds.is_left(position):
             self._train_round()
             self._stop_here_if_asked(save=True)
@@ -81,6 +85,20 @@ class Trainer:
             rounds.advance(position)
             if rounds.is_left(position):
                 self._stop_here_if_asked(save=False)
+
+    def _record_conditions(self) -> None:
+        if self._world.is_first:
+            changed = reproducibility.record(self._plan, self._world, self._position.global_step)
+            if changed:
+                self._observer.warn(
+                    f"the training goes on with {', '.join(changed)}: it will differ from an uncut one in the last bits"
+                )
+            self._observer.file(self._plan.directory / reproducibility.FILE_NAME)
+
+    def _hand_over_trace(self, is_there: bool) -> None:
+        if is_there:
+            for path in self._profiler.files:
+                self._observer.file(path, FOLDER)
 
     def _hand_over_best(self) -> None:
         position = self._position
@@ -101,6 +119,7 @@ class Trainer:
             n_batches = loader.n_batches(position.epoch)  # counted anew at each call
             for batch in self._waits.over(loader.epoch(position.epoch, start=position.batch)):
                 self._step(batch, n_batches)
+                self._hand_over_trace(self._profiler.step())
                 done += 1
                 if done % log_steps == 0 or done == total or self._stepper.guard.stopped:
                     self._look_at_losses()

@@ -21,7 +21,8 @@ def chain(tmp_path_factory, law_home, btag_options, test_options):
     sandbox = Sandbox(tmp_path_factory.mktemp("chain"), law_home)
     options = [
         *flat(btag_options, test_options),
-        "--ranks-per-node", 2, "--TrainingTask-loss-weighting", True, "--TrainingTask-nested-metrics", True,
+        "--ranks-per-node", 2, "--deterministic", True, "--TrainingTask-profile-steps", 2,
+        "--TrainingTask-loss-weighting", True, "--TrainingTask-nested-metrics", True,
     ]  # fmt: skip
     sandbox.output = sandbox.run("ROCCurveTask", *options)
     sandbox.run("WorkingPointTask", *options)
@@ -203,6 +204,15 @@ def test_w44_a_version_belongs_to_one_list(chain, btag_options, test_options):
     done = chain.law("run", "TrainingTask", *flat(other), "--loss-weighting", True, "--training-version", "t2")
     assert done.returncode == 50
     assert "give this list another dataset version" in done.stdout
+
+
+def test_what_the_bits_depend_on_and_a_trace_are_kept(chain, client, run):
+    record = json.loads((chain.data_path / TRAINING / "reproducibility.json").read_text())
+    (process,) = record["processes"]
+    assert (process["ranks"], process["threads"], process["deterministic"], process["seed"]) == (2, 1, True, 123456)
+    assert (chain.data_path / TRAINING / "profile/trace.json.gz").stat().st_size > 1000
+    kept = {file.path for folder in ("", "profile") for file in client.list_artifacts(run.info.run_id, folder)}
+    assert {"reproducibility.json", "profile/trace.json.gz", "profile/operations.txt"} <= kept
 
 
 def test_a_loss_that_is_not_finite_is_told_and_replayed(chain, btag_options):

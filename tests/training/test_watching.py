@@ -52,6 +52,9 @@ class Recording(Run):
     def metrics(self, values, step, timestamp=None):
         self.points += [(name, step, value) for name, value in values.items()]
 
+    def artifact(self, path, folder=None):
+        self.calls.append(("artifact", folder, path.name))
+
     def tags(self, values):
         self.calls.append(("tags", values))
 
