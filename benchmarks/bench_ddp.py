@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from part import MODEL, SEED, weaver_inputs
 from peer import Partner, Peer
 
 from bhive_mltf import config as configs
@@ -36,9 +37,6 @@ from bhive_mltf.data.root_dataset import open_root
 from bhive_mltf.models import registry
 from bhive_mltf.training.plan import TrainingPlan
 
-MODEL = "ParticleTransformer_JetClass"
-SEED = 1
-LENGTH = 128  # of weaver's inputs, which are padded to the full length and trimmed by the model
 WARM_UP = 6  # steps; weaver's trimmer does nothing in the first five
 
 
@@ -109,12 +107,8 @@ def write_batches(plan: TrainingPlan, files: Sequence[str], n_batches: int, path
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("x", "v", "mask", "target", "dealt", "halves")}
         tasks = loader.tasks(0)
         for batch in islice(loader.epoch(0), n_batches):
-            group = batch.groups["cpf"]
-            padding = [(0, 0), (0, 0), (0, LENGTH - group.mask.shape[1])]
-            features = model.standardise(group.features, group.mask)
-            for name, values in (("x", features), ("v", group.four_vectors), ("mask", group.mask[..., None].float())):
-                arrays[name].append(np.pad(values.numpy().transpose(0, 2, 1), padding))
-            arrays["target"].append(batch.target.numpy().copy())
+            for name, values in weaver_inputs(model, batch).items():
+                arrays[name].append(values)
             positions = np.concatenate([part.positions for part in next(tasks).parts])
             arrays["dealt"].append(deal(work(dataset.index, positions, model.inputs), 2))
             arrays["halves"].append(np.arange(len(batch)) // (len(batch) // 2))

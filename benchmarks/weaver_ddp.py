@@ -19,7 +19,8 @@ import torch.distributed as dist
 from weaver.nn.model.ParticleTransformer import ParticleTransformer
 
 
-def build():
+def build(**options):
+    chosen = {"trim": True, **options}
     return ParticleTransformer(
         input_dim=17,
         num_classes=10,
@@ -33,7 +34,7 @@ def build():
         cls_block_params={"dropout": 0, "attn_dropout": 0, "activation_dropout": 0},
         fc_params=[],
         activation="gelu",
-        trim=True,
+        **chosen,
     )
 
 

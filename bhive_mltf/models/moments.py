@@ -8,12 +8,15 @@ Axes: P rows, K channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from bhive_mltf.models.messages import message
 
 
 class Moments(NamedTuple):
@@ -31,12 +34,32 @@ class Normal(NamedTuple):
     variance: Tensor
 
 
-def covariance(rows: Tensor, norm: nn.BatchNorm1d) -> Moments:
-    """Moments of rows [P,K] that need no gradient, those of all ranks; float64."""
-    values = rows.double()
+def variances(rows: Tensor) -> Moments:
+    """Mean and variance [K] of rows [P,K] that need no gradient; float64, since torch's own for rows lose digits."""
+    values, mean = _centred(rows)
+    return Moments(len(rows), mean, values.square_().sum(0) / max(len(rows), 1))
+
+
+def covariance(rows: Tensor) -> Moments:
+    """Mean [K] and covariance [K,K] of rows [P,K] that need no gradient; float64."""
+    values, mean = _centred(rows)
+    return Moments(len(rows), mean, values.t() @ values / max(len(rows), 1))
+
+
+def _centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    values = rows.detach().double()
     mean = values.mean(0) if len(rows) else values.new_zeros(rows.shape[1])
-    shifted = values - mean
-    return _merged(Moments(len(rows), mean, shifted.t() @ shifted / max(len(rows), 1)), _group(norm))
+    return values.sub_(mean) if rows.dtype != torch.float64 else values - mean, mean
+
+
+def together(own: Sequence[Moments], norm: nn.Module) -> list[Moments]:
+    """Several moments that need no gradient, each of all ranks' rows, in one message of the ranks of `norm`."""
+    group = _group(norm)
+    if group is None:
+        return list(own)
+    gathered = _gathered(torch.cat([_packed(moments) for moments in own]), group)
+    parts = torch.split(gathered, [1 + len(moments.mean) + moments.variance.numel() for moments in own], 1)
+    return [_merged(ranks, moments.variance.shape) for ranks, moments in zip(parts, own, strict=True)]
 
 
 def across_ranks(moments: Moments, norm: nn.BatchNorm1d) -> Moments:
@@ -71,20 +94,27 @@ def _group(norm: nn.Module) -> dist.ProcessGroup | None:
     return getattr(norm, "group", None) if norm.training else None
 
 
-def _merged(own: Moments, group: dist.ProcessGroup | None) -> Moments:
-    if group is None:
-        return own
-    packed = torch.cat((own.mean.new_tensor([own.rows]), own.mean, own.variance.flatten()))
-    gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, packed, group=group)
-    ranks = torch.stack(gathered)
-    width = len(own.mean)
+def _packed(own: Moments) -> Tensor:
+    return torch.cat((own.mean.new_tensor([own.rows]), own.mean, own.variance.flatten()))
+
+
+def _gathered(packed: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[W,...] of all ranks."""
+    ranks = packed.new_empty(dist.get_world_size(group), len(packed))
+    with message():
+        dist.all_gather(list(ranks), packed, group=group)
+    return ranks
+
+
+def _merged(ranks: Tensor, shape: torch.Size) -> Moments:
+    """Of all rows, from what each rank has packed."""
+    width = shape[0]
     counts, means, variances = ranks[:, 0], ranks[:, 1 : 1 + width], ranks[:, 1 + width :]
     shares = counts / counts.sum().clamp(min=1)
     mean = shares @ means
     apart = means - mean
-    between = apart.square() if own.variance.dim() == 1 else (apart[:, :, None] * apart[:, None]).flatten(1)
-    return Moments(int(counts.sum()), mean, (shares @ (variances + between)).view(own.variance.shape))
+    between = apart.square() if len(shape) == 1 else (apart[:, :, None] * apart[:, None]).flatten(1)
+    return Moments(int(counts.sum()), mean, (shares @ (variances + between)).view(shape))
 
 
 class _AcrossRanks(torch.autograd.Function):
@@ -96,7 +126,8 @@ class _AcrossRanks(torch.autograd.Function):
         count: int,
         group: dist.ProcessGroup,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        merged = _merged(Moments(count, mean.double(), variance.double()), group)
+        own = Moments(count, mean.double(), variance.double())
+        merged = _merged(_gathered(_packed(own), group), variance.shape)
         ctx.group, ctx.share = group, count / max(merged.rows, 1)
         ctx.save_for_backward(mean.double() - merged.mean)
         total = torch.tensor(merged.rows)
@@ -108,6 +139,7 @@ class _AcrossRanks(torch.autograd.Function):
     def backward(ctx: Any, _: Tensor, d_mean: Tensor, d_variance: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (apart,) = ctx.saved_tensors
         both = torch.stack((d_mean, d_variance)).double()
-        dist.all_reduce(both, group=ctx.group)
+        with message():
+            dist.all_reduce(both, group=ctx.group)
         own_mean = (both[0] + 2 * both[1] * apart) * ctx.share
         return own_mean.to(d_mean.dtype), (both[1] * ctx.share).to(d_mean.dtype), None, None

@@ -18,7 +18,7 @@ from bhive_mltf.models.fused_pairs import stage
 from bhive_mltf.models.kinematics import log_features, pair_kinematics
 from bhive_mltf.models.layers import batch_norm
 from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.moments import Moments, across_ranks, covariance, normal
+from bhive_mltf.models.moments import Moments, across_ranks, covariance, normal, together, variances
 from bhive_mltf.models.packing import PackedPairs, Packing
 
 if TYPE_CHECKING:
@@ -32,30 +32,55 @@ if TYPE_CHECKING:
 
 
 def can_pack(network: nn.Module, features: Tensor) -> bool:
-    """Whether `packed_logits` stands for the network here: one rank on a CPU, outside a compiler."""
+    """Whether `packed_logits` stands for the network here: on a CPU, outside a compiler, norms as torch's own."""
     if features.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return False
     norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    return all(type(norm) is nn.BatchNorm1d for norm in norms)
+    return all(isinstance(norm, nn.BatchNorm1d) for norm in norms)
 
 
 def packed_logits(network: PartNetwork, features: Tensor, momenta: Tensor, mask: Tensor) -> Tensor:
     """Logits [B,C] as `PartNetwork.forward` gives them: the same up to rounding, in float32 under autocast too."""
     with torch.autocast("cpu", enabled=False):
-        n_jets = len(mask)
-        normed = batch_norm(network.embedding.norm, features.flatten(0, 1))
+        n_jets, slots = len(mask), features.flatten(0, 1)
         if mask.numel() == 0:
             # one empty jet at least: the gradients of nothing are zeros, and exist
             n_rows = max(n_jets, 1)
-            normed = torch.cat((normed, normed.new_zeros(n_rows, normed.shape[1])))
             momenta, mask = momenta.new_zeros(n_rows, 1, 4), mask.new_zeros(n_rows, 1)
         packing = Packing.of(mask)
-        pieces = [group.rows for group in packing.groups]
-        tokens = _embed(network.embedding, normed.index_select(0, packing.source), pieces)
-        biases = _pair_biases(network.pair_embedding, momenta.flatten(0, 1)[packing.source], packing)
+        pairs = PackedPairs.of(packing, with_self=True)
+        with torch.no_grad():
+            kinematics = pair_kinematics(momenta.flatten(0, 1)[packing.source], pairs.first, pairs.second)
+            pair_features = log_features(kinematics).to(slots.dtype)
+        moments = _input_moments(network, slots, pair_features)
+        rows = _normed_rows(network.embedding.norm, slots, moments[0], packing.source)
+        tokens = _embed(network.embedding, rows, [group.rows for group in packing.groups])
+        biases = _pair_biases(network.pair_embedding, pair_features, moments[1], pairs, packing)
         for block in network.blocks:
             tokens = _particle_block(block, tokens, biases, packing)  # type: ignore[arg-type]
         return _classify(network, tokens, packing)[:n_jets]
+
+
+def _input_moments(network: PartNetwork, slots: Tensor, pair_features: Tensor) -> list[Moments]:
+    """Of the slots [B*N,F], padded ones included, and of the features of pairs, in one message to other ranks.
+
+    In evaluation nobody looks at them.
+    """
+    if network.training:
+        return together((variances(slots), covariance(pair_features)), network.embedding.norm)
+    width = pair_features.shape[1]
+    return [Moments(0, slots, slots), Moments(0, slots.new_zeros(width), slots.new_zeros(width, width))]
+
+
+def _normed_rows(norm: nn.BatchNorm1d, slots: Tensor, moments: Moments, source: Tensor) -> Tensor:
+    """Rows [R,F] of the normed slots [B*N,F]; zeros if there are no slots."""
+    if slots.requires_grad:
+        normed = batch_norm(norm, slots)
+        return normed.index_select(0, source) if len(slots) else normed.new_zeros(len(source), normed.shape[1])
+    mean, variance = normal(norm, moments)
+    factor = norm.weight * torch.rsqrt(variance.to(slots.dtype) + norm.eps)
+    rows = slots.index_select(0, source) if len(slots) else slots.new_zeros(len(source), slots.shape[1])
+    return torch.addcmul(norm.bias, rows - mean.to(slots.dtype), factor)
 
 
 def _affine(linear: nn.Linear) -> Affine:
@@ -71,15 +96,12 @@ def _embed(embedding: FeatureEmbedding, rows: Tensor, pieces: list[slice]) -> Te
     return rows
 
 
-def _pair_biases(embedding: PairEmbedding, momenta: Tensor, packing: Packing) -> tuple[Tensor, ...]:
+def _pair_biases(
+    embedding: PairEmbedding, features: Tensor, moments: Moments, pairs: PackedPairs, packing: Packing
+) -> tuple[Tensor, ...]:
     """Attention bias of each group [H*S,L,L]."""
-    pairs = PackedPairs.of(packing, with_self=True)
     norms, linears = list(embedding.norms), list(embedding.linears)
-    with torch.no_grad():
-        features = log_features(pair_kinematics(momenta, pairs.first, pairs.second)).to(
-            linears[0].get_parameter("weight").dtype
-        )
-    values, factor, offset = _first_map(features, norms[0], linears[0], norms[1])  # type: ignore[arg-type]
+    values, factor, offset = _first_map(features, moments, norms[0], linears[0], norms[1])  # type: ignore[arg-type]
     for linear, norm in zip(linears[1:], norms[2:], strict=True):
         values, moments = stage(values, factor, offset, linear.weight)  # type: ignore[arg-type]
         factor, offset = _factor_and_offset(norm, linear.bias, moments)  # type: ignore[arg-type]
@@ -90,10 +112,9 @@ def _pair_biases(embedding: PairEmbedding, momenta: Tensor, packing: Packing) ->
 
 
 def _first_map(
-    features: Tensor, norm: nn.BatchNorm1d, linear: nn.Linear, after: nn.BatchNorm1d
+    features: Tensor, found: Moments, norm: nn.BatchNorm1d, linear: nn.Linear, after: nn.BatchNorm1d
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two batch norms and the linear map between them, as one linear map of centred features: x, weight, offset."""
-    found = covariance(features, norm)
     mean, variance = normal(norm, Moments(found.rows, found.mean, found.variance.diagonal()))
     variance = variance.to(features.dtype)
     weight = linear.weight * (norm.weight * torch.rsqrt(variance + norm.eps))

@@ -7,9 +7,6 @@ those of a plain batch norm. B: jets of this rank, may be 0; C: channels.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,20 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bhive_mltf.models.messages import message
+
 Group = dist.ProcessGroup
-
-# Told how long each message took, waiting for other ranks included, in seconds; for measurements only.
-listener: Callable[[float], None] | None = None
-
-
-@contextmanager
-def _message() -> Iterator[None]:
-    if listener is None:
-        yield
-        return
-    started = time.perf_counter()
-    yield
-    listener(time.perf_counter() - started)
 
 
 class _GlobalNorm(torch.autograd.Function):
@@ -62,7 +48,7 @@ class _GlobalNorm(torch.autograd.Function):
         x, weight, mean, variance, count = ctx.saved_tensors
         of_weight, of_bias = _parameter_gradients(grad, x, mean, variance, ctx.eps)
         sums = torch.stack([of_bias, of_weight]).double()
-        with _message():
+        with message():
             dist.all_reduce(sums, group=ctx.group)
         offset, slope = (sums / count).to(x.dtype)
         # dx = scale (grad - offset - slope (x - mean) / std), as a line in grad and one in x
@@ -163,7 +149,7 @@ def _global_moments(x: Tensor, group: Group) -> Tensor:
         mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
         own[0], own[1], own[2] = count, mean, variance.double() * count
     gathered = own.new_empty(dist.get_world_size(group), 3, x.shape[1])
-    with _message():
+    with message():
         dist.all_gather(list(gathered), own, group=group)
     counts, means, deviations = gathered.unbind(1)
     total = counts.sum(0)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bhive_mltf.data.batch import Batch
-from bhive_mltf.training import batchnorm
+from bhive_mltf.models import messages
 from bhive_mltf.training.ingredients import Loader
 from bhive_mltf.training.scaling_table import PARTS
 
@@ -52,13 +52,13 @@ class Stopwatch:
         ]
         hooks.append(register_optimizer_step_pre_hook(lambda *_: self._update_begins()))
         hooks.append(register_optimizer_step_post_hook(lambda *_: self._end("update")))
-        batchnorm.listener = self._message
+        messages.listener = self._message
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        batchnorm.listener = None
+        messages.listener = None
         for hook in self._removable:
             hook.remove()
         self._removable.clear()

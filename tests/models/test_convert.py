@@ -14,8 +14,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bhive_mltf import config as configs
+from bhive_mltf.data.loader import BatchLoader
+from bhive_mltf.data.root_dataset import open_root
+from bhive_mltf.models import registry
 from bhive_mltf.models.convert import PartFromWeaver, renamed_state, weaver_key
 from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.testing.jets import write_jetclass
 from tests.models.references.weaver_part import SIZES
 
 HERE = Path(__file__).parent
@@ -114,11 +119,11 @@ def weaver_python():
     pytest.skip("weaver-core is not here: run `make weaver`, or let WEAVER_PYTHON name its interpreter")
 
 
-def test_against_weaver_itself():
-    """Random jets, jets of one particle, padding, both modes and widths; options that ours lacks are refused."""
+def compared(*arguments):
     script = HERE / "references" / "compare_with_weaver.py"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([weaver_python(), script], env=environment, capture_output=True, text=True, check=False)
+    command = [weaver_python(), script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["distances"]) == 2 * 2 * 3
@@ -127,5 +132,39 @@ def test_against_weaver_itself():
             assert value < 1e-10, name
         elif not name.endswith("worst"):
             assert value < 1e-5, name
+    return found
+
+
+def test_against_weaver_itself():
+    """Random jets, jets of one particle, padding, both modes and widths; options that ours lacks are refused."""
+    found = compared()
     assert len(found["refused"]) == 6
     assert all(message.startswith("from_weaver") for message in found["refused"])
+
+
+def test_against_weaver_on_jetclass_jets(tmp_path):
+    """Real ones where JETCLASS_DATA names a folder of files, else simulated; a jet of one particle among them."""
+    weaver_python()
+    files = {"HToBB_000.root": "label_Hbb", "TTBar_000.root": "label_Tbqq"}
+    folder = Path(os.environ.get("JETCLASS_DATA", tmp_path))
+    if folder == tmp_path:
+        for name, label in files.items():
+            write_jetclass(folder / name, 400, 1, label)
+    config = configs.load("jet_class")
+    with open_root(config, [str(folder / name) for name in files], seed=1, scratch=tmp_path) as dataset:
+        model = registry.create("ParticleTransformer_JetClass", config, num_layers=1, num_cls_layers=1)
+        options = {"mode": "inference", "batch_size": 10, "seed": 1, "weighted": False}
+        batch = next(iter(BatchLoader(dataset, range(len(dataset)), model.inputs, **options).epoch(0)))
+        group = batch.groups["cpf"]
+        mask = group.mask.clone()
+        mask[3, 1:] = False
+        features = model.standardise(group.features, mask)
+        vectors = group.four_vectors * mask[..., None]
+        np.savez(
+            tmp_path / "jets.npz",
+            features=features.transpose(1, 2).numpy(),
+            vectors=vectors.transpose(1, 2).numpy(),
+            mask=mask[:, None].float().numpy(),
+            target=batch.target.numpy(),
+        )
+    compared(tmp_path / "jets.npz")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from bhive_mltf.models import part_network
+from bhive_mltf.models import moments, part_network
 from bhive_mltf.models.fused import Affine, add_normed, after_norm, feed_forward, norm_linear, scaled
 from bhive_mltf.models.fused_attention import group_attention, spread_to_groups
 from bhive_mltf.models.masks import Dropout
 from bhive_mltf.models.packing import PackedPairs, Packing
 from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.training.batchnorm import synchronise_batch_norms
+from tests.training.threads import as_ranks
 
 COUNTS = ([5, 1, 9, 3, 9], [1], [1, 1], [0, 4, 2], [0, 0], [])
 
@@ -184,3 +187,57 @@ def test_feed_forward_with_dropout_is_that_of_torch():
         expected.append(x[piece] + dropout.kept(out, dropout.draw(out)) / 0.7)
     torch.testing.assert_close(got, torch.cat(expected))
     assert scaled(Affine(torch.ones(2, 2), torch.ones(2)), 3.0).offset.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("shares", [(3, 2), (4, 1), (5, 0), (2, 0, 3)])
+@pytest.mark.parametrize("train", [True, False])
+def test_ranks_with_unequal_shares_are_one(shares, train, monkeypatch):
+    """Norms of the global batch, packed, on several ranks: outputs, sums of gradients, running statistics."""
+    features, momenta, mask = inputs([5, 1, 9, 3, 9])
+    weight = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)
+    models = [network().train(train) for _ in shares]
+
+    def pass_of(model, arguments, own):
+        logits = model(*arguments)
+        (logits * own).sum().backward()
+        return logits.detach(), {name: p.grad for name, p in model.named_parameters()}, dict(model.named_buffers())
+
+    expected = pass_of(network().train(train), (features, momenta, mask), weight)
+    sent, gather, reduce = [], dist.all_gather, dist.all_reduce
+    monkeypatch.setattr(dist, "all_gather", lambda *a, **k: (sent.append("forward"), gather(*a, **k)))
+    monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (sent.append("backward"), reduce(*a, **k)))
+    places = [slice(sum(shares[:rank]), sum(shares[: rank + 1])) for rank in range(len(shares))]
+
+    def rank_pass(group, rank):
+        model, own = synchronise_batch_norms(models[rank], torch.device("cpu"), group), places[rank]
+        assert part_network.can_pack(model, features)
+        return pass_of(model, (features[own], momenta[own], mask[own]), weight[own])
+
+    results = as_ranks(len(shares), rank_pass)
+    torch.testing.assert_close(torch.cat([logits for logits, *_ in results]), expected[0], rtol=1e-9, atol=1e-11)
+    for name, grad in expected[1].items():
+        torch.testing.assert_close(sum(grads[name] for _, grads, _ in results), grad, rtol=1e-9, atol=1e-11)
+    for *_, buffers in results:
+        torch.testing.assert_close(buffers, expected[2], rtol=1e-9, atol=1e-11)
+    # the input, and each norm of pairs whose moments depend on weights
+    assert len(sent) == (len(shares) * (1 + 2 * (len(models[0].pair_embedding.norms) - 2)) if train else 0)
+
+
+def test_the_input_s_norm_keeps_its_digits_in_float32():
+    """torch's batch norm of rows sums them one by one."""
+    torch.manual_seed(0)
+    rows = 5 + torch.rand(200_000, 3)
+    mean, variance = moments.variances(rows)[1:]
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(variance, rows.double().var(0, unbiased=False), rtol=1e-12, atol=0)
+
+
+def test_attacks_have_gradients_of_the_features(monkeypatch):
+    features, momenta, mask = inputs([5, 1, 9, 3])
+    found = []
+    for packed in (True, False):
+        monkeypatch.setattr(part_network, "can_pack", lambda *_, packed=packed: packed)
+        changed = features.clone().requires_grad_()
+        network()(changed, momenta, mask).square().sum().backward()
+        found.append(changed.grad)
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from bhive_mltf import config as configs
-from bhive_mltf.testing.jets import write_btag
+from bhive_mltf.testing.jets import write_btag, write_jetclass
 from bhive_mltf.training import checkpoint
 from bhive_mltf.training.best_model import load_best_model
 from bhive_mltf.training.launcher import launch
@@ -58,3 +59,29 @@ def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd
     assert list(model.state_dict()) == list(state["model_state_dict"])
     assert state["classes"][0] == ["b", ["isB"]]
     assert "epoch 2/2: loss" in capfd.readouterr().out
+
+
+def test_packed_part_on_two_ranks_equals_one(tmp_path):
+    """The norms are those of the global batch."""
+    config = configs.load("jet_class")
+    files = [
+        write_jetclass(tmp_path / f"{name}_000.root", 60, 1, label)
+        for name, label in (("HToBB", "label_Hbb"), ("TTBar", "label_Tbqq"))
+    ]
+    sizes = {"num_layers": 1, "num_cls_layers": 1, "embed_dim": 8, "num_heads": 2, "pair_embed_dim": 6, "dropout": 0.0}
+    values = {
+        "model_name": "ParticleTransformer_JetClass",
+        "model_kwargs": sizes,
+        "batch_size": 25,
+        "unmatched": "error",
+    }
+    build(config, [str(path) for path in files], tmp_path / "dataset", chunk_size=70)
+    dataset = (tmp_path / "dataset", config)
+    states = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        launch(plan(tmp_path / name, dataset, **values, ranks_per_node=ranks))
+        states.append(checkpoint.load(tmp_path / name / "model_0.pt"))
+    for key in ("loss_train", "loss_val", "acc_val"):
+        np.testing.assert_allclose(*(state["histories"][key] for state in states), rtol=1e-8, atol=0)
+    for key, value in states[0]["model_state_dict"].items():
+        torch.testing.assert_close(value, states[1]["model_state_dict"][key], rtol=1e-7, atol=1e-9)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training import batchnorm
+from bhive_mltf.models import messages
 from bhive_mltf.training.scaling_table import PARTS, Row, check, table, write_rows
 from bhive_mltf.training.stopwatch import MeasuredError, Stopwatch, TimedLoader
 from tests.training import standin
@@ -71,12 +71,12 @@ def test_the_time_of_a_step_is_counted_where_it_is_spent():
     with watch, pytest.raises(MeasuredError):
         for batch in loader.epoch(0):
             loss = model(batch).sum()
-            batchnorm.listener(0.001)
+            messages.listener(0.001)
             loss.backward()
             optimizer.step()
             steps += 1
     assert steps == 5
-    assert batchnorm.listener is None
+    assert messages.listener is None
     found = watch.result()
     assert found["loader"] >= 0.04
     assert 0.08 <= found["forward"] < 0.12 + found["rest"]

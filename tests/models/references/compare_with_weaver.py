@@ -1,5 +1,9 @@
 """Compares the converted network with weaver-core's; runs in weaver-core's environment. Its last line is JSON.
 
+    python compare_with_weaver.py [JETS.npz]
+
+JETS.npz holds features [B,17,N], vectors [B,4,N], mask [B,1,N] and target [B]; without it jets are random.
+
 Numbers are relative distances: of the logits, of the whole gradient, of the worst single tensor's gradient.
 Offsets before a batch norm are left out in training: their gradient is zero but for rounding.
 """
@@ -10,6 +14,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -77,7 +82,13 @@ def refusal(options):
 
 def main():
     torch.set_num_threads(1)
-    features, vectors, mask, target = random_jets((1, 40, 7, 23, 2, 31), 17, 10)
+    if len(sys.argv) > 1:
+        with np.load(sys.argv[1]) as stored:
+            features, vectors, mask, target = (
+                torch.from_numpy(stored[name]) for name in ("features", "vectors", "mask", "target")
+            )
+    else:
+        features, vectors, mask, target = random_jets((1, 40, 7, 23, 2, 31), 17, 10)
     distances = {}
     for dtype in (torch.float64, torch.float32):
         for mode in ("evaluation", "training"):
