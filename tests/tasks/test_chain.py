@@ -120,7 +120,7 @@ def test_one_run_in_mlflow_for_training_and_evaluation(chain, client, run):
     assert {r.info.status for r in runs} == {"FINISHED"}
 
 
-def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, run):
+def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, run, tmp_path):
     assert run.data.params["batch_size"] == "128"
     assert run.data.params["model_name"] == "DeepJet"
     for name in ("Training Loss", "Training Accuracy", "Validation Loss", "Validation Accuracy"):
@@ -141,6 +141,10 @@ def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, ru
         "figures/roc",
         "figures/working_points",
     } <= figures
+    spectra = Path(client.download_artifacts(run.info.run_id, "figures/spectra.png", str(tmp_path)))
+    made = chain.data_path / "DatasetConstructorTask/offline_run3/v1/spectra.png"
+    assert spectra.read_bytes() == made.read_bytes()
+    assert spectra.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_command_again_does_nothing(chain):
