@@ -23,6 +23,8 @@ _WAITING: Final = {
     "QOSMaxJobsPerUserLimit": "for the user's limit of jobs",
     "ReqNodeNotAvail": "for nodes that are not available",
     "PartitionDown": "for a partition that is down",
+    "PartitionTimeLimit": "in vain: it asks for more time than its partition gives, cancel it and give --hours",
+    "PartitionNodeLimit": "in vain: it asks for more nodes than its partition gives, cancel it and give --nodes",
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -31,8 +32,43 @@ def start_lab(**settings):
         raise
 
 
+def programs(folder, without=(), **scripts):
+    """A PATH of one folder with all programs of this one except some, and with scripts in place of others."""
+    folder.mkdir()
+    for directory in reversed(os.environ["PATH"].split(os.pathsep)):
+        for path in Path(directory).iterdir() if Path(directory).is_dir() else ():
+            link = folder / path.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(path)
+    for name in (*without, *scripts):
+        (folder / name).unlink(missing_ok=True)
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
-def lab_of_the_session():
+def disk_of_the_session():
+    """A disk of 400 MB, mounted before the nodes start, which see what was there then; None where none can be."""
+    folder = Path(tempfile.mkdtemp(prefix="bhive-disk-", dir="/tmp"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    yield folder if mounted else None
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+    folder.rmdir()
+
+
+@pytest.fixture
+def small_disk(disk_of_the_session):
+    if disk_of_the_session is None:
+        pytest.skip("a small disk of its own needs root, and the right to mount")
+    return disk_of_the_session
+
+
+@pytest.fixture(scope="session")
+def lab_of_the_session(disk_of_the_session):
     cluster = start_lab()
     yield cluster
     lab.down(cluster.directory)
@@ -102,3 +138,28 @@ def law_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("law")
     assert Sandbox(tmp_path_factory.mktemp("index"), home).law("index").returncode == 0
     return home
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory, lab_of_the_session, law_home):
+    """A shell with a training set; each test trains a version of its own on it."""
+    from bhive_mltf.testing import jets
+    from tests.slurm.trainings import Shell
+
+    folder = tmp_path_factory.mktemp("slurm")
+    paths = [jets.write_btag(folder / f"{p}.root", 300, seed, process=p) for seed, p in enumerate(("TT", "QCD"))]
+    (folder / "train.txt").write_text("".join(f"{path}\n" for path in paths))
+    made = Shell(folder, law_home, lab_of_the_session, folder / "train.txt")
+    names = ("--config", "--dataset-version", "--filelist")
+    made.run("DatasetConstructorTask", *(part for name in names for part in (name, made.options[name])))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def two_local(shell):
+    """The training of two ranks without a batch system."""
+    training = shell.training("local2", ranks_per_node=2, tracking=False)
+    done = training.run()
+    assert done.returncode == 0, done.stdout
+    return training

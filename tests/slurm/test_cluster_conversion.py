@@ -17,7 +17,9 @@ def shell(tmp_path_factory, lab_of_the_session, law_home):
     folder = tmp_path_factory.mktemp("conversion")
     paths = [jets.write_btag(folder / f"{p}_{n}.root", 60, n, process=p) for p in ("TT", "QCD") for n in (1, 2)]
     (folder / "train.txt").write_text("".join(f"{path}\n" for path in paths))
-    return Shell(folder, law_home, lab_of_the_session, folder / "train.txt")
+    made = Shell(folder, law_home, lab_of_the_session, folder / "train.txt")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

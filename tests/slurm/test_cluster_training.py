@@ -4,40 +4,15 @@ import signal
 
 import pytest
 
-from bhive_mltf.testing import jets
-from tests.slurm.trainings import Shell, assert_finished, assert_same_weights, ended, wait_for
+from tests.slurm.trainings import TWO, assert_finished, assert_same_weights, ended, wait_for
 
 pytestmark = pytest.mark.slurm
-TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2}
-# two ranks on two nodes: cheap, and still several nodes
-TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 1, "checkpoint_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory, lab_of_the_session):
-    """A shell with a training set; each test trains a version of its own on it."""
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "law").mkdir()
-    paths = [jets.write_btag(folder / f"{p}.root", 300, seed, process=p) for seed, p in enumerate(("TT", "QCD"))]
-    (folder / "train.txt").write_text("".join(f"{path}\n" for path in paths))
-    made = Shell(folder, folder / "law", lab_of_the_session, folder / "train.txt")
-    assert made.law("index").returncode == 0
-    names = ("--config", "--dataset-version", "--filelist")
-    made.run("DatasetConstructorTask", *(part for name in names for part in (name, made.options[name])))
-    return made
+TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2, "checkpoint_steps": 1}
 
 
 @pytest.fixture(scope="module")
 def four_local(shell):
     training = shell.training("local4", ranks_per_node=4, tracking=False)
-    done = training.run()
-    assert done.returncode == 0, done.stdout
-    return training
-
-
-@pytest.fixture(scope="module")
-def two_local(shell):
-    training = shell.training("local2", ranks_per_node=2, tracking=False)
     done = training.run()
     assert done.returncode == 0, done.stdout
     return training
@@ -70,12 +45,11 @@ def test_warned_three_times_it_ends_with_the_same_weights_in_the_same_run(cluste
     assert cluster.submissions() == before + 1
 
 
-def test_a_killed_rank_and_a_lost_node_go_on_from_the_last_checkpoint(cluster, shell, two_local):
+def test_a_killed_rank_a_lost_node_and_preemption_go_on_from_the_last_checkpoint(cluster, shell, two_local):
     training = shell.training("broken", **TWO)
     before = cluster.submissions()
     command = training.start()
     training.attempt_steps(1)
-    training.wait_for_step(4)
     cluster.run("scancel", "--signal=KILL", f"{training.job_id()}.1")
     training.wait_for_attempt(2)
     assert training.attempts()[0].outcome == "broken"
@@ -83,11 +57,16 @@ def test_a_killed_rank_and_a_lost_node_go_on_from_the_last_checkpoint(cluster, s
     training.attempt_steps(2)
     cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     training.wait_for_attempt(3)
+    training.attempt_steps(3)
+    options = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null")
+    urgent = cluster.run("sbatch", *options, "--wrap=sleep 1")
+    assert urgent.returncode == 0, urgent.stderr
+    training.wait_for_attempt(4)
     output, code = ended(command)
     assert code == 0, output
     assert_same_weights(two_local, training)
-    assert_finished(training, attempts=3)
-    assert cluster.submissions() == before + 1
+    assert_finished(training, attempts=4)
+    assert cluster.submissions() == before + 2, "the training, and the one that took its nodes"
 
 
 def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
@@ -100,15 +79,24 @@ def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
         assert run.info.status == "SCHEDULED"
         cluster.run("scancel", first)
         output, code = ended(command)
+        assert code != 0
+        assert "it was cancelled" in output
+        assert training.mlflow_run()[0].info.status == "KILLED"
+
+        # nobody follows the next one
+        command = training.start()
+        second = wait_for(lambda: (job := training.job_id()) != first and job, 60, "another job")
+        command.send_signal(signal.SIGKILL)
+        command.communicate()
+        assert training.mlflow_run()[0].info.status == "SCHEDULED"
+        cancelled = shell.cli("slurm", "cancel", second)
+        assert cancelled.returncode == 0, cancelled.stdout
+        assert training.mlflow_run()[0].info.status == "KILLED"
     finally:
         cluster.run("scontrol", "update", "partitionname=main", "state=up")
-    assert code != 0
-    assert "it was cancelled" in output
-    run, _, _ = training.mlflow_run()
-    assert run.info.status == "KILLED"
 
     command = training.start()
-    wait_for(lambda: training.job_id() != first, 60, "another job")
+    wait_for(lambda: training.job_id() != second, 60, "another job")
     training.attempt_steps(1)
     wait_for(lambda: training.mlflow_run()[0].info.status == "RUNNING", 60, "a run that runs")
     cluster.run("scancel", training.job_id())

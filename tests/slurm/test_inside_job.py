@@ -97,6 +97,19 @@ def test_preflight_sees_a_folder_of_another_machine(spec, monkeypatch):
     assert "cannot use" in preflight.look(spec.folder / "nowhere" / "probe", spec.token).problem
 
 
+def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("USER", "jo")
+    monkeypatch.delenv("TMPDIR", raising=False)
+    inside = spec.model_copy(update={"scratch": f"{tmp_path}/scratch/$USER"})
+    assert steps.environment(inside, ALLOCATION)["TMPDIR"] == f"{tmp_path}/scratch/jo"
+    assert preflight._command(ALLOCATION, inside)[-1] == inside.scratch
+    assert preflight.look(spec.folder / "probe", spec.token, inside.scratch).problem == ""
+    assert (tmp_path / "scratch/jo").is_dir()
+    assert "TMPDIR" not in steps.environment(spec, ALLOCATION)
+    wrong = preflight.look(spec.folder / "probe", spec.token, f"{spec.folder}/probe/x")
+    assert "the `scratch` of the profile: Not a directory" in wrong.problem
+
+
 def test_each_rank_and_each_check_of_a_node_runs_inside_the_image(spec, monkeypatch):
     """srun's part of what `golden/container.sh` begins."""
     box = ("apptainer", "exec", "--nv", "--bind=/data", "/sw/a b.sif")

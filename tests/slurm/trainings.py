@@ -1,17 +1,28 @@
 """Trainings by law on the lab cluster: a shell as a user has it, and what can be seen of the job."""
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
+import yaml
 
 from bhive_mltf.slurm.inside.attempts import read_attempts
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.tracking.record import RunRecord
-from tests.tasks.conftest import Sandbox, flat
+from tests.tasks.conftest import REPOSITORY, Sandbox, flat
+
+# two ranks on two nodes: cheap, and still several nodes
+TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 1, "checkpoint_steps": 1}
+
+
+def write_profile(path, **values):
+    """A profile of the lab with other values; its path."""
+    content = yaml.safe_load((REPOSITORY / "configs/facility/local-lab.yml").read_text())
+    path.write_text(yaml.safe_dump({**content, **values}))
+    return path
 
 
 def wait_for(condition, seconds, what):
@@ -28,7 +39,7 @@ class Shell(Sandbox):
 
     def __init__(self, folder, law_home, cluster, filelist):
         super().__init__(folder, law_home)
-        self.cluster = cluster
+        self.cluster, self.started = cluster, []
         self.environment |= {"BHIVE_SLURM_LAB": str(cluster.directory), "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "10"}
         self.environment.pop("SLURM_CONF", None)
         self.options = {
@@ -42,6 +53,44 @@ class Shell(Sandbox):
             "--loss-weighting": True,
         }
 
+    def follow(self, command, **environment):
+        """Start a command in a process group of its own; it is ended with the shell."""
+        process = subprocess.Popen(
+            command,
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def start(self, *arguments):
+        """Start a task."""
+        return self.follow(self.command("run", *arguments))
+
+    def close(self):
+        """End what a failed test left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+    def cli(self, *arguments):
+        """Run `bhive-mltf`."""
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("bhive-mltf")), *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
     def training(self, version, **options):
         return Training(self, version, options)
 
@@ -54,7 +103,8 @@ class Training:
         given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
         self.options = flat({**shell.options, "--training-version": version, **given})
         epochs = given.get("--epochs", shell.options["--epochs"])
-        folder = shell.data_path / "TrainingTask/offline_run3/v1" / version
+        dataset = given.get("--dataset-version", shell.options["--dataset-version"])
+        folder = shell.data_path / "TrainingTask/offline_run3" / dataset / version
         self.directory = folder / f"DeepJet/epochs_{epochs}/nominal"
 
     def run(self, **environment):
@@ -62,15 +112,7 @@ class Training:
 
     def start(self, *before, **environment):
         """Type the command; `before` is what it is started with."""
-        return subprocess.Popen(
-            [*before, *self.shell.command("run", "TrainingTask", *self.options)],
-            env={**self.shell.environment, **environment},
-            cwd=self.shell.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return self.shell.follow([*before, *self.shell.command("run", "TrainingTask", *self.options)], **environment)
 
     def job_id(self, seconds=240):
         return wait_for(lambda: (record := JobRecord.read(self.directory)) and record.job_id, seconds, "a job id")
@@ -79,10 +121,9 @@ class Training:
         return self.shell.cluster.run("squeue", "-h", "--states=all", "-j", self.job_id(), "-o", "%T").stdout.strip()
 
     def step(self):
-        """Steps done by the present attempt or the ones before."""
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.directory / "slurm/progress.json").read_text())["step"]
-        return -1
+        """Steps that are saved; -1 for none."""
+        saved = [int(path.stem.removeprefix("step_")) for path in self.directory.glob("checkpoints/step_*.pt")]
+        return max(saved, default=-1)
 
     def wait_for_step(self, step, seconds=300):
         return wait_for(lambda: self.step() >= step, seconds, f"step {step}")
@@ -94,15 +135,15 @@ class Training:
         wait_for(lambda: len(self.attempts()) >= number, seconds, f"attempt {number}")
 
     def attempt_steps(self, attempt, seconds=300):
-        """Wait until this attempt has trained a few steps; the attempts are numbered from 1."""
-        log = self.directory / "logs/rank_0.log"
+        """Wait until this attempt has trained and saved a step; the attempts are numbered from 1."""
+        log, before = self.directory / "logs/rank_0.log", self.step()
 
         def trains():
             text = log.read_text() if log.exists() else ""
             return text.count("training DeepJet for") >= attempt
 
         wait_for(trains, seconds, f"the ranks of attempt {attempt}")
-        self.wait_for_step(max(self.step(), 0) + 1, seconds)
+        self.wait_for_step(before + 1, seconds)
 
     def weights(self):
         state = torch.load(self.directory / "best_model.pt", weights_only=True)

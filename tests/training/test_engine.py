@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bhive_mltf.errors import CheckpointError, DataError, LockedError, NonFiniteLossError
+from bhive_mltf.files import lock
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.training import checkpoint, engine
 from bhive_mltf.training.distributed import World
@@ -257,3 +258,7 @@ def test_launch_with_one_rank_trains_here_and_leaves_the_plan(tmp_path, monkeypa
     assert TrainingPlan.read(tmp_path / "plan.json").ranks_per_node == 1
     assert (tmp_path / "model_0.pt").is_file()
     assert torch.get_num_threads() == threads
+
+
+def test_the_next_rank_waits_longer_than_the_lock_of_a_lost_node_holds():
+    assert engine.LOCK_WAIT > lock.STALE_AFTER_S + 2 * lock.HEARTBEAT_S

@@ -1,6 +1,7 @@
 """Is each node fit for the job? One task per node looks around before hours are lost.
 
-`python -m bhive_mltf.slurm.inside.preflight PROBE TOKEN` prints one line of JSON; `check_nodes` starts it and judges.
+`python -m bhive_mltf.slurm.inside.preflight PROBE TOKEN SCRATCH` prints one line of JSON; `check_nodes` starts it and
+judges.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def _command(allocation: Allocation, spec: JobSpec) -> list[str]:
         "bhive_mltf.slurm.inside.preflight",
         str(spec.folder / spec.probe),
         spec.token,
+        spec.scratch,
     ]
 
 
@@ -132,8 +134,8 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def look(probe: Path, token: str) -> Report:
-    """What this node says of itself."""
+def look(probe: Path, token: str, scratch: str = "") -> Report:
+    """What this node says of itself; makes its directory for temporary files."""
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     problem, free = "", 0
     try:
@@ -143,7 +145,17 @@ def look(probe: Path, token: str) -> Report:
         free = shutil.disk_usage(probe.parent).free
     except OSError as error:
         problem = f"cannot use {probe.parent}: {error.strerror or error}"
+    if scratch and not problem:
+        problem = _make(Path(os.path.expandvars(scratch)))
     return Report(node, time.time(), __version__, count_gpus(os.environ), free, problem)
+
+
+def _make(scratch: Path) -> str:
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"cannot make {scratch}, the `scratch` of the profile: {error.strerror or error}"
+    return "" if os.access(scratch, os.W_OK) else f"cannot write to {scratch}, the `scratch` of the profile"
 
 
 def count_gpus(environment: Mapping[str, str]) -> int:
@@ -161,7 +173,7 @@ def count_gpus(environment: Mapping[str, str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Print what this node says of itself."""
-    sys.stdout.write(json.dumps(asdict(look(Path(arguments[0]), arguments[1]))) + "\n")
+    sys.stdout.write(json.dumps(asdict(look(Path(arguments[0]), *arguments[1:]))) + "\n")
     return 0
 
 

@@ -32,6 +32,9 @@ def environment(spec: JobSpec, allocation: Allocation) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in (*_SHAPING, *_NOT_HANDED_ON)}
     threads = str(spec.threads_per_rank or spec.cpus_per_rank)
     ours = {FOLDER_VARIABLE: str(spec.folder), "PYTHONUNBUFFERED": "1"}
+    if spec.scratch:
+        # made on every node by the check of the nodes
+        ours["TMPDIR"] = os.path.expandvars(spec.scratch)
     if spec.kind == "command":
         return {**kept, **ours, INSIDE_VARIABLE: allocation.job_id}
     meeting = {"MASTER_ADDR": allocation.master_address(), "MASTER_PORT": str(allocation.port)}

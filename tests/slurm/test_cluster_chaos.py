@@ -1,0 +1,133 @@
+"""What goes wrong at a facility, by `law run` on the real cluster: state, status of the run, message, no lost work."""
+
+import contextlib
+import shutil
+import time
+
+import pytest
+
+from bhive_mltf.slurm.record import JobRecord
+from tests.slurm.conftest import programs
+from tests.slurm.trainings import (
+    TWO,
+    Shell,
+    assert_finished,
+    assert_same_weights,
+    ended,
+    wait_for,
+    write_profile,
+)
+
+pytestmark = pytest.mark.slurm
+
+
+def job_of(directory):
+    """The id of a directory's job; None while there is none."""
+    record = JobRecord.read(directory)
+    return record and record.job_id
+
+
+def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(cluster, shell, tmp_path):
+    """A limit of one minute. The undisturbed training runs beside it: both take longer, and the limit is reached."""
+    silent = tmp_path / "silent"
+    squeue = f'[ -e "{silent}" ] && echo "squeue: error: Unable to contact slurm controller" >&2 && exit 1\n'
+    path = programs(tmp_path / "bin", without=["sacct"], squeue=f'{squeue}exec "{shutil.which("squeue")}" "$@"')
+    profile = write_profile(tmp_path / "minute.yml", hours=1 / 61, signal_seconds=15)
+    training = shell.training("limit", **{**TWO, "slurm": profile}, epochs=20)
+    undisturbed = shell.training("no_limit", ranks_per_node=2, tracking=False, epochs=20)
+    before = cluster.submissions()
+    command, reference = training.start(PATH=path), undisturbed.start()
+    training.job_id()
+    silent.touch()
+    time.sleep(60)
+    silent.unlink()
+    output, code = ended(command)
+    assert code == 0, output
+    _, code = ended(reference)
+    assert code == 0
+    assert "Unable to contact slurm controller; the job may go on, asking again" in output
+    assert "the scheduler answers again" in output
+    attempts = training.attempts()
+    assert [attempt.outcome for attempt in attempts] == ["stopped"] * (len(attempts) - 1) + ["done"]
+    assert "SIGUSR2" in attempts[0].reason
+    assert_same_weights(undisturbed, training)
+    assert_finished(training, attempts=len(attempts))
+    assert cluster.submissions() == before + 1
+
+
+def test_a_job_that_fails_before_python_starts(cluster, shell, tmp_path):
+    profile = write_profile(tmp_path / "broken.yml", setup=["echo the module system is down", "exit 3"])
+    training = shell.training("setup", **{**TWO, "slurm": profile})
+    before = cluster.submissions()
+    done = training.run()
+    assert done.returncode != 0
+    assert "ended as FAILED: it failed with exit code 3" in done.stdout
+    assert "    the module system is down" in done.stdout
+    run, runs, _ = training.mlflow_run()
+    assert (run.info.status, runs) == ("FAILED", 1)
+    assert cluster.submissions() == before + 1
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
+    cluster, shell, small_disk, two_local, tmp_path
+):
+    folder = small_disk / "outputs"
+    folder.mkdir()
+    full = Shell(folder, shell.environment["LAW_HOME"], cluster, shell.options["--filelist"])
+    # the store of the runs is on another disk
+    full.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    shutil.copytree(shell.data_path / "DatasetConstructorTask", full.data_path / "DatasetConstructorTask")
+    training = full.training("full", **TWO)
+    command = training.start()
+    training.wait_for_step(4)
+    filler = small_disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(2**20)):
+            pass
+    output, code = ended(command)
+    assert code != 0
+    assert "ended as FAILED" in output
+    assert "no space is left where the outputs go: make room, then type the command again" in output
+    assert training.mlflow_run()[0].info.status == "FAILED"
+    filler.unlink()
+    done = training.run()
+    assert done.returncode == 0, done.stdout
+    assert_same_weights(two_local, training)
+    run, runs, values = training.mlflow_run()
+    assert (run.info.status, runs, values) == ("FINISHED", 1, 1)
+
+
+def test_each_task_of_a_chain_runs_under_its_own_profile(cluster, shell, tmp_path):
+    training_profile = write_profile(tmp_path / "many_cores.yml", partition="short", cpus_per_rank=2, hours=0.1)
+    dataset_profile = write_profile(tmp_path / "one_core.yml", partition="main")
+    training = shell.training("chain", dataset_version="chain", nodes=2, ranks_per_node=1, epochs=1)
+    chosen = ("--DatasetConstructorTask-slurm", dataset_profile, "--TrainingTask-slurm", training_profile)
+    chosen += ("--ConvertNtuples-slurm", dataset_profile, "--ConvertNtuples-tasks-per-job", 2)
+    before = cluster.submissions()
+    options = [part for part in training.options if "loss-weighting" not in str(part) and part is not True]
+    shell.run("InferenceTask", *options, "--test-dataset-version", "chain", *chosen)
+    dataset = shell.data_path / "DatasetConstructorTask/offline_run3/chain"
+    seen = [
+        cluster.run("squeue", "-h", "--states=all", "-j", job_of(directory), "-o", "%P %C %D").stdout.split()
+        for directory in (dataset, training.directory)
+    ]
+    assert seen == [["main", "1", "1"], ["short", "4", "2"]]
+    assert cluster.submissions() == before + 3, "conversion, data set, training; inference is done here"
+    assert training.weights()
+
+
+def test_a_job_builds_no_requirement(cluster, shell):
+    """What was there when it was handed in, and is not when it starts, is an error that says so."""
+    dataset = ("--config", "offline_run3", "--dataset-version", "gone", "--filelist", shell.options["--filelist"])
+    staged = shell.data_path / "ConvertNtuples/offline_run3/gone"
+    cluster.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        command = shell.start("DatasetConstructorTask", *dataset, "--slurm", "local-lab")
+        wait_for(lambda: job_of(shell.data_path / "DatasetConstructorTask/offline_run3/gone"), 60, "a job")
+        shutil.rmtree(staged)
+    finally:
+        cluster.run("scontrol", "update", "partitionname=main", "state=up")
+    output, code = ended(command)
+    assert code != 0
+    assert "a job builds no requirement: type the command again" in output
+    assert not staged.exists()
