@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import statistics
 import tempfile
 from collections import defaultdict
@@ -45,7 +46,7 @@ PRECISIONS = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Study:
-    """A model, its files (by the ends of their names) and its training."""
+    """A model, its files (by the ends of their names) and its training; `most_candidates` of a jet are read."""
 
     config: str
     model: str
@@ -54,10 +55,11 @@ class Study:
     epochs: int
     batch_size: int
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    most_candidates: int | None = None
 
 
 STUDIES = {
-    "btag": Study("offline_run3", "DeepJet", ("_000.root", "_001.root"), ("_002.root",), 8, 256),
+    "btag": Study("offline_run3", "DeepJet", ("_000.root", "_001.root"), ("_002.root",), 6, 256),
     "jetclass": Study(
         "jet_class",
         "ParticleTransformer_JetClass",
@@ -66,6 +68,7 @@ STUDIES = {
         4,
         128,
         {"num_layers": 2, "num_cls_layers": 1, "embed_dim": 32},
+        most_candidates=40,
     ),
 }
 
@@ -76,7 +79,14 @@ def files_of(folder: Path, ends: Sequence[str]) -> list[str]:
 
 def make_sets(study: Study, folder: Path, scratch: Path, precision: str) -> Config:
     """Training and test set with inputs stored in a precision; the config that they were made with."""
-    config = configs.load(study.config).model_copy(update={"data_precision": precision})
+    config = configs.load(study.config)
+    if study.most_candidates is not None:
+        shorter = Path(config.source).read_text(encoding="utf-8")
+        shorter = re.sub(r"n_cpf_candidates: \d+", f"n_cpf_candidates: {study.most_candidates}", shorter)
+        scratch.mkdir(parents=True, exist_ok=True)
+        (scratch / f"{study.config}.yml").write_text(shorter, encoding="utf-8")
+        config = configs.load(str(scratch / f"{study.config}.yml"))
+    config = config.model_copy(update={"data_precision": precision})
     for part in ("train", "test"):
         files = files_of(folder, getattr(study, part))
         stage_files(config, files, scratch / precision / part)

@@ -81,7 +81,7 @@ def construct(
     filelist : the files asked for; recorded.
     weighting : how the jets' weights are found, a name of `weighting_methods`.
     memory_mb : budget of this process in MB, pages of mapped files not counted.
-    threads : that put jets in order while others are written.
+    threads : that put jets in order while others are written; with more than one, writing has a thread of its own.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def construct(
     finish = functools.partial(_finished, config=config, weights=weights.table)
     jets = merged(files, empty.content_ids, max_bytes=max_bytes, threads=threads, finish=finish)
     with disk.writing(directory):
-        manifest = write_jets(jets, empty, directory)
+        manifest = write_jets(jets, empty, directory, threads=threads)
         weights.report.write(directory, weights.table.values)
         return publish(manifest, histogram, directory)
 

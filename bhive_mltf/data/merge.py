@@ -85,6 +85,27 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def in_background(function: Callable[[Item], object], items: Iterable[Item], *, apart: bool) -> Iterator[Item]:
+    """Each item, after `function` has been called with it; with `apart` in another thread, one item behind.
+
+    The calls come one after the other, in order. When the iterator has ended or is closed, all of them are over.
+    """
+    if not apart:
+        for item in items:
+            function(item)
+            yield item
+        return
+    with ThreadPoolExecutor(1, "write") as pool:
+        last: Future[object] | None = None
+        for item in items:
+            if last is not None:
+                last.result()
+            last = pool.submit(function, item)
+            yield item
+        if last is not None:
+            last.result()
+
+
 def _order(block: JetBlock, keys: NDArray[np.uint64], content_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

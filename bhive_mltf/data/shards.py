@@ -25,6 +25,7 @@ from bhive_mltf.data.index import IndexWriter, write_index
 from bhive_mltf.data.lz4_frame import FrameReader, SeekPoints
 from bhive_mltf.data.lz4_rows import LZ4ShardWriter
 from bhive_mltf.data.manifest import Manifest, Shard
+from bhive_mltf.data.merge import in_background
 from bhive_mltf.data.slices import regroup
 from bhive_mltf.data.storage import planes_of
 from bhive_mltf.data.weighting_report import FILE_NAME as WEIGHTING
@@ -56,11 +57,17 @@ def clear(directory: Path) -> None:
 
 
 def write_jets(
-    jets: Iterator[JetBlock], manifest: Manifest, directory: Path, shard_rows: Sequence[int] | None = None
+    jets: Iterator[JetBlock],
+    manifest: Manifest,
+    directory: Path,
+    shard_rows: Sequence[int] | None = None,
+    *,
+    threads: int = 1,
 ) -> Manifest:
     """Write shards and index of `manifest.n_jets` jets; returns the manifest with its shards and digest.
 
     shard_rows : jets per shard; None: `manifest.chunk_size`, the last one what is left.
+    threads : with more than one, a batch is encoded and written while the next one is put together.
     """
     schema = manifest.schema
     digest = DatasetDigest(schema, manifest.content_ids)
@@ -74,7 +81,8 @@ def write_jets(
     with write_index(directory / INDEX, groups, len(schema.truths)) as index:
         for number, n_rows in enumerate(rows):
             batches = itertools.islice(blocks, len(sizes[number]))
-            shards.append(_write_shard(_watched(batches, index, digest), number, n_rows, manifest, directory))
+            watched = _watched(batches, index, digest)
+            shards.append(_write_shard(watched, number, n_rows, manifest, directory, apart=threads > 1))
     return dataclasses.replace(manifest, shards=tuple(shards), digest=digest.hexdigest())
 
 
@@ -92,13 +100,14 @@ def _watched(blocks: Iterator[JetBlock], index: IndexWriter, digest: DatasetDige
         yield block
 
 
-def _write_shard(blocks: Iterator[JetBlock], number: int, n_rows: int, manifest: Manifest, directory: Path) -> Shard:
+def _write_shard(
+    blocks: Iterator[JetBlock], number: int, n_rows: int, manifest: Manifest, directory: Path, *, apart: bool
+) -> Shard:
     name = f"file_{number}.{'arrow' if manifest.layout == 'ArrowDataset' else 'lz4'}"
     sum_weight, ids = 0.0, []
     with atomic.replace_file(directory / name) as temporary:
         with contextlib.closing(_open(temporary, manifest, n_rows)) as writer:
-            for block in blocks:
-                writer.append(block)
+            for block in in_background(writer.append, blocks, apart=apart):
                 sum_weight += float(block.weight.sum(dtype=np.float64))
                 ids.append(block.jet_id)
         checksum, size = file_checksum(temporary), temporary.stat().st_size

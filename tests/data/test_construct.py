@@ -299,9 +299,9 @@ def break_at(patch, where):
     if where == "shard":
         original, calls = shards._write_shard, []
 
-        def third(*args):
+        def third(*args, **options):
             calls.append(1)
-            return fail() if len(calls) == 3 else original(*args)
+            return fail() if len(calls) == 3 else original(*args, **options)
 
         patch.setattr(shards, "_write_shard", third)
         return

@@ -146,7 +146,8 @@ def test_disk_full_while_staging(inputs, small_disk, workers):
     stage(missing[0])
 
 
-def test_disk_full_while_constructing(inputs, small_disk, tmp_path):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_disk_full_while_constructing(inputs, small_disk, tmp_path, threads):
     _, config = inputs
     jobs = jobs_of(inputs, tmp_path)
     stage_many(jobs)
@@ -155,7 +156,7 @@ def test_disk_full_while_constructing(inputs, small_disk, tmp_path):
     with pytest.raises(
         DataError, match=r"disk/set.*' cannot be written \(the disk is full\): make room .* MB are free there"
     ):
-        construct(config, [job.target for job in jobs], small_disk / "set", **arguments)
+        construct(config, [job.target for job in jobs], small_disk / "set", threads=threads, **arguments)
     assert not (small_disk / "set" / "processed_files.txt").exists()
     with pytest.raises(DataError, match="no complete training set"):
         open_dataset(small_disk / "set", config)

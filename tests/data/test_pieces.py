@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import uproot
 
+from bhive_mltf.data.construct import construct
 from bhive_mltf.data.jobs import ReadOptions, StageJob
 from bhive_mltf.data.leftovers import sweeping, temporary_part
-from bhive_mltf.data.merge import in_threads, merged
+from bhive_mltf.data.merge import in_background, in_threads, merged
 from bhive_mltf.data.pieces import Span, cut
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.stage import stage_many
@@ -121,6 +122,36 @@ def test_an_error_in_a_thread_arrives():
 
     with pytest.raises(CorruptFileError, match="three"):
         list(in_threads(fail, range(10), 2))
+
+
+@pytest.mark.parametrize("layout", ["ArrowDataset", "LZ4Dataset"])
+def test_the_set_is_the_same_bytes_for_any_number_of_threads(tmp_path, layout):
+    config = small_config(tmp_path, dataset=layout)
+    path = big_file(tmp_path / "TT_0.root", 5000)
+    made = job(config, tmp_path / "0.jets", path)
+    stage_many([made])
+    found = []
+    for threads in (1, 2, 3):
+        arguments = {"chunk_size": 2100, "seed": 5, "filelist": [path], "threads": threads}
+        construct(config, [made.target], tmp_path / str(threads), **arguments)
+        found.append({p.name: p.read_bytes() for p in (tmp_path / str(threads)).iterdir() if p.suffix != ".txt"})
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_one_step_behind_in_order(apart):
+    done = []
+    for seen, item in enumerate(in_background(done.append, range(20), apart=apart)):
+        assert item == seen
+        assert len(done) >= seen
+    assert done == list(range(20))
+
+    def fail(i):
+        if i == 3:
+            raise CorruptFileError("three")
+
+    with pytest.raises(CorruptFileError, match="three"):
+        list(in_background(fail, range(20), apart=apart))
 
 
 def test_the_budget_decides_the_chunks(config, tmp_path):
