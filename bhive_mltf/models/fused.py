@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bhive_mltf.models import rows
 from bhive_mltf.models.masks import Dropout
+from bhive_mltf.models.rows import normed as normed_of
+from bhive_mltf.models.rows import through_norm
 
 aten = torch.ops.aten
 Pieces = Sequence[slice]
@@ -41,19 +44,6 @@ def scaled(linear: Affine, factor: Tensor | float) -> Affine:
     return Affine(linear.weight * rows, linear.offset * factor)
 
 
-def _normed(x: Tensor, eps: float, ones: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # with a weight of ones torch's kernel takes half the time of that without a weight
-    found: tuple[Tensor, Tensor, Tensor] = aten.native_layer_norm(x, [x.shape[-1]], ones, zeros, eps)
-    return found
-
-
-def _through_norm(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    found: Tensor = aten.native_layer_norm_backward(
-        grad, x, [x.shape[-1]], mean, rstd, None, None, [True, False, False]
-    )[0]
-    return found
-
-
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, offset: Tensor, eps: float, gelu: bool, pieces: Pieces) -> Tensor:  # noqa: ANN401
@@ -61,10 +51,10 @@ class _NormLinear(torch.autograd.Function):
         out = x.new_empty(len(x), len(weight))
         kept = []
         for piece in pieces:
-            normed, mean, rstd = _normed(x[piece], eps, ones, zeros)
+            normed, mean, rstd = normed_of(x[piece], eps, ones, zeros)
             if gelu:
                 before = torch.addmm(offset, normed, weight.t())
-                aten.gelu.out(before, out=out[piece])
+                rows.line_gelu(before, None, None, out[piece])
             else:
                 before = None
                 torch.addmm(offset, normed, weight.t(), out=out[piece])
@@ -79,10 +69,14 @@ class _NormLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         d_x, d_weight, d_offset = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight))
         for piece, (normed, mean, rstd, before) in zip(ctx.pieces, ctx.kept, strict=True):
-            d_out = grad[piece] if before is None else aten.gelu_backward(grad[piece], before)
-            d_offset += d_out.sum(0)
+            if before is None:
+                d_out = grad[piece]
+                d_offset += d_out.sum(0)
+            else:
+                d_out = grad[piece].clone(memory_format=torch.contiguous_format)
+                rows.back_line_gelu(d_out, before, None, (d_offset, None), None)
             d_weight.addmm_(d_out.t(), normed)
-            d_x[piece] = _through_norm(d_out @ weight, x[piece], mean, rstd)
+            d_x[piece] = through_norm(d_out @ weight, x[piece], mean, rstd)
         return d_x, d_weight, d_offset, None, None, None
 
 
@@ -110,7 +104,7 @@ class _AddNormed(torch.autograd.Function):
         kept = []
         for piece in pieces:
             projected = torch.addmm(offset, attended[piece], weight.t())
-            normed, mean, rstd = _normed(projected, eps, gain, shift)
+            normed, mean, rstd = normed_of(projected, eps, gain, shift)
             drawn = dropout.draw(normed)
             torch.add(x[piece], dropout.keep_where(normed, drawn), out=out[piece])
             kept.append((projected, mean, rstd, drawn))
@@ -167,11 +161,9 @@ class _FeedForward(torch.autograd.Function):
         out = torch.empty_like(x)
         kept = []
         for piece in pieces:
-            normed, mean, rstd = _normed(x[piece], eps[0], ones[:width], zeros[:width])
+            normed, mean, rstd = normed_of(x[piece], eps[0], ones[:width], zeros[:width])
             before = torch.addmm(expand_offset, normed, expand.t())
-            hidden = aten.gelu(before)
-            hidden_drawn = dropout.draw(hidden)
-            hidden, _, hidden_rstd = _normed(dropout.keep_where(hidden, hidden_drawn), eps[1], ones, zeros)
+            hidden, hidden_rstd, hidden_drawn = rows.gelu_drop_norm(before, eps[1], dropout, ones, zeros)
             last = torch.addmm(contract_offset, hidden, contract.t())
             drawn = dropout.draw(last)
             torch.addcmul(dropout.keep_where(last, drawn), x[piece], residual, out=out[piece])
@@ -197,12 +189,9 @@ class _FeedForward(torch.autograd.Function):
             d_contract.addmm_(d_last.t(), hidden)
             # the norm's own factor goes in before the product, where there is less to multiply
             d_hidden = (d_last * hidden_rstd) @ contract
-            unit = torch.ones_like(hidden_rstd)
-            d_hidden = dropout.keep_where(_through_norm(d_hidden, hidden, torch.zeros_like(unit), unit), hidden_drawn)
-            aten.gelu_backward.grad_input(d_hidden, before, grad_input=d_hidden)
-            d_expand_offset += d_hidden.sum(0)
+            d_hidden = rows.back_gelu_drop_norm(d_hidden, hidden, before, (dropout, hidden_drawn), d_expand_offset)
             d_expand.addmm_(d_hidden.t(), normed)
-            own = _through_norm(d_hidden @ expand, x[piece], mean, rstd)
+            own = through_norm(d_hidden @ expand, x[piece], mean, rstd)
             torch.addcmul(own, d_out, residual, out=d_x[piece])
         return d_x, d_expand, d_expand_offset, d_contract, d_contract_offset, d_residual, None, None, None
 

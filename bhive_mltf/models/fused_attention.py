@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bhive_mltf.models import rows
 from bhive_mltf.models.masks import Dropout
 from bhive_mltf.models.packing import Group, GroupPairs
-
-aten = torch.ops.aten
 
 
 class _GroupAttention(torch.autograd.Function):
@@ -35,10 +34,9 @@ class _GroupAttention(torch.autograd.Function):
             heads = projected[group.rows].view(group.n_jets, group.length, 3, num_heads, width // num_heads)
             q, k, v = heads.permute(2, 3, 0, 1, 4).reshape(3, -1, group.length, width // num_heads)
             scores = torch.baddbmm(bias, q, k.transpose(1, 2))
-            weights = aten._softmax.out(scores, -1, False, out=scores)
-            drawn = dropout.draw(weights)
-            _put_rows(out[group.rows], dropout.kept(weights, drawn) @ v, group)
-            kept.append((q, k, v, weights, drawn))
+            weights, dropped, drawn = rows.softmax_drop(scores, dropout)
+            _put_rows(out[group.rows], dropped @ v, group)
+            kept.append((q, k, v, weights, dropped, drawn))
         ctx.kept, ctx.groups, ctx.dropout = kept, groups, dropout
         ctx.shape = projected.shape
         return out
@@ -49,13 +47,12 @@ class _GroupAttention(torch.autograd.Function):
         d_projected = grad.new_empty(ctx.shape)
         width = grad.shape[1]
         d_biases = []
-        for group, (q, k, v, weights, drawn) in zip(ctx.groups, ctx.kept, strict=True):
+        for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
             num_heads = len(q) // group.n_jets
             shape = (group.n_jets, group.length, num_heads, width // num_heads)
             d_out = grad[group.rows].view(shape).permute(2, 0, 1, 3).reshape(q.shape)
-            d_v = ctx.dropout.kept(weights, drawn).transpose(1, 2) @ d_out
-            d_weights = ctx.dropout.keep_where(d_out @ v.transpose(1, 2), drawn)
-            d_scores = aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_v = dropped.transpose(1, 2) @ d_out
+            d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
             parts = d_projected[group.rows].view(group.n_jets, group.length, 3, *shape[2:]).permute(2, 3, 0, 1, 4)
             for part, found in zip(parts, (d_scores @ k, d_scores.transpose(1, 2) @ q, d_v), strict=True):
                 part.copy_(found.view(part.shape))

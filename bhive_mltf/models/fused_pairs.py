@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bhive_mltf.models import rows
 from bhive_mltf.models.moments import Moments
 
-aten = torch.ops.aten
 ROWS = 1536
 """Pairs that one core works on at a time."""
 
@@ -37,14 +37,12 @@ class _Stage(torch.autograd.Function):
         total, deviation = x.new_zeros(len(weight), dtype=torch.float64), x.new_zeros(len(weight), dtype=torch.float64)
         first = x.new_zeros(len(weight))
         for piece in _pieces(len(x)):
-            aten.gelu.out(_enter(x[piece], factor, offset), out=active[piece])
+            rows.line_gelu(*_enter(x[piece], factor, offset), active[piece])
             torch.mm(active[piece], weight.t(), out=out[piece])
             # squares around a number close to the mean lose no digits
             if piece.start == 0:
                 first = out[piece].mean(0)
-            shifted = out[piece] - first
-            total += shifted.sum(0)
-            deviation += shifted.square_().sum(0)
+            rows.add_moments(out[piece], first, total, deviation)
         count = max(len(x), 1)
         shift = total / count
         mean = (first + shift).to(x.dtype)
@@ -56,27 +54,27 @@ class _Stage(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, d_mean: Tensor, d_variance: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, factor, offset, weight, active, out, mean = ctx.saved_tensors
+        grad = grad.contiguous()
         count = max(len(x), 1)
         slope = d_variance * (2 / count)
         constant = d_mean / count - slope * mean
         d_x = torch.empty_like(x) if factor.dim() == 1 else None
         d_factor, d_offset, d_weight = torch.zeros_like(factor), torch.zeros_like(offset), torch.zeros_like(weight)
         for piece in _pieces(len(x)):
-            d_out = torch.addcmul(constant, out[piece], slope).add_(grad[piece])
+            d_out = rows.add_line(grad[piece], out[piece], slope, constant)
             d_weight.addmm_(d_out.t(), active[piece])
             d_enter = d_out @ weight
-            aten.gelu_backward.grad_input(d_enter, _enter(x[piece], factor, offset), grad_input=d_enter)
-            d_offset += d_enter.sum(0)
             if d_x is None:
+                rows.back_line_gelu(d_enter, _enter(x[piece], factor, offset)[0], None, (d_offset, None), None)
                 d_factor.addmm_(d_enter.t(), x[piece])
             else:
-                d_factor += (d_enter * x[piece]).sum(0)
-                torch.mul(d_enter, factor, out=d_x[piece])
+                rows.back_line_gelu(d_enter, x[piece], (factor, offset), (d_offset, d_factor), d_x[piece])
         return d_x, d_factor, d_offset, d_weight
 
 
-def _enter(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    return torch.addcmul(offset, x, factor) if factor.dim() == 1 else torch.addmm(offset, x, factor.t())
+def _enter(x: Tensor, factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What enters the GELU: rows, and a factor and an offset that are still to be applied."""
+    return (x, factor, offset) if factor.dim() == 1 else (torch.addmm(offset, x, factor.t()), None, None)
 
 
 def stage(x: Tensor, factor: Tensor, offset: Tensor, weight: Tensor) -> tuple[Tensor, Moments]:

@@ -27,6 +27,10 @@ class Dropout:
             self.bound = _bound(rate, dtype)
             self._random = np.random.SFC64(int(torch.randint(2**62, ()).item()))
 
+    def key(self) -> tuple[int, int]:
+        """A key of 64 bits and a bound, for numbers of 32 bits that are hashed from it: kept is what is not below."""
+        return (self._random.random_raw(), min(round(self.rate * 2**32), 2**32 - 1)) if self.rate > 0 else (0, 0)
+
     def draw(self, like: Tensor) -> Tensor | None:
         """Random numbers for `keep_where`, of the shape of `like`; None where everything is kept."""
         if self.rate <= 0:

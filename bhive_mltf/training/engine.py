@@ -17,6 +17,7 @@ from bhive_mltf.training.batchnorm import synchronise_batch_norms
 from bhive_mltf.training.distributed import World, set_threads
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.losses import create_loss
+from bhive_mltf.training.memory import keep_memory
 from bhive_mltf.training.names import check_loss
 from bhive_mltf.training.observers import Observer, Observers
 from bhive_mltf.training.optimisers import create_optimizer
@@ -66,6 +67,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
         try:
             stack.enter_context(deterministic(plan.deterministic))
             set_threads(plan.threads_per_rank, world)
+            keep_memory(world.device)
             _trainer(plan, world, build(plan, world), watching, signals).run()
             status = "FINISHED"
         except TrainingInterruptedError as error:

@@ -14,6 +14,7 @@ import torch
 
 import bhive_mltf
 from bhive_mltf.files import atomic
+from bhive_mltf.models import rows
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.step import RNG_SCHEME
@@ -61,6 +62,7 @@ def facts(plan: TrainingPlan, world: World) -> dict[str, Any]:
         "device": world.device.type,
         "gpu": torch.cuda.get_device_name(world.device) if on_cuda else "",
         "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
+        "compiled_rows": rows.LIBRARY is not None,
         "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
         "matmul_precision": torch.get_float32_matmul_precision(),
         "compiled": plan.use_torch_compile,
@@ -78,6 +80,8 @@ def limits(known: Mapping[str, Any]) -> list[str]:
         f"torch {known['torch']} and bhive_mltf {known['bhive_mltf']}",
         f"a CPU on which torch takes its {known['cpu_kernels']} kernels",
     ]
+    if known.get("compiled_rows"):
+        found.append("an installation that built rows.c: its sums and its dropout are others than torch's")
     if known["compiled"]:
         found.append("the same compiler and its cache: torch.compile picks kernels by measuring")
     if known["device"] == "cuda":

@@ -1,0 +1,199 @@
+"""What stands between the matrix products of a transformer on a CPU.
+
+One pass over the rows where `rows.c` was built at installation, else torch's operations one after the other: the same
+but for rounding and the random numbers of dropout.
+
+Axes: R rows, K width, S x L scores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bhive_mltf.models.masks import Dropout
+
+aten = torch.ops.aten
+logger = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("rows.c")
+MOST, LANES = 1024, 8
+"""Widths that the compiled functions take: multiples of LANES, at most MOST."""
+
+
+class Drop(ctypes.Structure):
+    """Which elements dropout keeps, for the compiled functions: a hash of their number and the key is above a bound."""
+
+    _fields_ = (("key", ctypes.c_uint64), ("bound", ctypes.c_uint32))
+
+
+Drawn = Tensor | Drop | None
+_A, _N = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = {
+    "gelu_drop_norm": (_A, _N, _N, ctypes.c_float, Drop, _A, _A),
+    "back_gelu_drop_norm": (_A, _A, _A, _N, _N, Drop, _A),
+    "softmax_drop": (_A, _N, _N, Drop, _A),
+    "back_softmax_drop": (_A, _A, _N, _N, Drop),
+    "line_gelu": (_A, _A, _A, _N, _N, _A),
+    "back_line_gelu": (_A, _A, _A, _A, _N, _N, _A, _A, _A),
+    "add_moments": (_A, _A, _N, _N, _A, _A),
+    "add_line": (_A, _A, _A, _A, _N, _N, _A),
+}
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The functions of `rows.c` in a library; None if this machine cannot load it, or has no AVX2."""
+    try:
+        library = ctypes.CDLL(str(path))
+        usable = library.rows_usable
+    except (OSError, AttributeError) as error:
+        logger.debug("'%s' is not used: %s", path, error)
+        return None
+    usable.restype = _N
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = None, arguments
+    return library if usable() else None
+
+
+def installed() -> ctypes.CDLL | None:
+    """The library that was built at installation, if one was."""
+    paths = (SOURCE.with_name(f"_rows{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((load(path) for path in paths if path.exists()), None)
+
+
+LIBRARY = installed()
+
+
+def _at(values: Tensor | None) -> int | None:
+    if values is None:
+        return None
+    assert values.is_contiguous()
+    return values.data_ptr()
+
+
+def _library(x: Tensor, width: int = LANES) -> ctypes.CDLL | None:
+    fits = x.dtype == torch.float32 and width % LANES == 0 and width <= MOST
+    return LIBRARY if fits else None
+
+
+def normed(x: Tensor, eps: float, ones: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm [R,K] without weight, mean and 1/std [R,1]."""
+    # with a weight of ones torch's kernel takes half the time of that without a weight
+    found: tuple[Tensor, Tensor, Tensor] = aten.native_layer_norm(x, [x.shape[-1]], ones, zeros, eps)
+    return found
+
+
+def through_norm(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Gradient [R,K] of the input of a norm without weight."""
+    found: Tensor = aten.native_layer_norm_backward(
+        grad, x, [x.shape[-1]], mean, rstd, None, None, [True, False, False]
+    )[0]
+    return found
+
+
+def gelu_drop_norm(
+    x: Tensor, eps: float, dropout: Dropout, ones: Tensor, zeros: Tensor
+) -> tuple[Tensor, Tensor, Drawn]:
+    """Norm without weight of dropout of GELU of x [R,K], its 1/std [R,1], and what dropout drew."""
+    library = _library(x, x.shape[1])
+    if library is None:
+        hidden = aten.gelu(x)
+        drawn = dropout.draw(hidden)
+        out, _, rstd = normed(dropout.keep_where(hidden, drawn), eps, ones, zeros)
+        return out, rstd, drawn
+    drop = Drop(*dropout.key())
+    out, rstd = torch.empty_like(x), x.new_empty(len(x), 1)
+    library.gelu_drop_norm(_at(x), *x.shape, eps, drop, _at(out), _at(rstd))
+    return out, rstd, drop
+
+
+def back_gelu_drop_norm(grad: Tensor, out: Tensor, x: Tensor, drawn: tuple[Dropout, Drawn], sums: Tensor) -> Tensor:
+    """Gradient of x of `gelu_drop_norm`, from that of `out` times 1/std, in place; its sums over rows go to `sums`."""
+    dropout, drop = drawn
+    if isinstance(drop, Drop):
+        assert LIBRARY is not None
+        LIBRARY.back_gelu_drop_norm(_at(grad), _at(out), _at(x), *x.shape, drop, _at(sums))
+        return grad
+    unit = grad.new_ones(len(grad), 1)
+    grad = dropout.keep_where(through_norm(grad, out, torch.zeros_like(unit), unit), drop)
+    aten.gelu_backward.grad_input(grad, x, grad_input=grad)
+    sums += grad.sum(0)
+    return grad
+
+
+def softmax_drop(scores: Tensor, dropout: Dropout) -> tuple[Tensor, Tensor, Drawn]:
+    """Softmax of scores [S,L,L], in place, the same with dropout, and what dropout drew."""
+    library = _library(scores)
+    if library is None:
+        weights = aten._softmax.out(scores, -1, False, out=scores)
+        drawn = dropout.draw(weights)
+        return weights, dropout.kept(weights, drawn), drawn
+    drop, out = Drop(*dropout.key()), torch.empty_like(scores)
+    library.softmax_drop(_at(scores), scores.numel() // scores.shape[-1], scores.shape[-1], drop, _at(out))
+    return scores, out, drop
+
+
+def back_softmax_drop(grad: Tensor, weights: Tensor, dropout: Dropout, drawn: Drawn) -> Tensor:
+    """Gradient of the scores of `softmax_drop` from that of the dropped weights, in place where that is possible."""
+    if isinstance(drawn, Drop):
+        assert LIBRARY is not None
+        LIBRARY.back_softmax_drop(_at(grad), _at(weights), grad.numel() // grad.shape[-1], grad.shape[-1], drawn)
+        return grad
+    found: Tensor = aten._softmax_backward_data(dropout.keep_where(grad, drawn), weights, -1, weights.dtype)
+    return found
+
+
+def line_gelu(x: Tensor, factor: Tensor | None, offset: Tensor | None, out: Tensor) -> None:
+    """GELU of x [R,K] times factor plus offset, both [K], or of x alone; to `out`."""
+    library = _library(x, x.shape[1])
+    if library is None:
+        aten.gelu.out(x if factor is None or offset is None else torch.addcmul(offset, x, factor), out=out)
+    else:
+        library.line_gelu(_at(x), _at(factor), _at(offset), *x.shape, _at(out))
+
+
+def back_line_gelu(
+    grad: Tensor, x: Tensor, line: tuple[Tensor, Tensor] | None, sums: tuple[Tensor, Tensor | None], to_x: Tensor | None
+) -> None:
+    """Gradient of `line_gelu` of the factor and offset `line`: in place to that of what GELU has seen.
+
+    sums : to which the sums over rows of it are added, and of it times x. to_x : becomes it times the factor.
+    """
+    library = _library(x, x.shape[1])
+    factor, offset = (None, None) if line is None else line
+    if library is not None:
+        library.back_line_gelu(_at(grad), _at(x), _at(factor), _at(offset), *x.shape, *map(_at, (*sums, to_x)))
+        return
+    seen = x if factor is None or offset is None else torch.addcmul(offset, x, factor)
+    aten.gelu_backward.grad_input(grad, seen, grad_input=grad)
+    sums[0].add_(grad.sum(0))
+    if factor is not None and sums[1] is not None:
+        sums[1].add_((grad * x).sum(0))
+        if to_x is not None:
+            torch.mul(grad, factor, out=to_x)
+
+
+def add_moments(x: Tensor, origin: Tensor, total: Tensor, squares: Tensor) -> None:
+    """Add the sums over rows of x [R,K] minus origin [K], and of the squares, to two float64 [K]."""
+    library = _library(x, x.shape[1])
+    if library is not None:
+        library.add_moments(_at(x), _at(origin), *x.shape, _at(total), _at(squares))
+        return
+    shifted = x - origin
+    total += shifted.sum(0)
+    squares += shifted.square_().sum(0)
+
+
+def add_line(grad: Tensor, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    """Sum of grad and slope * x + constant, of [R,K] and [K]."""
+    library = _library(x, x.shape[1])
+    if library is None:
+        return torch.addcmul(constant, x, slope).add_(grad)
+    out = torch.empty_like(x)
+    library.add_line(_at(grad), _at(x), _at(slope), _at(constant), *x.shape, _at(out))
+    return out
