@@ -23,7 +23,6 @@ def _small_blocks():
         yield
 
 
-@settings(deadline=None)
 @given(COSTS, st.integers(1, 9))
 def test_every_jet_goes_to_one_rank_and_numbers_differ_by_one_at_most(cost, world_size):
     ranks = deal(cost, world_size)
@@ -33,14 +32,12 @@ def test_every_jet_goes_to_one_rank_and_numbers_differ_by_one_at_most(cost, worl
     assert numbers.max() - numbers.min() <= 1
 
 
-@settings(deadline=None)
 @given(COSTS, st.integers(1, 9))
 def test_no_rank_has_more_than_the_heaviest_jet_above_another(cost, world_size):
     loads = np.bincount(deal(cost, world_size), cost, world_size)
     assert loads.max() - loads.min() <= cost.max()
 
 
-@settings(deadline=None)
 @given(COSTS, st.integers(1, 9))
 def test_dealing_is_a_pure_function_and_one_rank_gets_all(cost, world_size):
     assert np.array_equal(deal(cost, world_size), deal(cost.copy(), world_size))
@@ -76,7 +73,7 @@ def epochs(world_size, mode="training", padding="longest", batch_size=64, start=
     return list(zip(*(loader.epoch(1, start) for loader in loaders), strict=True))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 7), st.integers(7, 90))
 def test_the_ranks_hold_the_jets_of_the_global_batch(world_size, batch_size):
     whole = [batch for (batch,) in epochs(1, batch_size=batch_size)]

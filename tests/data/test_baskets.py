@@ -171,7 +171,7 @@ def read_vectors(content, branch, dtype, start, stop):
     return PackedLists(raw, index, np.dtype(dtype))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_vectors(data):
     dtype = np.dtype(data.draw(st.sampled_from([">f4", ">i4", ">f8", ">i2", "i1", "bool"])))

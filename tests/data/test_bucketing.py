@@ -39,7 +39,7 @@ def positions(plan, epoch, start=0):
     return [batch.positions for batch in plan.batches(epoch, start)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     batch_size=st.integers(1, 700),
     number=st.integers(1, 12),

@@ -46,7 +46,7 @@ def naive(positions, group, columns, length):
     return out
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 299), min_size=1, max_size=40),
     st.sampled_from(["longest", "configured"]),
@@ -69,7 +69,7 @@ def test_collate_equals_the_loop(positions, padding, cpf, split):
             assert got.four_vectors is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 299), max_size=40), st.integers(1, 8))
 def test_padded_lengths(positions, cpf):
     positions = np.array(positions, np.int64)
@@ -128,7 +128,7 @@ def test_a_kept_target_does_not_keep_the_features():
     assert not any(low <= tensor.data_ptr() <= high for tensor in kept)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 299), max_size=30), st.integers(0, 255))
 def test_what_was_in_the_buffer_does_not_show(positions, dirt):
     clean, dirty = batch_of(positions, dirt=0), batch_of(positions, dirt=dirt)

@@ -73,7 +73,7 @@ def test_values_follow_the_ids(world):
         assert set(jets.process) == {0 if "TT" in path else 1}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_w03_every_jet_once_whatever_the_chunks(world, tmp_path, monkeypatch, data):
     _, config, paths, reference = world

@@ -33,7 +33,7 @@ def copy(world, tmp_path):
     return config, tmp_path / "set"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(bounds=st.tuples(st.integers(0, 70), st.integers(0, 70)).map(sorted))
 def test_any_range(world, bounds):
     _, dataset, whole = world

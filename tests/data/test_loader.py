@@ -66,7 +66,7 @@ def test_rank_slices_are_contiguous_and_even(n, world_size):
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 400),
     batch_size=st.integers(1, 300),

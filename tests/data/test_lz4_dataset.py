@@ -232,7 +232,7 @@ FRAMES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(frame=FRAMES, spacing=st.integers(1, 500_000), seed=st.integers(0, 100), data=st.data())
 def test_any_range_of_any_frame(tmp_path_factory, frame, spacing, seed, data):
     rng = np.random.default_rng(seed)

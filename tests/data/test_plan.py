@@ -30,7 +30,7 @@ def _small_blocks():
         yield
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RANGES, st.integers(1, 300), st.booleans())
 def test_w02_stored_order_holds_each_jet_once(jets, batch_size, drop):
     batches = list(plan(jets, batch_size, shuffle=False, drop_last=False, matched=CLASSES if drop else None).batches(0))
@@ -43,7 +43,7 @@ def test_w02_stored_order_holds_each_jet_once(jets, batch_size, drop):
     assert [batch.number for batch in batches] == list(range(len(batches)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RANGES, st.integers(1, 300), st.booleans(), st.integers(0, 3))
 def test_training_epoch(jets, batch_size, weighted, epoch):
     this = plan(jets, batch_size, weighted=weighted, matched=CLASSES)
@@ -56,7 +56,7 @@ def test_training_epoch(jets, batch_size, weighted, epoch):
     assert 0 <= this.n_selected(epoch) - len(found) < batch_size
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RANGES, st.integers(1, 100), st.booleans(), st.booleans(), st.integers(0, 50))
 def test_start_equals_skipping(jets, batch_size, weighted, shuffle, start):
     this = plan(jets, batch_size, weighted=weighted, shuffle=shuffle, drop_last=shuffle)
@@ -110,7 +110,7 @@ def test_counts_are_kept_per_epoch():
 
 
 @given(st.integers(1, 200), st.lists(st.floats(0, 1), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_cut_takes_a_slice_of_the_batch(batch_size, fractions):
     batch = next(iter(plan(range(1500), batch_size).batches(0)))
     edges = sorted({0, batch_size, *(int(f * batch_size) for f in fractions)})

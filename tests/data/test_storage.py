@@ -123,7 +123,7 @@ def test_float16_leaves_four_vectors_and_jets_alone(sets):
     assert kinds == {(1, 2): True, (0, 3, 4, 5): False}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(bounds=st.tuples(st.integers(0, N_JETS), st.integers(0, N_JETS)).map(sorted), name=st.sampled_from([*VARIANTS]))
 def test_any_range_and_columns(sets, bounds, name):
     dataset = sets[name]
@@ -135,7 +135,7 @@ def test_any_range_and_columns(sets, bounds, name):
     np.testing.assert_array_equal(block.counts["vtx"], whole.counts["vtx"])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     batch_size=st.integers(1, 400),
     start=st.integers(0, 200),

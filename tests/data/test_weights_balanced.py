@@ -190,7 +190,7 @@ def test_w10_the_default_is_upstreams(histogram):
     np.testing.assert_array_equal(weigh_all(histogram, reference="c").table.values, reference_shape(histogram, 1))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts)
 def test_the_report_can_be_read_back(tmp_path, histogram):
     made = weigh_all(histogram, "balanced", "c")

@@ -36,7 +36,7 @@ def six_class_loop(label, row):
     return signal / (signal + background) if signal + background else -1.0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-8, 8), min_size=6, max_size=6), min_size=1, max_size=8))
 def test_values_equal_upstreams_definitions(rows):
     values = softmax(np.array(rows))

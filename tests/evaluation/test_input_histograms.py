@@ -60,7 +60,7 @@ def test_w40_one_binning_for_all_files():
     np.testing.assert_array_equal(histograms["isB/jet_pt"][1], histograms["isB/jet_eta"][1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 300), st.integers(0, 5), st.booleans())
 def test_w40_the_order_of_files_and_jets_does_not_matter(n_jets, seed, weighted):
     dataset = make_dataset(n_jets, seed=seed)

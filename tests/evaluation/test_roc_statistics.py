@@ -25,7 +25,7 @@ def samples(n_signal, n_background, seed=0):
     return rng.normal(1.5, 1, n_signal), rng.normal(0, 1, n_background)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(values, values)
 def test_area_equals_sklearn_with_ties(signal, background):
     truth = np.concatenate([np.ones(len(signal)), np.zeros(len(background))])
@@ -73,7 +73,7 @@ def test_w41_long_curves_are_thinned_without_visible_change():
     assert metrics.auc(curve.mistag, curve.efficiency) == pytest.approx(area(signal, background).auc, abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 300), st.integers(10, 60))
 def test_thinning_keeps_ends_and_order(n, most):
     mistag = np.sort(np.random.default_rng(n).random(n))
@@ -93,7 +93,7 @@ def test_binomial_interval_is_clopper_pearson():
         assert (float(low), float(up)) == pytest.approx((expected.low, expected.high), rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values, values, st.sampled_from([0.5, 0.2, 0.1, 0.05, 0.9]))
 def test_w42_working_point_is_the_loosest_cut_that_all_jets_allow(signal, background, wp):
     point = working_point(signal, background, wp)

@@ -1,17 +1,26 @@
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from bhive_mltf.testing import jets
+from tests.tasks import forks
 
+TIMEOUT = 240  # s, for one command
 REPOSITORY = Path(__file__).parents[2]
 
 
 class Sandbox:
-    """A shell as a user has it after `source setup.sh`, with a folder of its own for outputs."""
+    """A shell as a user has it after `source setup.sh`, with a folder of its own for outputs.
+
+    forks : socket of the server of `forks.py`; without one each command is a process from the start.
+    """
+
+    forks = None
 
     def __init__(self, folder, law_home):
         self.folder = folder
@@ -33,16 +42,22 @@ class Sandbox:
 
     def law(self, *arguments, **environment):
         """Run a law command; its output (both streams) and exit code."""
-        return subprocess.run(
-            self.command(*arguments),
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        command, environment = self.command(*arguments), {**self.environment, **environment}
+        if self.forks is None:
+            return subprocess.run(
+                command,
+                env=environment,
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        with tempfile.TemporaryFile("w+") as output:
+            code = forks.run(self.forks, command, environment, self.folder, output.fileno(), TIMEOUT)
+            output.seek(0)
+            return subprocess.CompletedProcess(command, code, output.read())
 
     def run(self, *arguments, **environment):
         """Run a task that must succeed; its output."""
@@ -61,6 +76,28 @@ class Sandbox:
             text=True,
             start_new_session=True,
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_of_forks():
+    """One server for all commands, told to the sandboxes."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = Path(folder, "socket")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tasks.forks", address],
+            cwd=REPOSITORY,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+        )
+        try:
+            while not address.exists():
+                assert process.poll() is None, "the server of forks has ended"
+                time.sleep(0.1)
+            Sandbox.forks = address
+            yield
+        finally:
+            Sandbox.forks = None
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
