@@ -77,7 +77,6 @@ def undisturbed(inputs, tmp_path_factory):
     return contents(place)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "workers"), [(1, 1), (2, 1), (3, 2), (4, 1)])
 def test_killed_at_any_moment(inputs, undisturbed, tmp_path, seed, workers):
     folder, config = inputs

@@ -10,7 +10,7 @@ import pytest
 from bhive_mltf.testing import jets
 from tests.tasks import forks
 
-TIMEOUT = 240  # s, for one command
+TIMEOUT = 600  # s, for one command
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -30,7 +30,7 @@ def wait_for(condition, seconds):
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, btag_options):
     options = [
         *flat({**btag_options, "--batch-size": 32, "--epochs": 2}),

@@ -6,7 +6,7 @@ import torch
 from tests.tasks.conftest import flat
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reading_on_the_fly_trains_alike(sandbox, btag_options, btag_lists, tmp_path):
     options = [*flat({**btag_options, "--epochs": 1}), "--tracking", False]
     scratch = tmp_path / "scratch"

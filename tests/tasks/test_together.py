@@ -19,7 +19,6 @@ def test_two_commands_make_one_dataset(sandbox, btag_lists):
     assert list((sandbox.data_path / "ConvertNtuples").rglob("*.arrow")) == []
 
 
-@pytest.mark.slow
 def test_a_second_command_waits_and_finds_the_training_done(sandbox, btag_options):
     options = [*flat(btag_options), "--loss-weighting", True, "--tracking", False]
     sandbox.run("DatasetConstructorTask", *flat({**DATASET, "--filelist": btag_options["--filelist"]}))

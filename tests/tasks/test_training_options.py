@@ -33,7 +33,6 @@ def models(sandbox):
     return sorted(int(path.stem.removeprefix("model_")) for path in sandbox.directory.glob("model_*.pt"))
 
 
-@pytest.mark.slow
 def test_w23_iterations_in_the_command_of_a_downstream_task(trained):
     assert models(trained) == [3, 6, 7]
     assert len(np.load(trained.directory / "validation_metrics.npz")["loss"]) == 3
@@ -44,7 +43,6 @@ def test_w23_iterations_in_the_command_of_a_downstream_task(trained):
     assert f"{TRAINING}/model_7.pt" in status
 
 
-@pytest.mark.slow
 def test_w31_attacked_predictions_lie_in_a_folder_of_their_own(trained):
     (prediction,) = (trained.data_path / "InferenceTask").rglob("prediction.npy")
     assert prediction.parent.name == "test_overshoot_0.02"
@@ -56,7 +54,6 @@ def test_w31_attacked_predictions_lie_in_a_folder_of_their_own(trained):
     assert "--test-attack-iterations 2, and 3 is asked for" in refused
 
 
-@pytest.mark.slow
 def test_w19_extension_and_going_back_by_iterations(trained):
     flags = [*trained.typed, *options({**BY_ITERATIONS, **VALIDATION, "loss-weighting": True})]
     assert "iteration 9/9" in trained.run("TrainingTask", *flags, "--extend-training", 2)

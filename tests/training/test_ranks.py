@@ -70,6 +70,7 @@ def test_two_ranks_equal_one_in_float64(tmp_path):
     assert (two["world_size"], two["epoch_sums"].shape) == (2, (2, N_SUMS))
 
 
+@pytest.mark.long
 def test_two_ranks_equal_one_by_iterations_with_an_attack_and_a_closure(tmp_path):
     kwargs = {"training_precision": "float64", "epochs": 0, "use_iterations": True, "total_iterations": 12}
     kwargs |= {"n_iters_per_save": 7, "attack": "pgd", "attack_magnitude": 0.1, "optimizer": "LBFGS"}
@@ -140,15 +141,16 @@ def start_command(directory, **values):
     return subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.long
 def test_no_rank_survives_the_command_and_it_goes_on(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("STANDIN_SLEEP", "0.2")
     directory = tmp_path / "a"
     command = start_command(directory, **CHAOS)
-    wait_for(lambda: 4 in checkpoint.step_files(directory), 30)
+    wait_for(lambda: 4 in checkpoint.step_files(directory), 240)
     # two ranks and a loader worker each, which is a fork of its rank
     assert len(ranks_of(directory)) >= 4
     command.kill()
-    wait_for(lambda: not ranks_of(directory), 10)
+    wait_for(lambda: not ranks_of(directory), 60)
     command.communicate()
     assert not checkpoint.epoch_files(directory)
     monkeypatch.setenv("STANDIN_SLEEP", "0")
@@ -159,7 +161,7 @@ def test_a_command_asked_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STANDIN_SLEEP", "0.05")
     directory = tmp_path / "a"
     command = start_command(directory, epochs=50, n_threads=1)
-    wait_for(lambda: (directory / "model_0.pt").is_file(), 30)
+    wait_for(lambda: (directory / "model_0.pt").is_file(), 240)
     command.send_signal(signal.SIGTERM)
     _, errors = command.communicate(timeout=25)
     assert command.returncode == 1
@@ -206,6 +208,7 @@ def test_the_limit_of_waiting_is_a_number(monkeypatch):
         wait_limit()
 
 
+@pytest.mark.long
 def test_another_number_of_ranks_continues_with_the_same_global_batches(tmp_path):
     kwargs = {"training_precision": "float64", "checkpoint_steps": 4, "keep_checkpoints": 9}
     whole = one_rank(tmp_path / "whole", **kwargs)
