@@ -22,7 +22,7 @@ ALLOWED = {
     "testing": {"errors", "files", "config", "data"},
     "tracking": {"errors", "files"},
     "training": {"errors", "files", "config", "data", "models", "attacks", "tracking"},
-    "evaluation": {"errors", "files", "config", "data", "models", "attacks"},
+    "evaluation": {"errors", "files", "config", "data", "models", "attacks", "training"},
     "slurm": {"errors", "files", "config", "tracking"},  # of config only `yaml_file`, and where configs lie
     "cli": {"errors", "files", "config", "data", "models", "training", "evaluation", "tracking", "slurm"},
 }

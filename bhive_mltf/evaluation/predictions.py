@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -91,6 +91,20 @@ def predict(
     DataError
         The loader gives another number of jets than `n_jets`, none, or one jet twice.
     """
+    found = collect(model, loader, device, n_jets, attack=attack, progress=progress)
+    return conclude(found, n_jets, input_order=input_order)
+
+
+def collect(
+    model: torch.nn.Module,
+    loader: Iterable[Batch],
+    device: str | torch.device,
+    n_jets: int,
+    *,
+    attack: Callable[[Batch], Batch] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """As `predict`, in the order of the loader, and without means."""
     if n_jets < 1:
         raise DataError("There are no jets to predict: the test dataset is empty; give another --test-filelist.")
     collected: Predictions | None = None
@@ -105,13 +119,25 @@ def predict(
             done += len(part)
             if progress is not None:
                 progress(done)
-    seconds = time.perf_counter() - start
     if collected is None or done != n_jets:
         raise DataError(f"The loader gave {done} of the {n_jets} jets of the dataset.")
+    return replace(collected, seconds=time.perf_counter() - start)
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """Parts as one, one after the other; it took as long as the slowest."""
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in PER_JET}
+    return replace(parts[0], seconds=max(part.seconds for part in parts), **arrays)
+
+
+def conclude(collected: Predictions, n_jets: int, *, input_order: bool) -> Predictions:
+    """Predictions of all jets in the order that `predict` gives them, with their means."""
+    if len(collected) != n_jets:
+        raise DataError(f"There are {len(collected)} predictions of the {n_jets} jets of the dataset.")
     _warn_of_non_finite(collected)
     ordered = _in_input_order(collected) if input_order else collected
     loss, accuracy = loss_and_accuracy(ordered.logits, ordered.truth)
-    return replace(ordered, seconds=seconds, loss=loss, accuracy=accuracy)
+    return replace(ordered, loss=loss, accuracy=accuracy)
 
 
 def loss_and_accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> tuple[float, float]:

@@ -79,6 +79,11 @@ def pick_device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def backends(device: torch.device) -> tuple[str, str]:
+    """Of the gradients, which on CUDA takes what lies on the host too, and of the batch norms."""
+    return ("cpu:gloo,cuda:nccl", "nccl") if device.type == "cuda" else ("gloo", "gloo")
+
+
 def size_from_environment() -> int:
     """Number of ranks that whoever started this process announced; 1 if nobody did."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -112,10 +117,10 @@ def join_world() -> Iterator[World]:
         yield World(device=device)
         return
     timeout = wait_limit()
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend, norm_backend = backends(device)
     dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     host_group = dist.new_group(backend="gloo", timeout=timeout)
-    norm_group = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    norm_group = dist.new_group(backend=norm_backend, timeout=timeout)
     yield World(rank, size, local_rank, device, host_group, norm_group)
     dist.barrier(group=host_group)
     dist.destroy_process_group()

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -38,10 +38,26 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 
+class RankPlan(Protocol):
+    """What a launcher has to know of a plan."""
+
+    @property
+    def directory(self) -> Path:
+        """Where logs go."""
+
+    @property
+    def path(self) -> Path:
+        """The plan's file, which each rank is given."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        """How many to start."""
+
+
 class Launcher(Protocol):
     """Starts the ranks of a plan and waits for them."""
 
-    def launch(self, plan: TrainingPlan) -> None:
+    def launch(self, plan: Any) -> None:  # noqa: ANN401 - the kind of plan that its ranks read
         """Return when the training is done; raise when it is not."""
 
 
@@ -61,12 +77,13 @@ class InProcess:
 class LocalRanks:
     """Several ranks on this machine.
 
-    entrypoint : command of a rank, without the plan.
+    entrypoint : command of a rank, without the plan; what : that the ranks do, for messages.
     """
 
     entrypoint: Sequence[str] = ENTRYPOINT
+    what: str = "training"
 
-    def launch(self, plan: TrainingPlan) -> None:
+    def launch(self, plan: RankPlan) -> None:
         """Start `plan.ranks_per_node` ranks on the plan's file and wait.
 
         Raises
@@ -93,7 +110,7 @@ class LocalRanks:
         failure = _run_agent(config, [*self.entrypoint, str(plan.path)])
         if isinstance(failure, signal.Signals):
             raise TrainingInterruptedError(
-                f"The training in {plan.directory} was stopped by {failure.name}: the same command goes on."
+                f"The {self.what} in {plan.directory} was stopped by {failure.name}: the same command goes on."
             )
         if failure:
             raise explain(plan.directory, size, failure)

@@ -35,6 +35,11 @@ _NO_BUFFER_MESSAGES: dict[str, Any] = {
 }
 
 
+def make_scaler(device: torch.device, mixed_precision: bool) -> torch.amp.GradScaler:
+    """The gradient scaler that float16 needs; without effect in bfloat16, on a CPU, and in full precision."""
+    return torch.amp.GradScaler(device.type, enabled=mixed_precision and device.type == "cuda")
+
+
 class Stepper:
     """Model, loss, optimiser and gradient scaler of one rank.
 
@@ -50,8 +55,7 @@ class Stepper:
         self.plan, self.world = plan, world
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network: nn.Module = model
-        on_cuda = world.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=plan.mixed_precision and on_cuda)
+        self.scaler = make_scaler(world.device, plan.mixed_precision)
         if self.scaler.is_enabled() and needs_closure(optimizer):
             raise ParameterError(
                 f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."

@@ -26,6 +26,7 @@ from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training.step import Stepper
+from bhive_mltf.training.transfer import Transfer
 from bhive_mltf.training.vault import Vault
 
 MAX_INTERVAL = 100  # steps
@@ -61,7 +62,7 @@ class Trainer:
         self._norms: list[Tensor] = []
         self._jets = 0
         self._spikes, self._waits = LossSpikes(), LoaderWaits()
-        self._profiler = StepProfiler(plan, world)
+        self._profiler, self._transfer = StepProfiler(plan, world), Transfer(world.device)
 
     def run(self) -> None:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
@@ -117,7 +118,8 @@ class Trainer:
         log_steps = min(max(total // INTERVALS_PER_ROUND, 1), MAX_INTERVAL)
         while done < total:
             n_batches = loader.n_batches(position.epoch)  # counted anew at each call
-            for batch in self._waits.over(loader.epoch(position.epoch, start=position.batch)):
+            batches = self._transfer.over(loader.epoch(position.epoch, start=position.batch))
+            for batch in self._waits.over(batches):
                 self._step(batch, n_batches)
                 self._hand_over_trace(self._profiler.step())
                 done += 1
@@ -219,7 +221,7 @@ class Trainer:
         self._observer.phase("validation", number, 0, loader.n_batches(epoch))
         self._stepper.model.eval()
         sums = torch.zeros(N_SUMS, dtype=torch.float64, device=self._world.device)
-        for batch in loader.epoch(epoch):
+        for batch in self._transfer.over(loader.epoch(epoch)):
             sums += self._stepper.validate(batch)
             self._observer.advance(batch.global_size)
         total = self._world.sum(sums)

@@ -14,10 +14,8 @@ from tasks import messages
 from tasks.support.training import log_dataset
 
 if TYPE_CHECKING:
-    from bhive_mltf.attacks.attack import Attack
-    from bhive_mltf.data.dataset import Dataset
+    from bhive_mltf.evaluation.inference import InferencePlan
     from bhive_mltf.evaluation.predictions import Predictions
-    from bhive_mltf.models.base import Tagger
     from tasks.inference import EvaluationBase, InferenceTask
     from tasks.plotting import ROCCurveTask
     from tasks.working_point import WorkingPointTask
@@ -25,42 +23,13 @@ if TYPE_CHECKING:
 
 def infer(task: InferenceTask, directory: Path) -> None:
     """Predict each jet of the test set with the best model of the training."""
-    import torch
+    from bhive_mltf.evaluation import inference, prediction_files
 
-    from bhive_mltf.data.dataset import open_dataset
-    from bhive_mltf.data.loader import BatchLoader
-    from bhive_mltf.evaluation import prediction_files, predictions
-    from bhive_mltf.training.best_model import load_best_model
-
-    training, test = task.training(), task.test_dataset()
-    config = task.load_config()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan = _plan(task, directory)
     with DirectoryLock(directory, wait_s=None):
-        dataset = open_dataset(test.local_path(), config, directory / "dataset")
-        model = load_best_model(Path(training.local_path()), config, task.model_name, task.plain_model_kwargs())
-        if task.testing_precision == "float64":
-            model = model.double()
-        loader = BatchLoader(
-            dataset,
-            range(len(dataset)),
-            model.inputs,
-            mode="inference",
-            batch_size=task.batch_size,
-            n_threads=task.n_threads,
-            seed=task.seed,
-            weighted=False,
-            unmatched=_unmatched(task),
-            config=config,
-        )
-        found = predictions.predict(
-            model,
-            loader.epoch(0),
-            device,
-            len(dataset),
-            input_order=dataset.manifest.jet_ids,
-            attack=_attack(task, model, dataset),
-        )
-        classes = [name for name, _ in model.inputs.classes]
+        dataset = plan.open()
+        classes = [name for name, _ in plan.model().inputs.classes]
+        found = inference.infer(plan)
         _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, task.sources()))
         prediction_files.write(found, directory, dataset, classes)
     is_training_set = task.test_dataset_version == task.dataset_version
@@ -78,15 +47,23 @@ def infer(task: InferenceTask, directory: Path) -> None:
         run.tags({"test_is_training_set": is_training_set})
 
 
-def _attack(task: InferenceTask, model: Tagger, dataset: Dataset) -> Attack | None:
-    """The attack on the test jets; its factors are the spreads of features in the test set."""
-    from bhive_mltf.attacks.attack import pick_attack
-    from bhive_mltf.attacks.factors import feature_factors
+def _plan(task: InferenceTask, directory: Path) -> InferencePlan:
     from bhive_mltf.attacks.options import AttackOptions
+    from bhive_mltf.evaluation.inference import InferencePlan
 
-    options = AttackOptions.of(task, "test_attack")
-    factors = feature_factors(dataset, model.inputs) if options.individual_factors else None
-    return pick_attack(options, model, model.inputs, factors)
+    names = ("model_name", "batch_size", "n_threads", "seed", "ranks_per_node", "threads_per_rank", "deterministic")
+    return InferencePlan(
+        directory=directory.absolute(),
+        dataset=task.test_dataset().local_path(),
+        dataset_sidecar=directory.absolute() / "dataset",
+        training=task.training().local_path(),
+        config=task.load_config(),
+        model_kwargs=task.plain_model_kwargs(),
+        unmatched=_unmatched(task),
+        precision=task.testing_precision,
+        attack=AttackOptions.of(task, "test_attack"),
+        **{name: getattr(task, name) for name in names},
+    )
 
 
 def _begin_anew(task: InferenceTask | WorkingPointTask, directory: Path, record: Record) -> None:

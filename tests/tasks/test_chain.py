@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import uproot
 
+from bhive_mltf.evaluation import inference, prediction_files
+from bhive_mltf.evaluation.predictions import PER_JET
 from tests.tasks.conftest import Sandbox, flat
 
 EVALUATION = Path("offline_run3/v1/v1_test/t1/DeepJet/epochs_2/nominal/test_attack_nominal")
@@ -80,6 +82,20 @@ def test_w38_each_test_jet_is_predicted_once_in_input_order(chain, btag_lists):
     assert len(np.unique(ids, axis=0)) == len(ids)
     assert (np.lexsort((ids[:, 1], ids[:, 0])) == np.arange(len(ids))).all()
     assert np.load(folder / "prediction.npy").shape == (len(ids), 6)
+
+
+def test_w38_two_ranks_predict_what_one_does_bit_for_bit(chain, tmp_path):
+    folder = chain.data_path / "InferenceTask" / EVALUATION
+    plan = inference.InferencePlan.model_validate_json((folder / "inference.json").read_text())
+    assert plan.ranks_per_node == 2
+    assert not (folder / "parts").exists()
+    assert {path.name for path in (folder / "logs").iterdir()} == {"rank_0.log", "rank_1.log"}
+    one = inference.infer(
+        plan.model_copy(update={"ranks_per_node": 1, "threads_per_rank": 1, "directory": tmp_path, "n_threads": 0})
+    )
+    two = prediction_files.load(folder)
+    assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in PER_JET)
+    assert (one.loss, one.accuracy) == (two.loss, two.accuracy)
 
 
 def test_w38_output_root_joins_the_ntuples_by_file_and_entry(chain):

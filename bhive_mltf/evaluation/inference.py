@@ -1,0 +1,206 @@
+"""Inference on several ranks: each predicts whole batches, so that every jet is computed as on one rank.
+
+`python -m bhive_mltf.evaluation.inference PLAN` is one rank. Ranks say nothing to each other: each leaves its part of
+the predictions, and the command that started them puts the parts together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from bhive_mltf.attacks.options import AttackOptions
+from bhive_mltf.config import Config
+from bhive_mltf.evaluation.predictions import PER_JET, Predictions, collect, conclude, join
+from bhive_mltf.files import atomic
+from bhive_mltf.training.process import begin_rank, leave
+from bhive_mltf.training.rank import guarded
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
+    from bhive_mltf.models.base import Tagger
+    from bhive_mltf.training.launcher import Launcher
+
+ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.evaluation.inference")
+FILE_NAME = "inference.json"
+PARTS_FOLDER = "parts"
+
+
+class InferencePlan(BaseModel):
+    """Everything that a rank needs; frozen. Names are those of the task's parameters.
+
+    directory : of the inference; dataset : to predict, `dataset_sidecar` beside it if it cannot be written to;
+    training : directory with `best_model.pt`. precision : float32 or float64.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    directory: Path
+    dataset: Path
+    dataset_sidecar: Path
+    training: Path
+    config: Config
+    model_name: str
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    batch_size: int = 1024
+    n_threads: int = 4
+    seed: int = 123456
+    unmatched: str = "error"
+    precision: str = "float32"
+    attack: AttackOptions = AttackOptions()
+    ranks_per_node: int = 1
+    threads_per_rank: int = 0
+    deterministic: bool = False
+
+    @property
+    def path(self) -> Path:
+        """Where the plan lies."""
+        return self.directory / FILE_NAME
+
+    def open(self) -> Dataset:
+        """The jets to predict."""
+        from bhive_mltf.data.dataset import open_dataset
+
+        return open_dataset(self.dataset, self.config, self.dataset_sidecar)
+
+    def model(self) -> Tagger:
+        """The best model of the training."""
+        from bhive_mltf.training.best_model import load_best_model
+
+        model = load_best_model(self.training, self.config, self.model_name, self.model_kwargs)
+        return model.double() if self.precision == "float64" else model
+
+
+def infer(plan: InferencePlan, launcher: Launcher | None = None) -> Predictions:
+    """Predict each jet once; in this process with one rank.
+
+    On a GPU there are as many ranks as asked for and GPUs seen (0: all of them), on a CPU as many as asked for and
+    cores had (0: one), and never more than batches. Their number changes no bit, as long as each has as many threads.
+
+    Raises
+    ------
+    RankFailedError : a rank failed; all others have ended.
+    DataError, ModelError, CheckpointError : as `predict` and `load_best_model`.
+    """
+    dataset = plan.open()
+    n_jets = len(dataset)
+    size = _n_ranks(plan, n_jets)
+    if size == 1:
+        found = _predict(plan, dataset, 0, 1)
+    else:
+        found = _launch(plan.model_copy(update={"ranks_per_node": size}), launcher)
+    return conclude(found, n_jets, input_order=dataset.manifest.jet_ids)
+
+
+def share(n_jets: int, batch_size: int, rank: int, size: int) -> range:
+    """The stored positions that a rank predicts: a run of whole batches, as they would be on one rank."""
+    n_batches = -(-n_jets // batch_size)
+    start, stop = (n_batches * number // size * batch_size for number in (rank, rank + 1))
+    return range(start, min(stop, n_jets))
+
+
+def _n_ranks(plan: InferencePlan, n_jets: int) -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        available = torch.cuda.device_count()
+        asked = plan.ranks_per_node or available
+    else:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        asked = plan.ranks_per_node or 1
+    return max(min(asked, available, -(-n_jets // plan.batch_size)), 1)
+
+
+def _launch(plan: InferencePlan, launcher: Launcher | None) -> Predictions:
+    from bhive_mltf.training.launcher import LocalRanks
+
+    folder = plan.directory / PARTS_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    atomic.write_text(plan.path, plan.model_dump_json(indent=2) + "\n")
+    (launcher or LocalRanks(ENTRYPOINT, what="inference")).launch(plan)
+    found = join([_read(folder / f"rank_{rank}.npz") for rank in range(plan.ranks_per_node)])
+    shutil.rmtree(folder)
+    return found
+
+
+def _predict(plan: InferencePlan, dataset: Dataset, rank: int, size: int) -> Predictions:
+    """The share of a rank, in stored order."""
+    import torch
+
+    from bhive_mltf.data.loader import BatchLoader
+    from bhive_mltf.training.distributed import World, pick_device, set_threads
+    from bhive_mltf.training.reproducibility import deterministic
+
+    device, threads = pick_device(rank), torch.get_num_threads()
+    set_threads(plan.threads_per_rank, World(rank, size, rank, device))
+    model, jets = plan.model(), share(len(dataset), plan.batch_size, rank, size)
+    loader = BatchLoader(
+        dataset,
+        jets,
+        model.inputs,
+        mode="inference",
+        batch_size=plan.batch_size,
+        n_threads=plan.n_threads,
+        seed=plan.seed,
+        weighted=False,
+        unmatched=plan.unmatched,
+        config=plan.config,
+    )
+    try:
+        with deterministic(plan.deterministic):
+            return collect(model, loader.epoch(0), device, len(jets), attack=_attack(plan, model, dataset))
+    finally:
+        loader.close()
+        torch.set_num_threads(threads)
+
+
+def _attack(plan: InferencePlan, model: Tagger, dataset: Dataset) -> Any:  # noqa: ANN401 - a function on batches, or None
+    """The attack on the jets; its factors are the spreads of features in the whole set."""
+    from bhive_mltf.attacks.attack import pick_attack
+    from bhive_mltf.attacks.factors import feature_factors
+
+    factors = feature_factors(dataset, model.inputs) if plan.attack.individual_factors else None
+    return pick_attack(plan.attack, model, model.inputs, factors)
+
+
+def _write(path: Path, part: Predictions) -> None:
+    arrays = {name: getattr(part, name) for name in PER_JET}
+    with atomic.replace_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream, regression_names=np.array(part.regression_names, dtype=np.str_), seconds=part.seconds, **arrays
+        )
+
+
+def _read(path: Path) -> Predictions:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Predictions(
+            **{name: arrays[name] for name in PER_JET},
+            regression_names=tuple(map(str, arrays["regression_names"])),
+            seconds=float(arrays["seconds"]),
+        )
+
+
+def _rank(path: Path) -> int:
+    plan = InferencePlan.model_validate_json(path.read_text(encoding="utf-8"))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _write(plan.directory / PARTS_FOLDER / f"rank_{rank}.npz", _predict(plan, plan.open(), rank, size))
+    return 0
+
+
+def rank_main(arguments: Sequence[str]) -> None:
+    """One rank, as a process of its own."""
+    begin_rank()
+    path = Path(arguments[0])
+    leave(guarded(path.absolute().parent, lambda: _rank(path)))
+
+
+if __name__ == "__main__":
+    rank_main(sys.argv[1:])
