@@ -61,3 +61,25 @@ def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, 
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, continued["model_state_dict"][name]), name
     assert whole["loss_val"] == continued["loss_val"]
+
+
+@pytest.mark.long
+def test_a_killed_rank_ends_the_command_which_names_it_and_goes_on_when_typed_again(sandbox, btag_options):
+    options = [
+        *flat({**btag_options, "--batch-size": 32, "--epochs": 2}),
+        "--ranks-per-node", 2, "--checkpoint-steps", 3, "--tracking", False, "--loss-weighting", True,
+    ]  # fmt: skip
+    directory = sandbox.data_path / "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal"
+    command = sandbox.start("TrainingTask", *options)
+    try:
+        assert wait_for(lambda: list(directory.glob("checkpoints/step_*.pt")), 200), "no checkpoint"
+        (second,) = [rank for rank in ranks_of(directory) if rank.environ().get("RANK") == "1"]
+        second.kill()
+        output = command.communicate(timeout=60)[0]
+    finally:
+        command.kill()
+    assert command.returncode != 0
+    assert "Rank 1 of 2 failed (it was killed by SIGKILL)" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not ranks_of(directory)
+    assert "from epoch 1, step" in " ".join(sandbox.run("TrainingTask", *options).split())
