@@ -10,7 +10,7 @@ SYNTHETIC := .bench/jetclass
 # JetClass files for the benchmarks, named after their processes.
 DATA ?= $(SYNTHETIC)
 
-.PHONY: help venv weaver demo test test-long test-slurm slurm-up slurm-down bench lint format clean
+.PHONY: help venv weaver demo test test-long test-slurm slurm-up slurm-down bench bench-data lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -44,6 +44,10 @@ $(SYNTHETIC): | venv
 bench: venv weaver | $(DATA) ## all benchmarks; DATA=folder of JetClass files, without it small synthetic ones
 	export WEAVER_PYTHON=$(abspath $(WEAVER_VENV))/bin/python; \
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" --data $(DATA); done
+
+bench-data: venv weaver | $(DATA) ## conversion, loader and cost per jet: table and figure (DATA; QUICK=--quick: the smallest)
+	WEAVER_PYTHON=$(abspath $(WEAVER_VENV))/bin/python $(BIN)/python benchmarks/data_path.py --data $(DATA) \
+		--figure .bench/scale.png $(QUICK)
 
 test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm

@@ -1,6 +1,6 @@
 """Conversion against its floor: uproot's bare reading of the same branches.
 
-    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 6]
+    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 16]
 
 DIR is a folder of JetClass files named after their processes. The last line is one JSON object:
 
@@ -10,8 +10,9 @@ convert_over_uproot : jets/s of the conversion (ROOT files to a finished trainin
     leaves out waiting for the disk and for other processes.
 bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
 convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
-    copies of each file; null with fewer than two cores. machine_two_cores_over_one: the same of an empty loop, at the
-    same time; less than 2 where others use the machine.
+    copies of each file; not there with fewer than two cores. machine_two_cores_over_one: the same of an empty loop, at
+    the same time; less than 2 where others use the machine. two_cores_valid_rounds: rounds with an empty loop near 2;
+    the two ratios are medians of these, of all if there is none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import uproot
 import uproot.source.file
-from common import conditions, jetclass_files, machine_two_over_one, on_cores
+from common import Scaling, conditions, jetclass_files, on_cores, two_cores_over_one
 from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
@@ -154,31 +155,25 @@ def one_core(config: Config, files: Sequence[str], scratch: Path, repeats: int, 
 
 def two_cores(
     config: Config, files: Sequence[str], scratch: Path, *, repeats: int, cores: Sequence[int], copies: int
-) -> dict[str, float | None]:
+) -> Scaling:
     """One core and two in turn, on more jets, since starting a process takes about a second."""
-    keys = "convert_two_cores_over_one", "machine_two_cores_over_one"
-    if len(cores) < 2:
-        return dict.fromkeys(keys)
-    machine = []
     many = distinct_copies(files, copies, scratch / "copies")
     times: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
-    for _ in range(repeats):
-        for workers, found in times.items():
-            with on_cores(cores[:workers]), emptied(scratch / "two") as place:
-                staging = timed(functools.partial(stage_files, config, many, place, workers=workers)).wall
-                whole = staging + timed(functools.partial(construct_set, config, many, place, workers=workers)).wall
-                found.append((whole, staging))
-                jets = Manifest.read(place / "set").accounting.read
-        machine.append(machine_two_over_one(cores))
-    print(f"\n{'cores':<10}{'median s':>10}{'staging':>10}{'construction':>14}{'jets/s':>10}")
-    for workers, found in times.items():
-        whole, staging = (statistics.median(column) for column in zip(*found, strict=True))
-        rest = statistics.median(a - b for a, b in found)
-        print(f"{workers:<10}{whole:>10.2f}{staging:>10.2f}{rest:>14.2f}{jets / whole:>10.0f}")
+
+    def jets_per_s(workers: int) -> float:
+        with emptied(scratch / "two") as place:
+            staging = timed(functools.partial(stage_files, config, many, place, workers=workers)).wall
+            construction = timed(functools.partial(construct_set, config, many, place, workers=workers)).wall
+            times[workers].append((staging, construction))
+            return Manifest.read(place / "set").accounting.read / (staging + construction)
+
+    found = two_cores_over_one(jets_per_s, cores, repeats)
+    print(f"\n{'cores':<10}{'staging, median s':>20}{'construction':>14}")
+    for workers, column in times.items():
+        staging, construction = (statistics.median(some) for some in zip(*column, strict=True))
+        print(f"{workers:<10}{staging:>20.2f}{construction:>14.2f}")
     shutil.rmtree(scratch / "copies")
-    print("two cores over one, of an empty loop:", ", ".join(f"{number:.2f}" for number in machine))
-    ratio = statistics.median(one[0] / two[0] for one, two in zip(times[1], times[2], strict=True))
-    return dict(zip(keys, (ratio, statistics.median(machine)), strict=True))
+    return found
 
 
 def main() -> None:
@@ -186,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--config", default=str(PART_INPUTS), help="default: what ParT reads, and no more")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--copies", type=int, default=6, help="of each file, for one core against two")
+    parser.add_argument("--copies", type=int, default=16, help="of each file, for one core against two")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
     arguments = parser.parse_args()
     logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
@@ -198,9 +193,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         scratch = Path(folder)
         result: dict[str, object] = dict(one_core(config, files, scratch, arguments.repeats, cores[0]))
-        result |= two_cores(
-            config, files, scratch, repeats=min(3, arguments.repeats), cores=cores[:2], copies=arguments.copies
-        )
+        if len(cores) >= 2:
+            options = {"repeats": min(3, arguments.repeats), "cores": cores[:2], "copies": arguments.copies}
+            result |= two_cores(config, files, scratch, **options).as_results("convert")
     print(json.dumps(result))
 
 

@@ -15,6 +15,7 @@ loader_over_memcpy : time of a batch of a first epoch, its checksums included, o
     sources, one destination that is in use already). loader_over_memcpy_later: of a later epoch.
 loader_two_cores_over_one : our jets/s with two cores and two workers over those of one core without workers.
 machine_two_cores_over_one : the same of an empty loop, at the same time; less than 2 where others use the machine.
+two_cores_valid_rounds : rounds with an empty loop near 2; the two ratios are medians of these, of all if there is none.
 worker_peak_mb : the largest private memory of a loader worker, any layout and any size of shards.
 sets : per layout, as it is stored: bytes per jet, bytes over those of ROOT, jets/s, the ratios above, MB of a worker.
 
@@ -39,7 +40,7 @@ from typing import Any
 import psutil
 import torch
 from bench_convert import PART_INPUTS, construct_set, stage_files
-from common import conditions, jetclass_files, machine_two_over_one, on_cores, private_mb
+from common import Scaling, conditions, jetclass_files, on_cores, private_mb, two_cores_over_one
 from peer import Peer
 from synthetic import distinct_copies
 
@@ -180,23 +181,18 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> tuple[float | None, float | None]:
+def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> Scaling:
     """Without workers on one core, and with two workers on two, in turn."""
-    if len(cores) < 2:
-        return None, None
-    ratios, machine = [], []
-    for number in range(rounds + 1):
-        with on_cores(cores[:1]):
-            single = one.rate(0)
-        with on_cores(cores[:2]):
-            double = one.rate(2)
-        if number:
-            ratios.append(double / single)
-            machine.append(machine_two_over_one(cores))
+
+    def rate(number: int) -> float:
+        return one.rate(0 if number == 1 else 2)
+
+    with on_cores(cores[:2]):
+        # what only warms up does not count
+        rate(1), rate(2)
+    found = two_cores_over_one(rate, cores[:2], rounds)
     one.close()
-    print("two cores over one:", ", ".join(f"{number:.2f}" for number in ratios))
-    print("  of an empty loop:", ", ".join(f"{number:.2f}" for number in machine))
-    return statistics.median(ratios), statistics.median(machine)
+    return found
 
 
 def summary(name: str, rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -250,11 +246,11 @@ def main() -> None:
             for chunk_size in CHUNKS:
                 row[f"worker_mb_{chunk_size}"] = built[chunk_size][name].worker_peak_mb()
         show(sets, rates)
-        scaling, machine = two_cores(ours[arguments.set], cores, arguments.rounds)
+        scaling = two_cores(ours[arguments.set], cores, arguments.rounds)
     chosen = sets[arguments.set]
     result = {f"loader_{key}": chosen[key] for key in ("over_weaver", "over_weaver_memory", "over_memcpy")}
     result["loader_over_memcpy_later"] = chosen["over_memcpy_later"]
-    result |= {"loader_two_cores_over_one": scaling, "machine_two_cores_over_one": machine}
+    result |= scaling.as_results("loader")
     result["worker_peak_mb"] = max(row[f"worker_mb_{size}"] for row in sets.values() for size in CHUNKS)
     result |= {"set": arguments.set, "sets": sets}
     print(json.dumps(result))

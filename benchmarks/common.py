@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -43,6 +45,56 @@ def machine_two_over_one(cores: Sequence[int]) -> float:
         running = [subprocess.Popen([*command, str(core)], stdout=subprocess.PIPE, text=True) for core in some]
         counts.append(sum(int(process.communicate()[0]) for process in running))
     return counts[1] / counts[0]
+
+
+# What an empty loop gives on two cores while nobody else uses them.
+_FREE = (1.9, 2.1)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Two cores over one.
+
+    ratio : median of the rounds that count, or of all if none does; None with fewer than two cores.
+    machine : the same of an empty loop; where it is far from 2, others used the cores.
+    valid : rounds that count: the empty loop gave 1.9 to 2.1 before and after.
+    """
+
+    ratio: float | None = None
+    machine: float | None = None
+    valid: int = 0
+
+    def as_results(self, what: str) -> dict[str, float | int | None]:
+        """Entries for the JSON object of a benchmark."""
+        return {
+            f"{what}_two_cores_over_one": self.ratio,
+            "machine_two_cores_over_one": self.machine,
+            "two_cores_valid_rounds": self.valid,
+        }
+
+
+def two_cores_over_one(measure: Callable[[int], float], cores: Sequence[int], rounds: int) -> Scaling:
+    """Speed on two cores over that on one, in turn, beside an empty loop.
+
+    measure : speed with so many cores; the process is already bound to them.
+    rounds : that must count; three times as many are tried.
+    """
+    if len(cores) < 2:
+        return Scaling()
+    found: list[tuple[float, float, bool]] = []
+    loop = machine_two_over_one(cores)
+    while sum(valid for _, _, valid in found) < rounds and len(found) < 3 * rounds:
+        speeds = []
+        for number in (1, 2):
+            with on_cores(cores[:number]):
+                speeds.append(measure(number))
+        before, loop = loop, machine_two_over_one(cores)
+        valid = all(_FREE[0] <= one <= _FREE[1] for one in (before, loop))
+        found.append((speeds[1] / speeds[0], (before + loop) / 2, valid))
+        print(f"two cores over one: {found[-1][0]:.2f}, an empty loop {before:.2f} and {loop:.2f}", flush=True)
+    valid = [one for one in found if one[2]]
+    ratio, machine = (statistics.median(column) for column in list(zip(*(valid or found), strict=True))[:2])
+    return Scaling(ratio, machine, len(valid))
 
 
 def private_mb(pid: int | str = "self") -> float:
