@@ -208,13 +208,17 @@ class ArrowShard:
         if self.compressed:
             batch = self._batch(block, fields)
             return {name: numbers(batch.column(name)) for name in fields}
-        if not all(name in self._spans and self._spans[name].known[block] for name in fields):
+        if not self.was_read(block, fields):
             batch = self._batch(block, fields)
             for name in fields:
                 offsets, flat = numbers(batch.column(name))
                 spans = self._spans.setdefault(name, _Spans(len(self._sums), flat.dtype))
                 spans.add(block, self.address(flat), len(flat), None if offsets is None else self.address(offsets))
         return {name: self._spans[name].arrays(block, self.map, self.n_rows(block)) for name in fields}
+
+    def was_read(self, block: int, fields: Set[str]) -> bool:
+        """True if it is known where some columns of a block lie: they were read, and checked, by this process."""
+        return all(name in self._spans and self._spans[name].known[block] for name in fields)
 
     def forget_pages(self) -> None:
         """Give back what is mapped of the file; it comes again when it is read again."""

@@ -132,6 +132,10 @@ class ArrowWindows:
                 )
         return Numbers(jets, candidates)
 
+    def was_read(self, piece: Piece) -> bool:
+        """True if this process has read the block before."""
+        return piece.shard.was_read(piece.block, self._fields)
+
 
 class MappedWindows:
     """Makes the tables of windows that need no decoding."""
@@ -145,13 +149,14 @@ class MappedWindows:
     def table(self, window: Window) -> WindowTable:
         """The table of a window; CorruptFileError for a block that is not what was written."""
         pieces = list(self._windows.pieces(order.window_runs(self._view.jets, window)))
+        known = [self._windows.was_read(piece) for piece in pieces]
         numbers = [self._windows.numbers(piece) for piece in pieces]
         shards = list(dict.fromkeys(piece.shard for piece in pieces))
         for shard in shards:
             self._memory.setdefault(shard, memoryview(shard.map))
         self._pages.use(
-            (p.shard.map, p.shard.address(flat), flat.nbytes)
-            for p, found in zip(pieces, numbers, strict=True)
+            ((p.shard.map, p.shard.address(flat), flat.nbytes), was_read)
+            for p, found, was_read in zip(pieces, numbers, known, strict=True)
             for _, flat in found.candidates.values()
         )
         jets = self._view.index_columns(window)
@@ -186,17 +191,21 @@ class _Pages:
         self._n_bytes = 0
         self._turn = 0
 
-    def use(self, parts: Iterable[tuple[mmap.mmap, int, int]]) -> None:
-        """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed."""
+    def use(self, parts: Iterable[tuple[tuple[mmap.mmap, int, int], bool]]) -> None:
+        """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed.
+
+        The flag says that a part may not be mapped yet; one whose checksum was just verified is.
+        """
         self._turn += 1
-        for file, start, size in parts:
+        for (file, start, size), may_be_away in parts:
             begin = start // _PAGE * _PAGE
             part = file, begin, start + size - begin
             if part not in self._parts:
                 self._n_bytes += part[2]
-                # Read in one go where they are not in memory; older systems have no such advice.
-                with contextlib.suppress(OSError, ValueError):
-                    file.madvise(_POPULATE_READ, begin, part[2])
+                if may_be_away:
+                    # Read in one go where they are not in memory; older systems have no such advice.
+                    with contextlib.suppress(OSError, ValueError):
+                        file.madvise(_POPULATE_READ, begin, part[2])
             self._parts[part] = self._turn
             self._parts.move_to_end(part)
         while self._n_bytes > _MAX_MAPPED and next(iter(self._parts.values())) < self._turn - 1:
