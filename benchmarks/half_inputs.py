@@ -65,10 +65,10 @@ STUDIES = {
         "ParticleTransformer_JetClass",
         ("ZJetsToNuNu_000.root", "HToBB_000.root", "TTBar_000.root"),
         ("ZJetsToNuNu_001.root", "HToBB_001.root", "TTBar_001.root"),
-        4,
-        128,
-        {"num_layers": 2, "num_cls_layers": 1, "embed_dim": 32},
-        most_candidates=40,
+        2,
+        64,
+        {"num_layers": 1, "num_cls_layers": 1, "embed_dim": 32},
+        most_candidates=30,
     ),
 }
 
