@@ -50,7 +50,7 @@ bench-data: venv weaver | $(DATA) ## conversion, loader and cost per jet: table 
 		--figure .bench/scale.png $(QUICK)
 
 test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm --numprocesses 2 --dist loadfile
 
 slurm-up: venv ## a two-node SLURM cluster on this machine (LAB='--accounting': with sacct); installs its packages as root
 	$(BIN)/bhive-mltf slurm lab up --install $(LAB)

@@ -105,7 +105,8 @@ class Training:
         epochs = given.get("--epochs", shell.options["--epochs"])
         dataset = given.get("--dataset-version", shell.options["--dataset-version"])
         folder = shell.data_path / "TrainingTask/offline_run3" / dataset / version
-        self.directory = folder / f"DeepJet/epochs_{epochs}/nominal"
+        model = given.get("--model-name", shell.options["--model-name"]).replace(":", ".")
+        self.directory = folder / f"{model}/epochs_{epochs}/nominal"
 
     def run(self, **environment):
         return self.shell.law("run", "TrainingTask", *self.options, **environment)

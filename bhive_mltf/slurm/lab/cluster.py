@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import stat
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,14 +111,24 @@ def up(settings: Settings | None = None) -> Lab:
     if found is not None:
         return found
     packages.require(settings.accounting)
-    settings = _prepare(settings)
-    lab = Lab(settings)
-    try:
-        _start(lab)
-    except BaseException:
-        down(settings.directory, keep=True)
-        raise
+    with _one_at_a_time():
+        settings = _prepare(settings)
+        lab = Lab(settings)
+        try:
+            _start(lab)
+        except BaseException:
+            down(settings.directory, keep=True)
+            raise
     return lab
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Ports that look free stay so until the daemons have them."""
+    path = Path(tempfile.gettempdir()) / f"bhive-slurm-lab-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def find(directory: Path | None = None) -> Lab | None:

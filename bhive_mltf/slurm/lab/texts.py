@@ -8,7 +8,10 @@ DATABASE = "slurm_acct"
 
 
 def slurm_conf(lab: Settings) -> str:
-    """`slurm.conf`: quick scheduling, short waits after a requeue, preemption of `main` by `urgent`."""
+    """`slurm.conf`: quick scheduling, short waits after a requeue, preemption of `main` by `urgent`.
+
+    Job ids of labs on one machine differ, since ranks meet at a port that is chosen by them.
+    """
     run, log = lab.folder("run"), lab.folder("log")
     names = ",".join(name for name, _ in lab.nodes)
     nodes = "\n".join(
@@ -46,6 +49,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 MinJobAge={lab.keep_jobs_s}
+FirstJobId={lab.port % 1000 * 100 + 1}
 KillWait=5
 SlurmctldTimeout=10
 SlurmdTimeout=30
