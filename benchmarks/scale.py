@@ -144,10 +144,11 @@ def draw(rows: Sequence[Mapping[str, float]], memory_mb: int, path: Path) -> Non
             axes.plot(jets, [row[key] for row in rows], "o-", label=label)
         axes.set(xscale="log", xlabel="jets")
     peak.axhline(memory_mb, color="grey", ls="--", label="budget of the conversion")
-    cost.set(ylabel="microseconds per jet", yscale="log", ylim=(1, 500))
+    cost.set(ylabel="microseconds per jet", yscale="log")
     peak.set(ylabel="private memory, MB", ylim=(0, 1.5 * memory_mb))
     for axes in (cost, peak):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
