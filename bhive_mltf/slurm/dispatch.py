@@ -42,6 +42,9 @@ def submit_or_attach(profile: Profile, spec: JobSpec, client: Slurm | None = Non
     spec.folder.mkdir(parents=True, exist_ok=True)
     with DirectoryLock(spec.folder, wait_s=None):
         before = JobRecord.read(spec.directory)
+        if before is not None and before.state is JobState.TIMEOUT:
+            # whoever follows it may have put it back meanwhile
+            before = before.changed(ended=None)
         if before is not None and not before.is_over:
             before = find_out(before, Slurm(before.slurm_conf, client.accounting))
             if not before.is_over:

@@ -17,12 +17,16 @@ from tests.tasks.conftest import Sandbox
 REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
 
 
-def start_lab(**settings):
-    """A cluster in a short path of its own; the caller stops it."""
-    accounting = settings.get("accounting", False)
+def require_packages(accounting=False):
+    """Skip, or fail where a cluster is required, without SLURM's packages."""
     if missing := packages.missing(accounting):
         sentence = f"needs the Debian packages {' '.join(missing)}; 'make slurm-up' installs them"
         (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(sentence)
+
+
+def start_lab(**settings):
+    """A cluster in a short path of its own; the caller stops it."""
+    require_packages(settings.get("accounting", False))
     directory = Path(tempfile.mkdtemp(prefix="bhive-lab-", dir="/tmp"))
     directory.chmod(0o755)
     try:

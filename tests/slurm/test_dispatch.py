@@ -70,6 +70,14 @@ def test_after_a_job_that_is_over_comes_the_next(fake, profile, make, client, st
     assert (before.job_id, before.state, before.token) == (first.job_id, JobState[state], first.token)
 
 
+def test_a_job_that_was_put_back_after_its_time_limit_is_not_replaced(fake, profile, make, client):
+    first = dispatch.submit_or_attach(profile, make(), client)
+    first.changed(state=JobState.TIMEOUT, ended=time.time())
+    second = dispatch.submit_or_attach(profile, make(), client)
+    assert (second.job_id, second.is_over) == (first.job_id, False)
+    assert len(fake.calls("sbatch")) == 1
+
+
 def test_a_scheduler_that_does_not_answer_gets_no_second_job(fake, profile, make, client):
     first = dispatch.submit_or_attach(profile, make(), client)
     fake.fail("squeue", "Unable to contact slurm controller (connect failure)")

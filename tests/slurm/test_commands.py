@@ -1,0 +1,66 @@
+"""`bhive-mltf slurm`: profiles, scripts, jobs of a folder; with a scheduler of scripts."""
+
+import pytest
+
+from bhive_mltf.cli import main, slurm_jobs
+from bhive_mltf.slurm import dispatch, job, profiles
+from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.record import JobRecord
+
+
+@pytest.fixture
+def record(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm_jobs, "LOOK_S", 0.0)
+    slurm_jobs._clients.clear()
+    monkeypatch.setenv("DATA_PATH", str(tmp_path))
+    profile = profiles.load("generic", accounting=False)
+    spec = job.make(profile, name="t1 DeepJet", kind="ranks", command=["x"], directory=tmp_path / "TrainingTask" / "t1")
+    return dispatch.submit_or_attach(profile, spec, Slurm())
+
+
+def said(capsys, *arguments, code=0):
+    assert main(["slurm", *map(str, arguments)]) == code
+    captured = capsys.readouterr()
+    return captured.err if code else captured.out
+
+
+def test_profiles_are_listed_and_shown(capsys):
+    assert "mltf-a6000  nodes with four RTX A6000" in said(capsys, "profiles")
+    assert "gpus_per_node: 4\n" in said(capsys, "profiles", "mltf-a6000")
+
+
+def test_a_script_is_printed_and_not_handed_in(fake, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = said(capsys, "render", "mltf-a6000", "hours=12", "nodes=2")
+    assert "#SBATCH --nodes=2\n" in text
+    assert "#SBATCH --time=0-12:00:00\n" in text
+    assert not fake.calls("sbatch")
+    assert list(tmp_path.iterdir()) == [fake.folder]
+    assert "`hour` is no key of a profile; nearest: hours" in said(capsys, "render", "mltf-a6000", "hour=1", code=1)
+
+
+def test_jobs_of_the_outputs_are_listed_with_their_states(fake, record, capsys):
+    text = said(capsys, "jobs")
+    assert f"{record.job_id}  PENDING" in text
+    assert "t1 DeepJet" in text
+    assert "TrainingTask/t1\n" in text
+    fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
+    slurm_jobs._clients.clear()
+    assert "as last seen: the scheduler gives no answer" in said(capsys, "jobs")
+
+
+def test_the_log_of_a_job_and_of_a_rank(fake, record, capsys):
+    record.log.write_text("first line\n")
+    (record.directory / "logs").mkdir()
+    (record.directory / "logs/rank_3.log").write_text("of a rank\n")
+    fake.change(record.job_id, state="COMPLETED")
+    assert said(capsys, "logs", "-f", record.job_id) == "first line\n"
+    assert said(capsys, "logs", "--rank", 3, record.directory) == "of a rank\n"
+    assert "the jobs there are: 100" in said(capsys, "logs", "7", code=1)
+
+
+def test_a_job_is_cancelled_by_id_or_directory(fake, record, capsys):
+    assert said(capsys, "cancel", record.directory) == f"job {record.job_id}: CANCELLED\n"
+    assert fake.jobs[record.job_id]["state"] == "CANCELLED"
+    assert JobRecord.read(record.directory).is_over
+    assert "is over already: CANCELLED" in said(capsys, "cancel", record.job_id)
