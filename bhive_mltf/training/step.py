@@ -69,6 +69,7 @@ class Stepper:
     def wrap(self) -> None:
         """Share gradients with the other ranks from now on."""
         if self.world.size > 1:
+            # not static_graph: with it four ranks, cut and continued, end with other bits; unused weights are frozen
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
