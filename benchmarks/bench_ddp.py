@@ -37,7 +37,7 @@ from bhive_mltf.data.root_dataset import open_root
 from bhive_mltf.models import registry
 from bhive_mltf.training.plan import TrainingPlan
 
-WARM_UP = 6  # steps; weaver's trimmer does nothing in the first five
+WARM_UP = 1  # steps
 
 
 def free_port() -> str:

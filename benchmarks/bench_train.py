@@ -126,7 +126,8 @@ def part_rounds(
         return float(weaver.ask(do="train", trim=trim, bf16=plan.mixed_precision, batch=number)["seconds"])
 
     others = {"weaver": functools.partial(step, trim=True), "weaver_untrimmed": functools.partial(step, trim=False)}
-    return train_in_turns(plan, batches, others, rounds=options.rounds, warm_up=1)
+    rounds = options.bf16_rounds if plan.mixed_precision else options.rounds
+    return train_in_turns(plan, batches, others, rounds=rounds, warm_up=1)
 
 
 def part_figures(name: str, seconds: Mapping[str, Sequence[float]], batch_size: int) -> dict[str, float]:
@@ -170,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each that count, against weaver")
+    parser.add_argument("--bf16-rounds", type=int, default=2, help="of bf16; a step takes long where it is emulated")
     parser.add_argument("--overhead-rounds", type=int, default=15, help="steps of ParT that count, against bare steps")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--deepjet-batch-size", type=int, default=1024)

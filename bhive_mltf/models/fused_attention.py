@@ -31,11 +31,11 @@ class _GroupAttention(torch.autograd.Function):
         out = projected.new_empty(len(projected), width)
         kept = []
         for group, bias in zip(groups, biases, strict=True):
-            heads = projected[group.rows].view(group.n_jets, group.length, 3, num_heads, width // num_heads)
-            q, k, v = heads.permute(2, 3, 0, 1, 4).reshape(3, -1, group.length, width // num_heads)
+            own = projected[group.rows]
+            q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
             scores = torch.baddbmm(bias, q, k.transpose(1, 2))
             weights, dropped, drawn = rows.softmax_drop(scores, dropout)
-            _put_rows(out[group.rows], dropped @ v, group)
+            rows.from_heads((dropped @ v).view(num_heads, -1, v.shape[2]), out[group.rows])
             kept.append((q, k, v, weights, dropped, drawn))
         ctx.kept, ctx.groups, ctx.dropout = kept, groups, dropout
         ctx.shape = projected.shape
@@ -48,22 +48,20 @@ class _GroupAttention(torch.autograd.Function):
         width = grad.shape[1]
         d_biases = []
         for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
-            num_heads = len(q) // group.n_jets
-            shape = (group.n_jets, group.length, num_heads, width // num_heads)
-            d_out = grad[group.rows].view(shape).permute(2, 0, 1, 3).reshape(q.shape)
+            num_heads, depth = len(q) // group.n_jets, q.shape[2]
+            d_out = _heads(grad[group.rows], num_heads, group)
             d_v = dropped.transpose(1, 2) @ d_out
             d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
-            parts = d_projected[group.rows].view(group.n_jets, group.length, 3, *shape[2:]).permute(2, 3, 0, 1, 4)
-            for part, found in zip(parts, (d_scores @ k, d_scores.transpose(1, 2) @ q, d_v), strict=True):
-                part.copy_(found.view(part.shape))
+            own = d_projected[group.rows]
+            for part, found in enumerate((d_scores @ k, d_scores.transpose(1, 2) @ q, d_v)):
+                rows.from_heads(found.view(num_heads, -1, depth), own[:, part * width : (part + 1) * width])
             d_biases.append(d_scores)
         return d_projected, None, None, None, *d_biases
 
 
-def _put_rows(out: Tensor, attended: Tensor, group: Group) -> None:
-    """Heads [H*S,L,D] into rows [S*L,E]."""
-    heads = attended.view(-1, group.n_jets, group.length, attended.shape[-1]).permute(1, 2, 0, 3)
-    out.view(heads.shape).copy_(heads)
+def _heads(values: Tensor, num_heads: int, group: Group) -> Tensor:
+    """Rows [S*L,E] of a group as [H*S,L,D]."""
+    return rows.to_heads(values, num_heads).view(-1, group.length, values.shape[1] // num_heads)
 
 
 def group_attention(

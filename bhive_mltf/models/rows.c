@@ -296,3 +296,21 @@ KERNEL void add_line(const float *grad, const float *x, const float *slope, cons
             store(out + c, _mm256_add_ps(load(grad + c), line));
         }
 }
+
+/* Rows [n_rows, heads * depth], one `stride` numbers after the other, as [heads, n_rows, depth]. */
+KERNEL void to_heads(const float *rows, int64_t n_rows, int64_t heads, int64_t depth, int64_t stride, float *out)
+{
+    for (int64_t head = 0; head < heads; ++head)
+        for (int64_t row = 0; row < n_rows; ++row, out += depth)
+            for (int64_t c = 0; c < depth; c += LANES)
+                store(out + c, load(rows + row * stride + head * depth + c));
+}
+
+/* And back. */
+KERNEL void from_heads(const float *x, int64_t n_rows, int64_t heads, int64_t depth, int64_t stride, float *rows)
+{
+    for (int64_t head = 0; head < heads; ++head)
+        for (int64_t row = 0; row < n_rows; ++row, x += depth)
+            for (int64_t c = 0; c < depth; c += LANES)
+                store(rows + row * stride + head * depth + c, load(x + c));
+}

@@ -42,6 +42,8 @@ _ARGUMENTS = {
     "back_line_gelu": (_A, _A, _A, _A, _N, _N, _A, _A, _A),
     "add_moments": (_A, _A, _N, _N, _A, _A),
     "add_line": (_A, _A, _A, _A, _N, _N, _A),
+    "to_heads": (_A, _N, _N, _N, _N, _A),
+    "from_heads": (_A, _N, _N, _N, _N, _A),
 }
 
 
@@ -197,3 +199,24 @@ def add_line(grad: Tensor, x: Tensor, slope: Tensor, constant: Tensor) -> Tensor
     out = torch.empty_like(x)
     library.add_line(_at(grad), _at(x), _at(slope), _at(constant), *x.shape, _at(out))
     return out
+
+
+def to_heads(values: Tensor, heads: int) -> Tensor:
+    """Rows [R,H*D] as [H,R,D]; they may be columns of a wider table."""
+    depth = values.shape[1] // heads
+    library = _library(values, depth)
+    if library is None or values.stride(1) != 1:
+        return values.view(len(values), heads, depth).transpose(0, 1).contiguous()
+    out = values.new_empty(heads, len(values), depth)
+    library.to_heads(values.data_ptr(), len(values), heads, depth, values.stride(0), _at(out))
+    return out
+
+
+def from_heads(values: Tensor, out: Tensor) -> None:
+    """Values [H,R,D] as rows [R,H*D], to `out`, which may be columns of a wider table."""
+    heads, n_rows, depth = values.shape
+    library = _library(values, depth)
+    if library is None or out.stride(1) != 1 or not values.is_contiguous():
+        out.view(n_rows, heads, depth).copy_(values.transpose(0, 1))
+    else:
+        library.from_heads(_at(values), n_rows, heads, depth, out.stride(0), out.data_ptr())

@@ -94,8 +94,8 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
     model: nn.Module = synchronise_batch_norms(parts.model, world.device, world.norm_group)
     model = model.to(world.device, dtype)
     if plan.use_torch_compile:
-        # in place: the keys of the state dict stay
-        model.compile(mode=plan.torch_compile_mode)
+        # in place: the keys of the state dict stay; dynamic: batches have as many slots as their largest jet
+        model.compile(mode=plan.torch_compile_mode, dynamic=True)
     check_loss(plan.loss_function, plan.model_name, getattr(parts.model, "regression", ()))
     weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
     optimizer = create_optimizer(

@@ -112,6 +112,18 @@ def test_line_gelu_moments_and_add_line():
     close(rows.add_line(grad, x, factor, offset), (grad + x * factor + offset).double())
 
 
+@pytest.mark.usefixtures("compiled")
+def test_heads_and_back():
+    table = torch.randn(11, 3 * 48)
+    heads = rows.to_heads(table[:, 48:96], 3)
+    assert torch.equal(heads, table[:, 48:96].unflatten(1, (3, 16)).transpose(0, 1))
+    out = torch.zeros(11, 3 * 48)
+    rows.from_heads(heads, out[:, 48:96])
+    assert torch.equal(out[:, 48:96], table[:, 48:96])
+    assert not out[:, :48].any()
+    assert not out[:, 96:].any()
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.8])
 @pytest.mark.usefixtures("compiled")
 def test_dropout_drops_its_rate_and_neighbours_do_not_know_of_each_other(rate):
