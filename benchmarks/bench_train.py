@@ -12,6 +12,7 @@ part_over_weaver_fp32, part_over_weaver_bf16 : training jets/s of the paper's Pa
 part_over_weaver_untrimmed_fp32, part_over_weaver_untrimmed_bf16 : over weaver's with `trim=False`, the same function.
 engine_overhead : time of a step of the real Trainer over that of the bare step of the same model on the same batch,
     minus 1; the larger one of ParT (fp32) and DeepJet. engine_overhead_part, engine_overhead_deepjet: each.
+engine_ms : what the Trainer adds to the bare step of ParT with few jets, in ms: to be seen on a busy machine too.
 part_jets_per_s, part_bf16_jets_per_s, deepjet_jets_per_s : of the Trainer. weaver_*: of weaver.
 logits_distance : the largest relative distance of the logits that were compared.
 """
@@ -49,6 +50,7 @@ LARGEST_DISTANCE = 1e-5
 CHECKS = ({"trim": True, "training": False}, {"trim": False, "training": False}, {"trim": False, "training": True})
 DEEPJET_JETS = 20_000
 N_BATCHES = 16
+FEW_JETS = 2
 
 
 def make_plan(place: Path, files: Sequence[str], config: configs.Config, model: str, **values: Any) -> TrainingPlan:
@@ -141,6 +143,12 @@ def part_figures(name: str, seconds: Mapping[str, Sequence[float]], batch_size: 
     }
 
 
+def added_ms(plan: TrainingPlan, rounds: int) -> float:
+    """What the engine adds to the bare step, in ms."""
+    seconds = train_in_turns(plan, take_batches(plan, N_BATCHES), {}, rounds=rounds)
+    return 1e3 * statistics.median(a - b for a, b in zip(seconds[ENGINE], seconds["bare"], strict=True))
+
+
 def overhead(plan: TrainingPlan, rounds: int) -> tuple[float, float]:
     """What the engine adds to the bare step, and the engine's jets/s."""
     seconds = train_in_turns(plan, take_batches(plan, N_BATCHES), {}, rounds=rounds)
@@ -155,12 +163,15 @@ def engine_figures(files: Sequence[str], place: Path, options: argparse.Namespac
         of_part, _ = overhead(
             make_plan(place / "part", files, config, MODEL, batch_size=options.batch_size), options.overhead_rounds
         )
+        few = make_plan(place / "few", files, config, MODEL, batch_size=FEW_JETS)
+        added = added_ms(few, 4 * options.overhead_rounds)
     config, jets = configs.load("DeepJet_AK4"), [str(write_btag(place / "TT_000.root", DEEPJET_JETS, SEED))]
     with open_root(config, jets, seed=SEED):
         plan = make_plan(place / "deepjet", jets, config, "DeepJet", batch_size=options.deepjet_batch_size)
         of_deepjet, speed = overhead(plan, 2 * options.overhead_rounds)
     return {
         "engine_overhead": max(of_part, of_deepjet),
+        "engine_ms": added,
         "engine_overhead_part": of_part,
         "engine_overhead_deepjet": of_deepjet,
         "deepjet_jets_per_s": speed,
