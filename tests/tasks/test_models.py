@@ -111,14 +111,14 @@ def test_a_model_of_another_package_from_files_to_roc_curves(sandbox, lists):
 
 
 @pytest.mark.long
-def test_a_compiled_transformer_in_bf16_on_two_ranks(sandbox, lists):
+def test_a_transformer_in_bf16_on_two_ranks(sandbox, lists):
     kwargs = '{"num_layers": 1, "num_cls_layers": 1, "embed_dim": 16, "num_heads": 2}'
     given = options(
         lists, config="part_run3_lt", model_name="ParticleTransformer2_LT", model_kwargs=kwargs, tracking=False
     )
     given += ["--unmatched", "drop", "--ranks-per-node", 2, "--mixed-precision", True]
     given += ["--TrainingTask-loss-weighting", True]
-    sandbox.run("InferenceTask", *given, "--use-torch-compile", True)
+    sandbox.run("InferenceTask", *given)
     (training,) = sandbox.data_path.glob("TrainingTask/part_run3_lt/v1/t1/**/best_model.pt")
     state = torch.load(training, weights_only=True)
     assert not any("_orig_mod" in key or key.startswith("module.") for key in state["model_state_dict"])

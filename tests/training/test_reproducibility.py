@@ -88,10 +88,10 @@ def test_what_limits_the_bits_on_gpus():
     assert "--deterministic" not in " ".join(limits({**known, "deterministic": True}))
 
 
-@pytest.mark.parametrize(("wanted", "traced"), [(3, 3), (50, 17)])
+@pytest.mark.parametrize(("wanted", "traced"), [(2, 2), (50, 6)])
 def test_a_trace_of_some_steps(tmp_path, wanted, traced):
     seen = Seen()
-    train(plan(tmp_path, profile_steps=wanted), World(), standin.build, seen)  # of 22 steps
+    train(plan(tmp_path, epochs=1, profile_steps=wanted), World(), standin.build, seen)  # of 11 steps
     assert [name for folder, name in seen.files if folder == "profile"] == ["trace.json.gz", "operations.txt"]
     events = json.loads(gzip.decompress((tmp_path / "profile/trace.json.gz").read_bytes()))["traceEvents"]
     assert sum(event.get("name", "").startswith("Optimizer.step#AdamW") for event in events) == traced
