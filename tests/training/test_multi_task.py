@@ -130,7 +130,8 @@ def test_validation_over_ranks_is_exact(dataset):
     """Sums of two ranks are those of one, and the loss is that of all jets by hand."""
     torch.manual_seed(1)
     model = registry.create("UParT_v0", dataset[1], **KWARGS).double().eval()
-    stepper = Stepper(plan("unused", dataset), World(), model, create_loss("CrossEntropyLogCosh"), None)
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    stepper = Stepper(plan("unused", dataset), World(), model, create_loss("CrossEntropyLogCosh"), sgd)
     with torch.no_grad():
         sums = [
             sum(
