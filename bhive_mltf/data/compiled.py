@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Callable
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from bhive_mltf.files import libraries
 
 PadJets = Callable[..., int]
 
@@ -18,11 +16,10 @@ SOURCE = Path(__file__).with_name("pad_jets.c")
 
 def load(path: Path) -> PadJets | None:
     """The function `pad_jets` of a library, described in `pad_jets.c`; None if this machine cannot load it."""
-    try:
-        function = ctypes.CDLL(str(path)).pad_jets
-    except (OSError, AttributeError) as error:
-        logger.debug("'%s' is not used: %s", path, error)
+    library = libraries.load(path, "pad_jets")
+    if library is None:
         return None
+    function = library.pad_jets
     function.restype = _NUMBER
     function.argtypes = [*[_ADDRESS] * 5, *[_NUMBER] * 2, _ADDRESS, *[_NUMBER] * 2, _ADDRESS]
     return function
@@ -30,5 +27,5 @@ def load(path: Path) -> PadJets | None:
 
 def installed() -> PadJets | None:
     """The function that was built at installation, if one was."""
-    paths = (SOURCE.with_name(f"_pad_jets{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next((load(path) for path in paths if path.exists()), None)
+    path = libraries.built(SOURCE)
+    return None if path is None else load(path)

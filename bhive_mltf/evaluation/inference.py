@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,7 @@ from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions, collect, conclude, join
 from bhive_mltf.files import atomic
-from bhive_mltf.training.process import begin_rank, leave
-from bhive_mltf.training.rank import guarded
+from bhive_mltf.training.rank import as_process
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
@@ -78,8 +76,8 @@ class InferencePlan(BaseModel):
         return model.double() if self.precision == "float64" else model
 
 
-def infer(plan: InferencePlan, launcher: Launcher | None = None) -> Predictions:
-    """Predict each jet once; in this process with one rank.
+def infer(plan: InferencePlan, dataset: Dataset, model: Tagger, launcher: Launcher | None = None) -> Predictions:
+    """Predict each jet of the plan's `dataset` once with its `model`; in this process with one rank.
 
     On a GPU there are as many ranks as asked for and GPUs seen (0: all of them), on a CPU as many as asked for and
     cores had (0: one), and never more than batches. Their number changes no bit, as long as each has as many threads.
@@ -87,13 +85,12 @@ def infer(plan: InferencePlan, launcher: Launcher | None = None) -> Predictions:
     Raises
     ------
     RankFailedError : a rank failed; all others have ended.
-    DataError, ModelError, CheckpointError : as `predict` and `load_best_model`.
+    DataError, ModelError, CheckpointError : as `predict`, and in ranks as `load_best_model`.
     """
-    dataset = plan.open()
     n_jets = len(dataset)
     size = _n_ranks(plan, n_jets)
     if size == 1:
-        found = _predict(plan, dataset, 0, 1)
+        found = _predict(plan, dataset, model, 0, 1)
     else:
         found = _launch(plan.model_copy(update={"ranks_per_node": size}), launcher)
     return conclude(found, n_jets, input_order=dataset.manifest.jet_ids)
@@ -131,7 +128,7 @@ def _launch(plan: InferencePlan, launcher: Launcher | None) -> Predictions:
     return found
 
 
-def _predict(plan: InferencePlan, dataset: Dataset, rank: int, size: int) -> Predictions:
+def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, size: int) -> Predictions:
     """The share of a rank, in stored order."""
     import torch
 
@@ -141,7 +138,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, rank: int, size: int) -> Pre
 
     device, threads = pick_device(rank), torch.get_num_threads()
     set_threads(plan.threads_per_rank, World(rank, size, rank, device))
-    model, jets = plan.model(), share(len(dataset), plan.batch_size, rank, size)
+    jets = share(len(dataset), plan.batch_size, rank, size)
     loader = BatchLoader(
         dataset,
         jets,
@@ -191,16 +188,9 @@ def _read(path: Path) -> Predictions:
 def _rank(path: Path) -> int:
     plan = InferencePlan.model_validate_json(path.read_text(encoding="utf-8"))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _write(plan.directory / PARTS_FOLDER / f"rank_{rank}.npz", _predict(plan, plan.open(), rank, size))
+    _write(plan.directory / PARTS_FOLDER / f"rank_{rank}.npz", _predict(plan, plan.open(), plan.model(), rank, size))
     return 0
 
 
-def rank_main(arguments: Sequence[str]) -> None:
-    """One rank, as a process of its own."""
-    begin_rank()
-    path = Path(arguments[0])
-    leave(guarded(path.absolute().parent, lambda: _rank(path)))
-
-
 if __name__ == "__main__":
-    rank_main(sys.argv[1:])
+    as_process(sys.argv[1:], _rank)

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bhive_mltf.evaluation.figures import COLOURS, cms_style, save
+from bhive_mltf.evaluation.figures import COLOURS, cms_style, new_figure, save
 
 _FONT = 15
 Rows = Sequence[Mapping[str, Any]]
@@ -25,8 +23,8 @@ def scaling_figure(rows: Rows, parts: Sequence[str], caption: str, directory: st
     caption : the conditions, below the panels; may have several lines.
     """
     with cms_style():
-        figure = Figure(figsize=(15.0, 7.5), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
-        FigureCanvasAgg(figure)
+        figure = new_figure((15.0, 7.5))
+        figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
         speed, shares = figure.subplots(1, 2, width_ratios=(2, 3))
         _draw_speed(speed, rows)
         _draw_parts(shares, rows, parts)

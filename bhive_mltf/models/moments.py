@@ -80,14 +80,21 @@ def normal(norm: nn.BatchNorm1d, moments: Moments) -> Normal:
     assert norm.running_var is not None
     if not norm.training or moments.rows < 2:
         return Normal(norm.running_mean.clone(), norm.running_var.clone())
-    with torch.no_grad():
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
-        rate = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
-        unbiased = moments.variance.detach() * (moments.rows / (moments.rows - 1))
-        norm.running_mean.lerp_(moments.mean.detach().to(norm.running_mean.dtype), rate)
-        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), rate)
+    unbiased = moments.variance.detach() * (moments.rows / (moments.rows - 1))
+    update_running(norm, moments.mean.detach(), unbiased)
     return Normal(moments.mean, moments.variance)
+
+
+@torch.no_grad()
+def update_running(norm: nn.BatchNorm1d, mean: Tensor, unbiased: Tensor) -> None:
+    """Let the running statistics of a norm follow mean and unbiased variance [K] of a batch."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    rate = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), rate)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), rate)
 
 
 def _group(norm: nn.Module) -> dist.ProcessGroup | None:

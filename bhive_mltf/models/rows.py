@@ -9,17 +9,15 @@ Axes: R rows, K width, S x L scores.
 from __future__ import annotations
 
 import ctypes
-import logging
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bhive_mltf.files import libraries
 from bhive_mltf.models.masks import Dropout
 
 aten = torch.ops.aten
-logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("rows.c")
 MOST, LANES = 1024, 8
 """Widths that the compiled functions take: multiples of LANES, at most MOST."""
@@ -49,23 +47,20 @@ _ARGUMENTS = {
 
 def load(path: Path) -> ctypes.CDLL | None:
     """The functions of `rows.c` in a library; None if this machine cannot load it, or has no AVX2."""
-    try:
-        library = ctypes.CDLL(str(path))
-        usable = library.rows_usable
-    except (OSError, AttributeError) as error:
-        logger.debug("'%s' is not used: %s", path, error)
+    library = libraries.load(path, "rows_usable")
+    if library is None:
         return None
-    usable.restype = _N
+    library.rows_usable.restype = _N
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = None, arguments
-    return library if usable() else None
+    return library if library.rows_usable() else None
 
 
 def installed() -> ctypes.CDLL | None:
     """The library that was built at installation, if one was."""
-    paths = (SOURCE.with_name(f"_rows{suffix}") for suffix in EXTENSION_SUFFIXES)
-    return next((load(path) for path in paths if path.exists()), None)
+    path = libraries.built(SOURCE)
+    return None if path is None else load(path)
 
 
 LIBRARY = installed()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bhive_mltf.tracking import convert
-from bhive_mltf.tracking.journal import Record, folder_of, number
+from bhive_mltf.tracking.journal import Record, folder_of
 from bhive_mltf.tracking.target import Runs
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def points(client: MlflowClient, runs: Runs, records: Iterable[Record]) -> None:
     run_id, found = "", []
     for record in records:
         run_id = run_id or runs.resolve(client, record.get("child", ""))
-        found += [Metric(key, number(value), record["time"], record["step"]) for key, value in record["values"].items()]
+        found += [Metric(key, float(value), record["time"], record["step"]) for key, value in record["values"].items()]
     client.log_batch(run_id, metrics=found, synchronous=True)
 
 

@@ -79,11 +79,6 @@ def last_status(directory: Path) -> str | None:
     return str(found[-1]) if found else None
 
 
-def number(value: float | str) -> float:
-    """A value of a metric as it stands in a record."""
-    return float(value)
-
-
 class Journal:
     """The journal of a training as one process writes it; its file begins with the first record.
 
@@ -128,7 +123,7 @@ class Journal:
         for record in records(self.directory):
             own = record.get("kind") == "metrics" and not record.get("child")
             if own and record["step"] == step and key in record["values"]:
-                return number(record["values"][key]), int(record["time"])
+                return float(record["values"][key]), int(record["time"])
         return None
 
     def next_step(self, prefix: str) -> int:

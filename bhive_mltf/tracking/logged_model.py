@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from bhive_mltf.files import atomic
 from bhive_mltf.tracking.connection import quiet_with_warnings
-from bhive_mltf.tracking.journal import number
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +92,7 @@ def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, re
     client.finalize_logged_model(model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model_id, record["step"])])
     points = [
-        Metric(key, number(value), timestamp, record["step"], model_id=model_id)
+        Metric(key, float(value), timestamp, record["step"], model_id=model_id)
         for key, (value, timestamp) in record["metrics"].items()
     ]
     if points:

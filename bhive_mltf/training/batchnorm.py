@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bhive_mltf.models.messages import message
+from bhive_mltf.models.moments import update_running
 
 Group = dist.ProcessGroup
 
@@ -100,13 +101,8 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
     def _update_running(self, moments: Tensor) -> None:
         if not self.training or self.running_mean is None or self.running_var is None:
             return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         count, mean, variance = moments
-        unbiased = variance * count / (count - 1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+        update_running(self, mean, variance * count / (count - 1))
 
 
 def synchronise_batch_norms(module: nn.Module, device: torch.device, group: Group | None) -> nn.Module:

@@ -6,6 +6,7 @@ where the engine could spare them (see `guard`).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bhive_mltf.errors import NonFiniteLossError, ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
-from bhive_mltf.training.step import Stepper
+from bhive_mltf.training.step import Stepper, weighted_loss
 
 FOLDER = "nonfinite"
 
@@ -72,8 +73,6 @@ def report(bad: BadStep, world: World, parts: Ingredients, stepper: Stepper) -> 
 
 def read(path: Path) -> dict[str, Any]:
     """The content of such a file; ParameterError if it is none."""
-    import json
-
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {**content, "step": int(content["step"]), "epoch": int(content["epoch"]), "batch": int(content["batch"])}
@@ -95,8 +94,7 @@ def _look(bad: BadStep, stepper: Stepper, batch: Batch) -> tuple[bool, list[dict
         attacked = stepper.attacked(batch)
         stepper.seed(bad.step)
         placed, _, of_jets = stepper.jet_losses(stepper.model, attacked)
-        weight = placed.weight * (placed.target >= 0)
-        loss = (of_jets.total * weight).sum() / batch.global_size
+        loss, _ = weighted_loss(of_jets, placed)
         (loss * stepper.world.size).backward()  # type: ignore[no-untyped-call]
         losses = of_jets.total.detach().tolist()
         gradients = [p.grad for p in stepper.model.parameters() if p.grad is not None]

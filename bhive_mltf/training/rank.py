@@ -37,12 +37,20 @@ def main(arguments: Sequence[str]) -> NoReturn:
     The exit code is 0 when the training is done, 75 when a signal stopped it and it is saved, else 1. Inside a job it
     is 0 for a training that was stopped too, since srun would kill the other ranks; rank 0 leaves word.
     """
+    as_process(arguments, lambda path: _train(path, None))
+
+
+def as_process(arguments: Sequence[str], work: Callable[[Path], int]) -> NoReturn:
+    """Do the work of a rank on the plan named by the only argument, see `guarded`, and end the process."""
     # before the slow imports: the launcher may go away, and a batch system may warn, at any time
     begin_rank()
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m bhive_mltf.training PLAN\n")
+        spec = sys.modules["__main__"].__spec__
+        module = spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0]
+        sys.stderr.write(f"usage: python -m {module} PLAN\n")
         leave(2)
-    leave(run(Path(arguments[0])))
+    path = Path(arguments[0])
+    leave(guarded(path.absolute().parent, lambda: work(path)))
 
 
 def run(plan_path: Path, builder: Builder | None = None) -> int:

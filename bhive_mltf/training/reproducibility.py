@@ -22,7 +22,6 @@ from bhive_mltf.training.step import RNG_SCHEME
 FILE_NAME = "reproducibility.json"
 # cuBLAS reads it at its first use in a process
 _CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-_NOT_COMPARED = ("from_step", "time")
 
 
 @contextmanager
@@ -104,7 +103,7 @@ def record(plan: TrainingPlan, world: World, global_step: int) -> list[str]:
     changed = [
         f"{name} {known[name]} instead of {before[-1].get(name)}"
         for name in known
-        if before and name not in _NOT_COMPARED and known[name] != before[-1].get(name)
+        if before and known[name] != before[-1].get(name)
     ]
     processes = [*before, {"from_step": global_step, "time": time.time(), **known}]
     atomic.write_json(path, {"limits": limits(known), "processes": processes})

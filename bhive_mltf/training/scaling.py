@@ -18,8 +18,7 @@ from bhive_mltf.training.distributed import World, join_world
 from bhive_mltf.training.ingredients import Ingredients, build
 from bhive_mltf.training.launcher import Launcher, LocalRanks
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.process import begin_rank, leave
-from bhive_mltf.training.rank import guarded
+from bhive_mltf.training.rank import as_process
 from bhive_mltf.training.scaling_table import KINDS, PARTS, Row
 from bhive_mltf.training.stopwatch import MeasuredError, Stopwatch, TimedLoader
 
@@ -76,13 +75,6 @@ def _read(path: Path) -> dict[str, float]:
     return content
 
 
-def rank_main(arguments: Sequence[str]) -> None:
-    """One rank of a measurement, as a process of its own."""
-    begin_rank()
-    path = Path(arguments[0])
-    leave(guarded(path.absolute().parent, lambda: _rank(path)))
-
-
 def _rank(path: Path) -> int:
     from bhive_mltf.training import engine
     from bhive_mltf.training.observers import Observer
@@ -117,4 +109,4 @@ class _Measurement:
 
 
 if __name__ == "__main__":
-    rank_main(sys.argv[1:])
+    as_process(sys.argv[1:], _rank)

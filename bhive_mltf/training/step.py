@@ -40,6 +40,12 @@ def make_scaler(device: torch.device, mixed_precision: bool) -> torch.amp.GradSc
     return torch.amp.GradScaler(device.type, enabled=mixed_precision and device.type == "cuda")
 
 
+def weighted_loss(losses: JetLosses, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A rank's part of the loss of the global batch, and the weights [B] of its jets; one in no class has none."""
+    weight = batch.weight * (batch.target >= 0)
+    return (losses.total * weight).sum() / batch.global_size, weight
+
+
 class Stepper:
     """Model, loss, optimiser and gradient scaler of one rank.
 
@@ -153,9 +159,7 @@ class Stepper:
 
     def _forward(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         batch, logits, losses = self.jet_losses(network, batch)
-        # a jet in no class counts nowhere
-        weight = batch.weight * (batch.target >= 0)
-        loss = (losses.total * weight).sum() / batch.global_size
+        loss, weight = weighted_loss(losses, batch)
         return loss, jet_sums(losses, logits, batch.target, weight)
 
     def _prepare(self, batch: Batch) -> Batch:

@@ -28,8 +28,9 @@ def infer(task: InferenceTask, directory: Path) -> None:
     plan = _plan(task, directory)
     with DirectoryLock(directory, wait_s=None):
         dataset = plan.open()
-        classes = [name for name, _ in plan.model().inputs.classes]
-        found = inference.infer(plan)
+        model = plan.model()
+        classes = [name for name, _ in model.inputs.classes]
+        found = inference.infer(plan, dataset, model)
         _begin_anew(task, directory, Record.new({**task.result_parameters(), "classes": classes}, task.sources()))
         prediction_files.write(found, directory, dataset, classes)
     is_training_set = task.test_dataset_version == task.dataset_version
