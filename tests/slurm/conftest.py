@@ -163,7 +163,4 @@ def shell(tmp_path_factory, lab_of_the_session, law_home):
 @pytest.fixture(scope="session")
 def two_local(shell):
     """The training of two ranks without a batch system."""
-    training = shell.training("local2", ranks_per_node=2, tracking=False)
-    done = training.run()
-    assert done.returncode == 0, done.stdout
-    return training
+    return shell.local("local2", 2)

@@ -12,10 +12,7 @@ TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2, "checkpoint_
 
 @pytest.fixture(scope="module")
 def four_local(shell):
-    training = shell.training("local4", ranks_per_node=4, tracking=False)
-    done = training.run()
-    assert done.returncode == 0, done.stdout
-    return training
+    return shell.local("local4", 4)
 
 
 def test_two_nodes_of_two_ranks_equal_four_local_ranks(cluster, shell, four_local):

@@ -94,6 +94,13 @@ class Shell(Sandbox):
     def training(self, version, **options):
         return Training(self, version, options)
 
+    def local(self, version, n_ranks):
+        """A training of some ranks without a batch system, done."""
+        training = self.training(version, ranks_per_node=n_ranks, tracking=False)
+        done = training.run()
+        assert done.returncode == 0, done.stdout
+        return training
+
 
 class Training:
     """One training of a shell, and its job."""

@@ -30,12 +30,17 @@ def wait_for(condition, seconds):
     return False
 
 
-@pytest.mark.long
-def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, btag_options):
-    options = [
+@pytest.fixture
+def options(btag_options):
+    """Two ranks, a checkpoint every three steps."""
+    return [
         *flat({**btag_options, "--batch-size": 32, "--epochs": 2}),
         "--ranks-per-node", 2, "--checkpoint-steps", 3, "--tracking", False, "--loss-weighting", True,
     ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, options):
     folder = sandbox.data_path / "TrainingTask/offline_run3/v1"
     sandbox.run("TrainingTask", *options)
 
@@ -64,11 +69,7 @@ def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, 
 
 
 @pytest.mark.long
-def test_a_killed_rank_ends_the_command_which_names_it_and_goes_on_when_typed_again(sandbox, btag_options):
-    options = [
-        *flat({**btag_options, "--batch-size": 32, "--epochs": 2}),
-        "--ranks-per-node", 2, "--checkpoint-steps", 3, "--tracking", False, "--loss-weighting", True,
-    ]  # fmt: skip
+def test_a_killed_rank_ends_the_command_which_names_it_and_goes_on_when_typed_again(sandbox, options):
     directory = sandbox.data_path / "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal"
     command = sandbox.start("TrainingTask", *options)
     try:
