@@ -51,7 +51,7 @@ def clear(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name in (FILES, manifests.FILE_NAME):
         (directory / name).unlink(missing_ok=True)
-    for pattern in _WRITTEN:
+    for pattern in (FILES, manifests.FILE_NAME, *_WRITTEN):
         for path in (*directory.glob(pattern), *directory.glob(f".{pattern}.*.tmp")):
             path.unlink()
 

@@ -158,5 +158,16 @@ def test_w07_killed_at_any_moment(world, tmp_path, moment):
     assert contents(directory) == contents(reference.directory)
 
 
+def test_w07_nothing_of_a_killed_construction_stays(world, tmp_path):
+    config, path, reference = world
+    staged, directory = tmp_path / "0.arrow", tmp_path / "set"
+    stage(StageJob(config, (path,), staged, 1))
+    directory.mkdir()
+    for written in reference.directory.iterdir():
+        (directory / f".{written.name}.1234-0a1b2c3d.tmp").write_bytes(b"half")
+    construct(config, [staged], directory, chunk_size=500, seed=1, filelist=[path], code_version="0")
+    assert contents(directory) == contents(reference.directory)
+
+
 def contents(directory):
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != "processed_files.txt"}
