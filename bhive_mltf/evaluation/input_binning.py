@@ -79,8 +79,8 @@ class Values:
 def choose(values: Values, n_bins: int) -> Binning:
     """The binning for a feature.
 
-    The range leaves `TAIL` of the values on either side. A single value other than 0 that stands farther from all
-    others than twice their whole range, such as a default of -999, is left to underflow or overflow. Features with
+    The range leaves `TAIL` of the values on either side. There also a value other than 0 that stands farther from
+    all others than twice their whole range, such as a default of -999, is left to underflow or overflow. Features with
     integer values only get bins whose width is an integer, with edges between integers.
     """
     filled = np.flatnonzero(values.counts)
@@ -101,15 +101,19 @@ def choose(values: Values, n_bins: int) -> Binning:
     return Binning(low, high, n_bins)
 
 
-def _central(filled: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[float, float]:
-    """Edges of the central values; `filled` are the buckets with values."""
+def _central(
+    filled: NDArray[np.int64], counts: NDArray[np.int64], *, default_below: bool = True, default_above: bool = True
+) -> tuple[float, float]:
+    """Edges of the central values; `filled` are the buckets with values, of which one per side may be a default."""
     below = np.cumsum(counts)
     first = int(np.searchsorted(below, TAIL * below[-1], side="right"))
     last = int(np.searchsorted(below, (1 - TAIL) * below[-1], side="left"))
     low, high = bucket_edges(filled[first : last + 1])
     if len(low) > 2:
-        if low[0] * high[0] > 0 and low[1] - high[0] > _ISOLATED * (high[-1] - low[1]):
-            return _central(filled[first + 1 :], counts[first + 1 :])
-        if low[-1] * high[-1] > 0 and low[-1] - high[-2] > _ISOLATED * (high[-2] - low[0]):
-            return _central(filled[:last], counts[:last])
+        if default_below and low[0] * high[0] > 0 and low[1] - high[0] > _ISOLATED * (high[-1] - low[1]):
+            rest = np.delete(filled, first), np.delete(counts, first)
+            return _central(*rest, default_below=False, default_above=default_above)
+        if default_above and low[-1] * high[-1] > 0 and low[-1] - high[-2] > _ISOLATED * (high[-2] - low[0]):
+            rest = np.delete(filled, last), np.delete(counts, last)
+            return _central(*rest, default_below=default_below, default_above=False)
     return float(low[0]), float(high[-1])
