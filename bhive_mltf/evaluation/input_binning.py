@@ -18,6 +18,7 @@ N_BUCKETS = 1 << 16
 TAIL = 0.005
 """Share of the values left to the underflow, and to the overflow."""
 _ISOLATED = 2.0
+_FLOAT = np.finfo(np.float32)
 _EXACT = 2.0**24  # from here on every float32 is an integer
 _SIGN, _ALL = np.uint16(0x8000), np.uint16(0xFFFF)
 
@@ -44,8 +45,8 @@ class Binning:
         """Bins [V], 0: underflow, n_bins + 1: overflow; `high` itself lies in the last bin."""
         wide = values.astype(np.float64)
         position = np.floor((wide - self.low) * (self.n_bins / (self.high - self.low)))
-        np.minimum(position, self.n_bins - 1, out=position, where=wide <= self.high)
-        bins: NDArray[np.int64] = np.clip(position, -1, self.n_bins).astype(np.int64) + 1
+        bins: NDArray[np.int64] = np.clip(position, 0, self.n_bins - 1).astype(np.int64) + 1
+        bins[wide < self.low], bins[wide > self.high] = 0, self.n_bins + 1
         return bins
 
 
@@ -94,7 +95,7 @@ def choose(values: Values, n_bins: int) -> Binning:
         width = max(1.0, np.ceil((last - first + 1) / n_bins))
         return Binning(float(first - 0.5), float(first - 0.5 + width * n_bins), n_bins)
     # a constant, or nearly: bins must not be narrower than float32 can tell apart
-    finest = n_bins * float(np.spacing(np.float32(largest)))
+    finest = n_bins * max(float(_FLOAT.eps) * largest, float(_FLOAT.smallest_subnormal))
     if high - low <= finest:
         half = max(0.5, finest)
         return Binning(low - half, low + half, n_bins)
