@@ -9,9 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data import compiled
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.data.source import JetIndexLike
 from bhive_mltf.models.inputs import ModelInputs
+
+DEAL = compiled.installed("deal")
 
 # Number of candidates at which the work on pairs of candidates equals the work on single ones; measured with the
 # published ParT, where they are nearly equal for jets of 60 candidates.
@@ -41,7 +44,23 @@ def deal(cost: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
     to the rank that has the least so far. A pure function; ties by the order in the batch.
     """
     order = np.argsort(-cost, kind="stable")
-    costs = cost[order].tolist()
+    ranks = np.empty(len(cost), np.int64)
+    ranks[order] = _dealt(cost[order], world_size)
+    return ranks
+
+
+def _dealt(falling: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+    """The rank [B] of each jet, the jets in the order of their work."""
+    if DEAL is None:
+        return _dealt_one_by_one(falling, world_size)
+    ranks, room = np.empty(len(falling), np.int64), np.empty((2, world_size), np.int64)
+    DEAL(falling.ctypes.data, len(falling), world_size, room[0].ctypes.data, room[1].ctypes.data, ranks.ctypes.data)
+    return ranks
+
+
+def _dealt_one_by_one(falling: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+    """What `deal.c` does."""
+    costs = falling.tolist()
     loads = [0] * world_size
     dealt: list[int] = []
     for first in range(0, len(costs), world_size):
@@ -49,6 +68,4 @@ def deal(cost: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
         for rank, more in zip(takers, costs[first : first + world_size], strict=False):
             loads[rank] += more
             dealt.append(rank)
-    ranks = np.empty(len(costs), np.int64)
-    ranks[order] = dealt
-    return ranks
+    return np.array(dealt, np.int64)

@@ -1,31 +1,39 @@
-"""The compiled part of the loader, where it could be built at installation; all works without it, more slowly."""
+"""The compiled parts of the loader, where they could be built at installation; all works without, more slowly."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bhive_mltf.files import libraries
 
-PadJets = Callable[..., int]
+Compiled = Callable[..., int]
 
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
-SOURCE = Path(__file__).with_name("pad_jets.c")
+_ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
+    "pad_jets": (*[_ADDRESS] * 5, *[_NUMBER] * 2, _ADDRESS, *[_NUMBER] * 2, _ADDRESS),
+    "deal": (_ADDRESS, *[_NUMBER] * 2, *[_ADDRESS] * 3),
+}
 
 
-def load(path: Path) -> PadJets | None:
-    """The function `pad_jets` of a library, described in `pad_jets.c`; None if this machine cannot load it."""
-    library = libraries.load(path, "pad_jets")
+def source(name: str) -> Path:
+    """Where the function `name` is written and described."""
+    return Path(__file__).with_name(f"{name}.c")
+
+
+def load(path: Path, name: str) -> Compiled | None:
+    """The function `name` of a library; None if this machine cannot load it."""
+    library = libraries.load(path, name)
     if library is None:
         return None
-    function = library.pad_jets
-    function.restype = _NUMBER
-    function.argtypes = [*[_ADDRESS] * 5, *[_NUMBER] * 2, _ADDRESS, *[_NUMBER] * 2, _ADDRESS]
+    function: Compiled = getattr(library, name)
+    function.restype, function.argtypes = _NUMBER, _ARGUMENTS[name]  # type: ignore[attr-defined]
     return function
 
 
-def installed() -> PadJets | None:
+def installed(name: str) -> Compiled | None:
     """The function that was built at installation, if one was."""
-    path = libraries.built(SOURCE)
-    return None if path is None else load(path)
+    path = libraries.built(source(name))
+    return None if path is None else load(path, name)

@@ -18,7 +18,7 @@ from bhive_mltf.data import compiled
 from bhive_mltf.data.storage import Plane
 from bhive_mltf.errors import CorruptFileError
 
-PAD_JETS = compiled.installed()
+PAD_JETS = compiled.installed("pad_jets")
 
 
 class Scratch:

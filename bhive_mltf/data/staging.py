@@ -11,6 +11,7 @@ JSON; its length in bytes (uint64); MAGIC. Numbers are little-endian.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
@@ -124,25 +125,26 @@ class StagedFile:
             with path.open("rb") as handle:
                 self._content = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
             contents = _contents(self._content)
-        except (OSError, ValueError, ValidationError) as error:
+            self.record, self.chunks = contents.record, contents.chunks
+            # Once, not per read: a merge reads small pieces of all chunks again and again.
+            self._views = [self._arrays(chunk) for chunk in self.chunks]
+        except (OSError, ValueError, TypeError, ValidationError) as error:
             raise CorruptFileError(f"'{path}' is not a whole staged file: remove it and convert again") from error
-        self.record, self.chunks = contents.record, contents.chunks
-        self.keys: list[NDArray[np.uint64]] = [self._arrays(chunk, ("key",))["key"] for chunk in self.chunks]
+        self.keys: list[NDArray[np.uint64]] = [views["key"] for views in self._views]
         self.bytes = sum(chunk.size for chunk in self.chunks)
 
     def __len__(self) -> int:
         """Number of chunks."""
         return len(self.chunks)
 
-    def _arrays(self, chunk: StagedChunk, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Some arrays of a chunk, or all when none is named, as views of the file."""
+    def _arrays(self, chunk: StagedChunk) -> dict[str, NDArray[Any]]:
+        """The arrays of a chunk, as views of the file."""
         found = {}
         at = chunk.start
         for name, kind, shape in chunk_arrays(self._schema, chunk.jets, chunk.candidates):
             dtype = np.dtype(kind)
-            if not names or name in names:
-                found[name] = np.ndarray(shape, dtype, self._content, at)
-            at += padded(int(np.prod(shape)) * dtype.itemsize)
+            found[name] = np.ndarray(shape, dtype, self._content, at)
+            at += padded(math.prod(shape) * dtype.itemsize)
         return found
 
     def verify(self, chunk: int) -> None:
@@ -155,7 +157,7 @@ class StagedFile:
     def read(self, chunk: int, start: int, stop: int) -> JetBlock:
         """The jets [start, stop) of a chunk, in the order of their keys; large arrays are views of the file."""
         place = self.chunks[chunk]
-        arrays = self._arrays(place, ())
+        arrays = self._views[chunk]
         features, counts = {}, {}
         for group in self._schema.groups:
             values = arrays[group.name]
@@ -180,7 +182,7 @@ class StagedFile:
 
     def labels(self, chunk: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(pt, eta) [J,2] and truth labels [J,K] of a chunk."""
-        arrays = self._arrays(self.chunks[chunk], ("kinematics", "truth"))
+        arrays = self._views[chunk]
         return arrays["kinematics"], arrays["truth"]
 
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import order
+from bhive_mltf.data import balance, compiled, order
 from bhive_mltf.data.balance import deal, work
 from bhive_mltf.data.loader import BatchLoader
+from tests.compiling import shared_library
 from tests.data.memory_dataset import inputs, make_dataset
 
 DATASET = make_dataset(900)
@@ -21,6 +22,27 @@ COSTS = st.lists(st.integers(0, 30_000), min_size=1, max_size=300).map(lambda c:
 def _small_blocks():
     with patch.object(order, "BLOCK", 16):
         yield
+
+
+@pytest.fixture(scope="module", params=["compiled", "python"])
+def _way(request, tmp_path_factory):
+    function = None
+    if request.param == "compiled":
+        library = shared_library(compiled.source("deal"), tmp_path_factory.mktemp("compiled"))
+        function = compiled.load(library, "deal")
+        assert function is not None
+    with patch.object(balance, "DEAL", function):
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("_way")
+
+
+@given(COSTS, st.integers(1, 9))
+def test_with_and_without_the_compiled_function_the_ranks_are_the_same(cost, world_size):
+    one = deal(cost, world_size)
+    with patch.object(balance, "DEAL", None):
+        assert np.array_equal(deal(cost, world_size), one)
 
 
 @given(COSTS, st.integers(1, 9))

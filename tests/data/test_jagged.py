@@ -1,8 +1,5 @@
 """Candidates into padded arrays, by the compiled function and without it."""
 
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,21 +9,15 @@ from bhive_mltf.data import compiled, jagged
 from bhive_mltf.data.jagged import Chosen, Memory, Recipe, Scratch, assemble
 from bhive_mltf.data.storage import Plane
 from bhive_mltf.errors import CorruptFileError
+from tests.compiling import shared_library
 
-COMPILER = shutil.which("cc")
 LENGTH = 6
 
 
 @pytest.fixture(scope="session")
 def pad_jets(tmp_path_factory):
-    """The C function, built here: what is tested must not depend on how the package was installed."""
-    if COMPILER is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("compiled") / "pad_jets.so"
-    subprocess.run(
-        [COMPILER, "-O3", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, compiled.SOURCE], check=True
-    )
-    function = compiled.load(library)
+    library = shared_library(compiled.source("pad_jets"), tmp_path_factory.mktemp("compiled"))
+    function = compiled.load(library, "pad_jets")
     assert function is not None
     return function
 
@@ -101,5 +92,5 @@ def test_a_jet_outside_of_its_memory_is_an_error(wrong):
 
 def test_a_library_that_cannot_be_loaded_is_not_used(tmp_path):
     (tmp_path / "broken.so").write_bytes(b"not a library")
-    assert compiled.load(tmp_path / "broken.so") is None
-    assert compiled.load(tmp_path / "missing.so") is None
+    assert compiled.load(tmp_path / "broken.so", "pad_jets") is None
+    assert compiled.load(tmp_path / "missing.so", "pad_jets") is None
