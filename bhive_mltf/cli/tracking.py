@@ -57,10 +57,13 @@ def run(options: argparse.Namespace) -> None:
 
 def ended_as(directory: Path) -> str:
     """The status of a training that nobody works on: FINISHED when its last model is there, else KILLED."""
+    from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
+
     try:
-        plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
-        last = int(plan["epochs"]) + int(plan.get("extend_training", 0)) - 1
-    except (OSError, ValueError, KeyError):
+        # unchecked: the plan may be one of another version
+        plan = TrainingPlan.model_construct(**json.loads((directory / FILE_NAME).read_text(encoding="utf-8")))
+        last = plan.last_number
+    except (OSError, ValueError, TypeError):
         return "KILLED"
     return "FINISHED" if (directory / f"model_{last}.pt").exists() else "KILLED"
 

@@ -26,16 +26,16 @@ def log_path(directory: Path, rank: int) -> Path:
 
 
 def explain(
-    directory: Path, size: int, failures: Mapping[int, ProcessFailure]
+    directory: Path, size: int, failures: Mapping[int, ProcessFailure], what: str = "training"
 ) -> RankFailedError | TrainingInterruptedError:
     """The error of the rank that failed first, not of those that lost it.
 
     It names rank, reason and place of the rest; below come the last lines of the rank's traceback, unless it was an
-    error of the user, or of its log, if it left no traceback.
+    error of the user, or of its log, if it left no traceback. `what` the ranks did, for a rank that was only stopped.
     """
     if all(failure.exitcode == INTERRUPTED_EXIT_CODE for failure in failures.values()):
         return TrainingInterruptedError(
-            f"The training in {directory} was stopped by a signal to a rank: the same command goes on."
+            f"The {what} in {directory} was stopped by a signal to a rank: the same command goes on."
         )
     reasons = {rank: found for rank in range(size) if (found := _read_reason(directory, rank))}
     rank = _first(size, failures, reasons)

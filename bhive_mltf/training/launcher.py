@@ -113,7 +113,7 @@ class LocalRanks:
                 f"The {self.what} in {plan.directory} was stopped by {failure.name}: the same command goes on."
             )
         if failure:
-            raise explain(plan.directory, size, failure)
+            raise explain(plan.directory, size, failure, self.what)
 
 
 def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:

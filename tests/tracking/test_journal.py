@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from bhive_mltf.cli import main
+from bhive_mltf.cli.tracking import ended_as
 from bhive_mltf.files.lock import DirectoryLock, is_held
 from bhive_mltf.tracking import RunRecord, attach, close_abandoned, journal, prepare
 from bhive_mltf.tracking.connection import connect
@@ -135,15 +136,28 @@ def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, cli
     assert capsys.readouterr().out == ""
 
 
-def test_a_complete_training_is_closed_as_finished_by_the_next_task(tmp_path, data_path, client):
-    from bhive_mltf.cli.tracking import ended_as
+@pytest.mark.parametrize(
+    ("plan", "last"),
+    [
+        ({"epochs": 2, "extend_training": 0, "of_a_later_version": 1}, 1),
+        ({"epochs": 2, "extend_training": 3}, 4),
+        ({"epochs": 0, "use_iterations": True, "total_iterations": 7, "extend_training": 2}, 9),
+    ],
+)
+def test_w19_a_killed_run_is_closed_by_the_last_model_of_its_plan(tmp_path, plan, last):
+    assert ended_as(tmp_path) == "KILLED"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / f"model_{last - 1}.pt").touch()
+    assert ended_as(tmp_path) == "KILLED"
+    (tmp_path / f"model_{last}.pt").touch()
+    assert ended_as(tmp_path) == "FINISHED"
+    (tmp_path / "plan.json").write_text("[]")
+    assert ended_as(tmp_path) == "KILLED"
 
+
+def test_a_complete_training_is_closed_as_finished_by_the_next_task(tmp_path, data_path, client):
     record = prepare(tmp_path, data_path=data_path, run_name="t")
     attach(tmp_path).begin()
-    (tmp_path / "plan.json").write_text(json.dumps({"epochs": 2, "extend_training": 0}))
-    assert ended_as(tmp_path) == "KILLED"
-    (tmp_path / "model_1.pt").touch()
-    assert ended_as(tmp_path) == "FINISHED"
     assert close_abandoned(tmp_path, "FINISHED")
     with attach(tmp_path) as run:
         run.metrics({"Test Loss": 1.0}, 0, of="g1/test")

@@ -55,7 +55,8 @@ def test_a_rank_that_others_waited_for_in_vain_is_named(tmp_path):
         assert str(explain(tmp_path, 2, failures)).startswith("Rank 1 of 2 failed (it stopped answering)")
 
 
-def test_ranks_that_all_saved_and_stopped_are_no_failure(tmp_path):
-    assert isinstance(
-        explain(tmp_path, 2, dict.fromkeys((0, 1), failure(INTERRUPTED_EXIT_CODE))), TrainingInterruptedError
-    )
+@pytest.mark.parametrize("what", ["training", "inference"])
+def test_ranks_that_all_saved_and_stopped_are_no_failure(tmp_path, what):
+    error = explain(tmp_path, 2, dict.fromkeys((0, 1), failure(INTERRUPTED_EXIT_CODE)), what)
+    assert isinstance(error, TrainingInterruptedError)
+    assert str(error).startswith(f"The {what} in {tmp_path} was stopped by a signal to a rank")
