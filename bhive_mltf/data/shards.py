@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -67,7 +68,8 @@ def write_jets(
     """Write shards and index of `manifest.n_jets` jets; returns the manifest with its shards and digest.
 
     shard_rows : jets per shard; None: `manifest.chunk_size`, the last one what is left.
-    threads : with more than one, a batch is encoded and written while the next one is put together.
+    threads : with more than one, a batch is encoded and written while the next one is put together, and a shard is
+        brought to the disk while the next one is written.
     """
     schema = manifest.schema
     digest = DatasetDigest(schema, manifest.content_ids)
@@ -77,13 +79,21 @@ def write_jets(
     ]
     sizes = [_batch_sizes(last - n_rows, n_rows) for last, n_rows in zip(itertools.accumulate(rows), rows, strict=True)]
     blocks = regroup(jets, itertools.chain.from_iterable(sizes))
-    shards = []
-    with write_index(directory / INDEX, groups, len(schema.truths)) as index:
+    shards: list[Future[Shard]] = []
+    with write_index(directory / INDEX, groups, len(schema.truths)) as index, ThreadPoolExecutor(1, "shard") as pool:
         for number, n_rows in enumerate(rows):
-            batches = itertools.islice(blocks, len(sizes[number]))
-            watched = _watched(batches, index, digest)
-            shards.append(_write_shard(watched, number, n_rows, manifest, directory, apart=threads > 1))
-    return dataclasses.replace(manifest, shards=tuple(shards), digest=digest.hexdigest())
+            watched = _watched(itertools.islice(blocks, len(sizes[number])), index, digest)
+            with contextlib.ExitStack() as stack:
+                finish = _write_shard(
+                    stack, watched, manifest, directory, number=number, n_rows=n_rows, apart=threads > 1
+                )
+                if shards:
+                    # Its error ends this shard too.
+                    shards[-1].result()
+                shards.append(pool.submit(finish, stack.pop_all()))
+            if threads <= 1:
+                shards[-1].result()
+    return dataclasses.replace(manifest, shards=tuple(shard.result() for shard in shards), digest=digest.hexdigest())
 
 
 def _batch_sizes(start: int, rows: int) -> list[int]:
@@ -101,20 +111,33 @@ def _watched(blocks: Iterator[JetBlock], index: IndexWriter, digest: DatasetDige
 
 
 def _write_shard(
-    blocks: Iterator[JetBlock], number: int, n_rows: int, manifest: Manifest, directory: Path, *, apart: bool
-) -> Shard:
+    stack: contextlib.ExitStack,
+    blocks: Iterator[JetBlock],
+    manifest: Manifest,
+    directory: Path,
+    *,
+    number: int,
+    n_rows: int,
+    apart: bool,
+) -> Callable[[contextlib.ExitStack], Shard]:
+    """Write a shard to a temporary file that `stack` renames; returns what is left to do, `stack` its argument."""
     name = f"file_{number}.{'arrow' if manifest.layout == 'ArrowDataset' else 'lz4'}"
+    temporary = stack.enter_context(atomic.replace_file(directory / name))
     sum_weight, ids = 0.0, []
-    with atomic.replace_file(directory / name) as temporary:
-        with contextlib.closing(_open(temporary, manifest, n_rows)) as writer:
-            for block in in_background(writer.append, blocks, apart=apart):
-                sum_weight += float(block.weight.sum(dtype=np.float64))
-                ids.append(block.jet_id)
-        checksum, size = file_checksum(temporary), temporary.stat().st_size
-    if manifest.layout == "LZ4Dataset":
-        write_array(directory / ids_file(number), np.concatenate(ids))
-        write_seek_points(directory / name, number, directory)
-    return Shard(name, n_rows, sum_weight, size, checksum)
+    with contextlib.closing(_open(temporary, manifest, n_rows)) as writer:
+        for block in in_background(writer.append, blocks, apart=apart):
+            sum_weight += float(block.weight.sum(dtype=np.float64))
+            ids.append(block.jet_id)
+
+    def finish(renaming: contextlib.ExitStack) -> Shard:
+        with renaming:
+            checksum, size = file_checksum(temporary), temporary.stat().st_size
+        if manifest.layout == "LZ4Dataset":
+            write_array(directory / ids_file(number), np.concatenate(ids))
+            write_seek_points(directory / name, number, directory)
+        return Shard(name, n_rows, sum_weight, size, checksum)
+
+    return finish
 
 
 def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
