@@ -202,6 +202,17 @@ def test_w34_longer_padding_does_not_change_the_logits(name, training):
 
 
 @pytest.mark.parametrize("name", TRIMMED)
+def test_w34_padding_is_hidden_in_half_precision_too(name):
+    """Where a large negative number in place of a mask is infinite, or not large."""
+    model = small(name).eval()
+    counts = [3, 0, 5, 1]
+    with torch.autocast("cpu", dtype=torch.float16):
+        short, long = (logits_of(model(jets(model, counts, length=length))) for length in (5, 19))
+    assert long.isfinite().all()
+    torch.testing.assert_close(long, short, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", TRIMMED)
 @pytest.mark.parametrize("training", [True, False])
 def test_order_of_candidates_does_not_matter(name, training):
     model = small(name).double().train(training)

@@ -25,6 +25,7 @@ def chain(tmp_path_factory, law_home, btag_options, test_options):
         *flat(btag_options, test_options),
         "--ranks-per-node", 2, "--deterministic", True, "--TrainingTask-profile-steps", 2,
         "--TrainingTask-loss-weighting", True, "--TrainingTask-nested-metrics", True,
+        "--terminal-plot", True,
     ]  # fmt: skip
     sandbox.output = sandbox.run("ROCCurveTask", *options)
     sandbox.run("WorkingPointTask", *options)
@@ -124,6 +125,10 @@ def test_the_tagger_has_learned_something(chain):
     auc = json.loads((chain.data_path / "ROCCurveTask" / EVALUATION / "auc.json").read_text())
     assert auc["all"]["bvsl"]["auc"] > 0.75
     assert "bvsl" in chain.output
+
+
+def test_w22_the_curves_are_drawn_in_the_terminal_when_asked(chain):
+    assert sum("\u2801" <= character <= "\u28ff" for character in chain.output) > 40
 
 
 def test_one_run_in_mlflow_for_training_and_evaluation(chain, client, run):

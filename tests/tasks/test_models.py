@@ -26,6 +26,13 @@ class Sum(Tagger):
     def forward(self, batch):
         mask = self.group_of(batch, "cpf").mask[..., None]
         return self.head((self.embed(self.features(batch, "cpf").clamp(-5, 5)) * mask).mean(1))
+
+class Jumping(Sum):
+    steps = 0
+
+    def forward(self, batch):
+        self.steps += self.training
+        return super().forward(batch) * (1000 if self.steps == 60 else 1)
 """
 
 
@@ -59,14 +66,13 @@ def test_upart_from_files_to_roc_curves(sandbox, lists):
     mlflow = pytest.importorskip("mlflow")
     given = options(
         lists,
-        config="part_run3_lt",
+        config="UParT_v0_run3",
         model_name="UParT_v0",
         model_kwargs='{"num_layers": 1, "embed_dim": 16, "num_heads": 2}',
         loss_function="CrossEntropyLogCosh",
-        unmatched="drop",
     )
     sandbox.run("ROCCurveTask", *given, "--TrainingTask-loss-weighting", True)
-    (training,) = sandbox.data_path.glob("TrainingTask/part_run3_lt/v1/t1/UParT_v0/epochs_1/kwargs_*/nominal")
+    (training,) = sandbox.data_path.glob("TrainingTask/UParT_v0_run3/v1/t1/UParT_v0/epochs_1/kwargs_*/nominal")
     with np.load(training / "validation_metrics.npz") as arrays:
         assert set(arrays) == {"loss", "acc", "loss_cat", "loss_reg"}
         total = arrays["loss_cat"] + arrays["loss_reg"]
@@ -76,7 +82,7 @@ def test_upart_from_files_to_roc_curves(sandbox, lists):
         assert run.data.metrics["Validation Regression Loss"] == pytest.approx(float(arrays["loss_reg"][-1]))
         assert run.data.metrics["Validation Classification Loss"] == pytest.approx(float(arrays["loss_cat"][-1]))
 
-    (inference,) = sandbox.data_path.glob("InferenceTask/part_run3_lt/v1/v1_test/t1/UParT_v0/epochs_1/kwargs_*/*/*")
+    (inference,) = sandbox.data_path.glob("InferenceTask/UParT_v0_run3/v1/v1_test/t1/UParT_v0/epochs_1/kwargs_*/*/*")
     n_jets = len(np.load(inference / "truth.npy"))
     assert np.load(inference / "prediction.npy").shape == (n_jets, 6)
     assert np.load(inference / "regression.npy").shape == (n_jets, 4)
@@ -90,7 +96,7 @@ def test_upart_from_files_to_roc_curves(sandbox, lists):
     expected = np.clip((generated["gen_pt"] / generated["jet_pt"])[ids[first, 1]], 0.3, 2.0)
     np.testing.assert_allclose(target[first, 0], expected, rtol=1e-5)
     assert list(
-        sandbox.data_path.glob("ROCCurveTask/part_run3_lt/v1/v1_test/t1/UParT_v0/epochs_1/*/*/*/roc_TT_bvsl.npy")
+        sandbox.data_path.glob("ROCCurveTask/UParT_v0_run3/v1/v1_test/t1/UParT_v0/epochs_1/*/*/*/roc_TT_bvsl.npy")
     )
 
 
@@ -108,6 +114,24 @@ def test_a_model_of_another_package_from_files_to_roc_curves(sandbox, lists):
     ).exists()
     (curve,) = sandbox.data_path.glob("ROCCurveTask/offline_run3/v1/v1_test/t1/their_nets.Sum/*/*/*/roc_TT_bvsl.npy")
     assert np.isfinite(np.load(curve)).any()
+
+
+@pytest.mark.long
+def test_a_model_by_entry_point_and_the_warning_of_its_loss(sandbox, lists):
+    mlflow = pytest.importorskip("mlflow")
+    (sandbox.folder / "their_nets.py").write_text(THEIRS)
+    info = sandbox.folder / "their_nets-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-nets\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bhive_mltf.models]\nJumps = their_nets:Jumping\n")
+    given = options(lists, config="offline_run3", model_name="Jumps", epochs=2, batch_size=4)
+    path = f"{sandbox.folder}:{sandbox.environment['PYTHONPATH']}"
+    output = sandbox.run("InferenceTask", *given, "--TrainingTask-loss-weighting", True, PYTHONPATH=path)
+    assert "at step 59, over a median of" in " ".join(output.split())
+    assert (sandbox.data_path / "TrainingTask/offline_run3/v1/t1/Jumps/epochs_2/nominal/best_model.pt").exists()
+    client = mlflow.MlflowClient(f"sqlite:///{sandbox.data_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert "the loss jumped to" in run.data.tags["warning"]
 
 
 @pytest.mark.long

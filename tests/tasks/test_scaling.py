@@ -21,3 +21,13 @@ def test_scaling_of_deepjet_with_one_and_two_ranks(sandbox, btag_options):
     assert all((path.parent / f"scaling.{suffix}").stat().st_size for suffix in ("csv", "png", "pdf"))
     assert "ms per" in output
     assert "cores of" in output
+
+    mlflow = pytest.importorskip("mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{sandbox.data_path}/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    speedups = client.get_metric_history(run.info.run_id, "weak/speedup")
+    assert [(point.step, point.value) for point in speedups] == [(1, 1.0), (2, pytest.approx(rows[1]["speedup"]))]
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "scaling")} == {
+        f"scaling/scaling.{suffix}" for suffix in ("csv", "json", "png", "pdf")
+    }

@@ -8,6 +8,7 @@ from tests.tasks.conftest import Sandbox, flat
 TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/pgd/epsilon_0.01/iterations_1"
 BY_ITERATIONS = {"use-iterations": True, "total-iterations": 7, "n-iters-per-save": 3}
 ATTACKS = {"--attack": "pgd", "--attack-magnitude": 0.01, "--optimizer": "Ranger", "--lr-scheduler": "batch_exp_decay"}
+ATTACKS["--weight-decay"] = 0.01
 TEST_ATTACK = {"--test-attack": "jetfool", "--test-attack-iterations": 2}
 VALIDATION = {"val-dataset-version": "v1_val"}
 
@@ -52,6 +53,18 @@ def test_w31_attacked_predictions_lie_in_a_folder_of_their_own(trained):
     more = [*trained.typed, *trained.test, "--test-attack-iterations", 3]
     refused = trained.law("run", "InferenceTask", *more).stdout
     assert "--test-attack-iterations 2, and 3 is asked for" in refused
+
+
+def test_w31_the_other_attack_on_the_jets_of_a_test(trained):
+    options = [*trained.typed, *trained.test, "--test-attack", "optimizer", "--test-attack-magnitude", 0.05]
+    output = trained.run("InferenceTask", *options, "--test-attack-individual-factors", True)
+    predictions = {path.parent: np.load(path) for path in (trained.data_path / "InferenceTask").rglob("prediction.npy")}
+    (mine,) = (folder for folder in predictions if "test_attack_optimizer" in folder.parts)
+    assert mine.name == "uncertainty_1.0"
+    (other,) = predictions.keys() - {mine}
+    assert np.isfinite(predictions[mine]).all()
+    assert (predictions[mine] != predictions[other]).any()
+    assert "debug" not in output.lower()
 
 
 def test_w19_extension_and_going_back_by_iterations(trained):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.tasks.conftest import REPOSITORY
+from tests.tasks.conftest import REPOSITORY, flat
 
 LOOK = """
 import json, sys
@@ -48,3 +48,15 @@ def found(tmp_path_factory):
 )
 def test_the_chain_of_each(found, name, config, model):
     assert found[name] == [["roc", "working_points"], config, model, 3, "v", "v_test", "a.txt", "v"]
+
+
+@pytest.mark.long
+def test_one_command_from_ntuples_to_working_points(sandbox, btag_lists):
+    lists = {"--training-filelist": btag_lists / "train.txt", "--test-filelist": btag_lists / "test.txt"}
+    options = flat({"--version": "v", **lists, "--batch-size": 128, "--n-threads": 0, "--tracking": False})
+    sandbox.run("DeepJetRun", *options, "--TrainingTask-loss-weighting", True)
+    evaluation = "offline_run3/v/v_test/v/DeepJet/epochs_3/nominal/test_attack_nominal"
+    assert (sandbox.data_path / "ROCCurveTask" / evaluation / "auc.json").exists()
+    assert (sandbox.data_path / "WorkingPointTask" / evaluation / "working_points.json").exists()
+    assert (sandbox.data_path / "TrainingTask/offline_run3/v/v/DeepJet/epochs_3/nominal/model_2.pt").exists()
+    assert "1 complete ones were encountered" in sandbox.run("DeepJetRun", *options)

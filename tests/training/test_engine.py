@@ -1,5 +1,6 @@
 """Trainings in this process, on jets in memory."""
 
+import json
 import math
 import signal
 
@@ -15,7 +16,7 @@ from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.launcher import launch
 from bhive_mltf.training.metrics import N_SUMS
-from bhive_mltf.training.observers import Observer
+from bhive_mltf.training.observers import Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.signals import TrainingInterruptedError
 from tests.training import standin
@@ -108,6 +109,20 @@ def test_figures_are_exact_sums_over_jets(tmp_path):
         weight += batch.weight.double().sum().item()
     assert state["loss_val"] == pytest.approx(loss / weight, rel=1e-6)
     assert state["acc_val"] == pytest.approx(right / weight, rel=1e-12)
+
+
+def test_w27_the_rate_follows_the_steps_there_are_when_epochs_differ_in_length(tmp_path):
+    """Jets are sampled by weight: each epoch has another number of batches, and none is estimated."""
+    seen = Seen()
+    run(tmp_path, seen, epochs=4, loss_weighting=False, batch_size=7, lr_scheduler="batch_lin_decay")
+    lengths = [call[3] for call in seen.calls if isinstance(call, tuple) and call[0] == "training"]
+    assert len(set(lengths)) > 1
+    done = np.concatenate([epoch + np.arange(n) / n for epoch, n in enumerate(lengths)])
+    decay = np.clip((done - 0.7 * 4) / (0.3 * 4), 0, 1)
+    rates = [call.learning_rate for call in seen.calls if isinstance(call, Interval)]
+    assert rates == pytest.approx(0.01 * 0.01**decay)
+    last = checkpoint.load(tmp_path / "model_3.pt")
+    assert len(json.dumps(last["scheduler_state_dict"])) < 200  # no list of milestones
 
 
 @pytest.mark.parametrize("mixed", [False, True])
