@@ -1,6 +1,7 @@
 """The rooms of the house: imports go one way, and heavy ones happen where they are used."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -108,3 +109,11 @@ def test_w28_print_status_needs_no_heavy_import(tmp_path):
 def test_light_modules(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'mlflow', 'uproot', 'pyarrow', 'law'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_tests_that_the_documentation_names_exist():
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md")))
+    named = set(re.findall(r"::(test_\w+)", text))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert named
+    assert named - set(re.findall(r"def (test_\w+)", tests)) == set()

@@ -10,8 +10,20 @@ from torch._dynamo.utils import counters
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import make_stepper
 from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.names import COMPILE_MODES
 from tests.models.factory import jets, small
+from tests.training import standin
 from tests.training.standin import plan
+
+
+@pytest.mark.parametrize("mode", COMPILE_MODES)
+def test_the_mode_reaches_torch(tmp_path, monkeypatch, mode):
+    """`reduce-overhead` is CUDA graphs, on a GPU."""
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: asked.append(options))
+    made = standin.plan(tmp_path, use_torch_compile=True, torch_compile_mode=mode)
+    make_stepper(made, World(), standin.build(made, World()))
+    assert asked == [{"mode": mode, "dynamic": True}]
 
 
 @pytest.mark.long
