@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bhive_mltf.data.batch import Batch
-from bhive_mltf.training import engine, ingredients
+from bhive_mltf.training import engine, ingredients, precision
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.observers import Observer
@@ -71,9 +71,11 @@ class Bare:
     def __call__(self, number: int) -> float:
         batch = self._batches[number % len(self._batches)]
         started = time.perf_counter()
-        with torch.autocast("cpu", enabled=self._bf16):
-            loss = self._loss(self._model(batch), batch.target)
-        loss.backward()
+        device = torch.device("cpu")
+        with precision.bfloat16_products(device, self._bf16):
+            with precision.autocast(device, self._bf16):
+                loss = self._loss(self._model(batch), batch.target)
+            loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started

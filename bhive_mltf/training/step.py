@@ -6,7 +6,8 @@ B: jets of this rank; C: classes.
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from bhive_mltf.attacks.attack import Attack
 from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch, GroupBatch
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.training import precision
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.guard import Guard
 from bhive_mltf.training.losses import JetLosses, jet_losses
@@ -90,7 +92,8 @@ class Stepper:
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of a global batch; (this rank's part of its loss, `jet_sums`)."""
         loss, sums = self._forward(self.network, batch)
-        self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
+        with precision.bfloat16_products(self.world.device, self.plan.mixed_precision):
+            self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), sums
 
     def train(self, batch: Batch, global_step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
@@ -116,7 +119,7 @@ class Stepper:
         """The batch as the attack, if there is one, changes it."""
         if self.attack is None:
             return batch
-        with self._autocast():
+        with self._mixed():
             return self.attack(self._prepare(batch))
 
     def _clip(self) -> Tensor:
@@ -153,7 +156,7 @@ class Stepper:
     def jet_losses(self, network: nn.Module, batch: Batch) -> tuple[Batch, Tensor, JetLosses]:
         """The batch on the device, logits [B,C] of `network`, and the losses of its jets."""
         batch = self._prepare(batch)
-        with self._autocast():
+        with self._mixed():
             output = network(batch)
         return batch, *jet_losses(self.loss, self.model, output, batch)
 
@@ -171,9 +174,11 @@ class Stepper:
             batch = replace(batch, groups={name: _through_half(group) for name, group in batch.groups.items()})
         return batch.map(place)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        # float16 on CUDA as upstream, bfloat16 on a CPU: torch's defaults
-        return torch.autocast(self.world.device.type, enabled=self.plan.mixed_precision)
+    @contextmanager
+    def _mixed(self) -> Iterator[None]:
+        device, mixed = self.world.device, self.plan.mixed_precision
+        with precision.autocast(device, mixed), precision.bfloat16_products(device, mixed):
+            yield
 
 
 def _through_half(group: GroupBatch) -> GroupBatch:
