@@ -1,6 +1,7 @@
 """The whole chain through `law run`, two ranks, tracked in a real SQLite store."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import uproot
 
 from bhive_mltf.evaluation import inference, prediction_files
 from bhive_mltf.evaluation.predictions import PER_JET
-from tests.tasks.conftest import Sandbox, flat
+from tests.tasks.conftest import REPOSITORY, Sandbox, flat
 
 EVALUATION = Path("offline_run3/v1/v1_test/t1/DeepJet/epochs_2/nominal/test_attack_nominal")
 TRAINING = Path("TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal")
@@ -181,6 +182,17 @@ def test_w17_a_changed_parameter_is_refused_and_a_default_one_takes_the_recorded
     assert "Traceback" not in changed.stdout
     without = {name: value for name, value in btag_options.items() if name != "--batch-size"}
     assert "--batch-size 128, which holds" in chain.run("TrainingTask", *flat(without), "--loss-weighting", True)
+
+
+def test_w17_another_config_of_the_same_name_is_refused(chain, btag_options, tmp_path):
+    for name in ("default", "offline_run3"):
+        shutil.copy(REPOSITORY / "configs" / f"{name}.yml", tmp_path)
+    mine = tmp_path / "offline_run3.yml"
+    mine.write_text(mine.read_text().replace("n_npf_candidates: 25", "n_npf_candidates: 20"))
+    done = chain.law("run", "TrainingTask", *flat({**btag_options, "--config": mine}), "--loss-weighting", True)
+    assert done.returncode == 50
+    assert "was made with another content of config" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_w18_results_of_an_older_training_count_as_missing(chain):

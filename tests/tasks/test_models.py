@@ -9,6 +9,7 @@ from bhive_mltf.testing import jets
 from tests.tasks.conftest import flat
 
 THEIRS = """
+import os
 from torch import nn
 from bhive_mltf.models.base import Tagger
 from bhive_mltf.models.classes import OFFLINE_UD
@@ -33,6 +34,12 @@ class Jumping(Sum):
     def forward(self, batch):
         self.steps += self.training
         return super().forward(batch) * (1000 if self.steps == 60 else 1)
+
+class Failing(Sum):
+    def forward(self, batch):
+        if os.environ.get("FAILING_RANK") == os.environ["RANK"]:
+            raise KeyError("no such table")
+        return super().forward(batch)
 """
 
 
@@ -132,6 +139,21 @@ def test_a_model_by_entry_point_and_the_warning_of_its_loss(sandbox, lists):
     client = mlflow.MlflowClient(f"sqlite:///{sandbox.data_path}/mlflow.db")
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert "the loss jumped to" in run.data.tags["warning"]
+
+
+@pytest.mark.long
+def test_an_error_in_a_rank_is_shown_with_rank_and_traceback(sandbox, lists):
+    (sandbox.folder / "their_nets.py").write_text(THEIRS)
+    given = options(lists, config="offline_run3", model_name="their_nets:Failing", tracking=False, ranks_per_node=2)
+    given += ["--TrainingTask-loss-weighting", True]
+    path = f"{sandbox.folder}:{sandbox.environment['PYTHONPATH']}"
+    done = sandbox.law("run", "InferenceTask", *given, PYTHONPATH=path, FAILING_RANK="1")
+    assert done.returncode != 0
+    said = " ".join(done.stdout.split())
+    assert "Rank 1 of 2 failed (KeyError: 'no such table'); its traceback is in" in said
+    assert 'their_nets.py", line' in said
+    assert said.count("Traceback (most recent call last)") <= 1
+    sandbox.run("InferenceTask", *given, PYTHONPATH=path)
 
 
 @pytest.mark.long
