@@ -6,8 +6,9 @@ import torch
 
 from bhive_mltf import config as configs
 from bhive_mltf.testing.jets import write_btag, write_jetclass
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training import checkpoint, ingredients
 from bhive_mltf.training.best_model import load_best_model
+from bhive_mltf.training.distributed import World
 from bhive_mltf.training.launcher import launch
 from bhive_mltf.training.plan import TrainingPlan
 from tests.data.building import build
@@ -59,6 +60,16 @@ def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd
     assert list(model.state_dict()) == list(state["model_state_dict"])
     assert state["classes"][0] == ["b", ["isB"]]
     assert "epoch 2/2: loss" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("tops", "least", "most"), [(20.0, 0.7, 1.0), (0.05, 0.0, 0.3)])
+def test_w29_process_weights_of_the_config_reach_the_training(tmp_path, dataset, tops, least, most):
+    config = dataset[1].model_copy(update={"process_weights": {"TT": tops, "QCD": 1.0}})
+    made = plan(tmp_path, (dataset[0], config), loss_weighting=False, batch_size=2)
+    training = ingredients.build(made, World()).training
+    process = torch.cat([batch.process for epoch in range(5) for batch in training.epoch(epoch)])
+    assert len(process) > 20
+    assert least < (process == config.processes.index("TT")).double().mean() < most
 
 
 def test_packed_part_on_two_ranks_equals_one(tmp_path):
