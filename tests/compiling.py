@@ -6,12 +6,12 @@ import subprocess
 import pytest
 
 
-def shared_library(source, folder):
-    """Build `source` as a library in `folder`, every warning an error; skips without a compiler."""
+def shared_library(folder, *sources):
+    """Build a library in `folder`, every warning an error; skips without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    path = folder / f"{source.stem}.so"
-    command = [compiler, "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, source]
+    path = folder / f"{sources[0].stem}.so"
+    command = [compiler, "-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", path, *sources]
     subprocess.run(command, check=True)
     return path

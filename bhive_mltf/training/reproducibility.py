@@ -61,7 +61,7 @@ def facts(plan: TrainingPlan, world: World) -> dict[str, Any]:
         "device": world.device.type,
         "gpu": torch.cuda.get_device_name(world.device) if on_cuda else "",
         "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
-        "compiled_rows": rows.LIBRARY is not None,
+        "compiled_rows": [kernels.kind for kernels in rows.KERNELS],
         "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
         "matmul_precision": torch.get_float32_matmul_precision(),
         "compiled": plan.use_torch_compile,
@@ -80,7 +80,10 @@ def limits(known: Mapping[str, Any]) -> list[str]:
         f"a CPU on which torch takes its {known['cpu_kernels']} kernels",
     ]
     if known.get("compiled_rows"):
-        found.append("an installation that built rows.c: its sums and its dropout are others than torch's")
+        found.append(
+            f"an installation and a processor with compiled rows for {known['compiled_rows'][0]}: their sums and their "
+            "dropout are others than torch's"
+        )
     if known["compiled"]:
         found.append("the same compiler and its cache: torch.compile picks kernels by measuring")
     if known["device"] == "cuda":

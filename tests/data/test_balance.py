@@ -28,7 +28,7 @@ def _small_blocks():
 def _way(request, tmp_path_factory):
     function = None
     if request.param == "compiled":
-        library = shared_library(compiled.source("deal"), tmp_path_factory.mktemp("compiled"))
+        library = shared_library(tmp_path_factory.mktemp("compiled"), compiled.source("deal"))
         function = compiled.load(library, "deal")
         assert function is not None
     with patch.object(balance, "DEAL", function):

@@ -16,7 +16,7 @@ LENGTH = 6
 
 @pytest.fixture(scope="session")
 def pad_jets(tmp_path_factory):
-    library = shared_library(compiled.source("pad_jets"), tmp_path_factory.mktemp("compiled"))
+    library = shared_library(tmp_path_factory.mktemp("compiled"), compiled.source("pad_jets"))
     function = compiled.load(library, "pad_jets")
     assert function is not None
     return function
