@@ -1,6 +1,6 @@
 """Conversion against its floor: uproot's bare reading of the same branches.
 
-    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 16]
+    python benchmarks/bench_convert.py --data DIR [--repeats 7] [--copies 6]
 
 DIR is a folder of JetClass files named after their processes. The last line is one JSON object:
 
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--config", default=str(PART_INPUTS), help="default: what ParT reads, and no more")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--copies", type=int, default=16, help="of each file, for one core against two")
+    parser.add_argument("--copies", type=int, default=6, help="of each file, for one core against two")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for what is written; default: temporary")
     arguments = parser.parse_args()
     logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
@@ -194,7 +194,7 @@ def main() -> None:
         scratch = Path(folder)
         result: dict[str, object] = dict(one_core(config, files, scratch, arguments.repeats, cores[0]))
         if len(cores) >= 2:
-            options = {"repeats": min(3, arguments.repeats), "cores": cores[:2], "copies": arguments.copies}
+            options = {"repeats": min(2, arguments.repeats), "cores": cores[:2], "copies": arguments.copies}
             result |= two_cores(config, files, scratch, **options).as_results("convert")
     print(json.dumps(result))
 

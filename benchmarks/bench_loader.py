@@ -1,6 +1,6 @@
 """The loader against weaver-core's own, and against a plain copy of the same batches.
 
-    python benchmarks/bench_loader.py --data DIR [--rounds 5] [--batch-size 512] [--copies 4]
+    python benchmarks/bench_loader.py --data DIR [--rounds 3] [--batch-size 512] [--copies 4]
 
 DIR is a folder of JetClass files named after their processes; weaver-core is in an environment of its own (`make
 weaver`, or $WEAVER_PYTHON). What ParT reads: 17 features, four-vectors, mask, label. All that is compared takes turns
@@ -14,6 +14,8 @@ loader_over_weaver_memory : over weaver's with all jets in its memory, without w
 loader_over_memcpy : time of a batch of a first epoch, its checksums included, over a copy of that batch (distinct
     sources, one destination that is in use already). loader_over_memcpy_later: of a later epoch.
 loader_two_cores_over_one : our jets/s with two cores and two workers over those of one core without workers.
+loader_two_ranks_over_one : jets/s of two ranks of a training, a core each and no workers, over those of one rank, with
+    the same number of jets per rank.
 machine_two_cores_over_one : the same of an empty loop, at the same time; less than 2 where others use the machine.
 two_cores_valid_rounds : rounds with an empty loop near 2; the two ratios are medians of these, of all if there is none.
 worker_peak_mb : the largest private memory of a loader worker, any layout and any size of shards.
@@ -28,12 +30,14 @@ import argparse
 import functools
 import json
 import logging
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,7 @@ SETS: Mapping[str, Mapping[str, str]] = {
 WAYS = ("files", "all")
 WORKERS = (0, 1)
 LEAST_SECONDS = 0.5
+EPOCHS_OF_RANKS = 3
 N_COPIES = 16
 MEMORY_TICK_S = 0.01
 CHUNKS = (4096, 100_000)
@@ -81,10 +86,12 @@ class Ours:
     def open(self) -> Dataset:
         return open_dataset(self.directory, self.config)
 
-    def loader(self, workers: int) -> BatchLoader:
+    def loader(self, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
+        """With `batch_size` jets for each rank."""
         dataset = self.open()
         options = {"mode": "training", "seed": 1, "weighted": False, "n_threads": workers}
-        return BatchLoader(dataset, range(len(dataset)), self.inputs, batch_size=self.batch_size, **options)
+        options |= {"batch_size": world_size * self.batch_size, "rank": rank, "world_size": world_size}
+        return BatchLoader(dataset, range(len(dataset)), self.inputs, **options)
 
     def rate(self, workers: int) -> float:
         """Jets/s of later epochs; the workers stay."""
@@ -195,6 +202,53 @@ def two_cores(one: Ours, cores: Sequence[int], rounds: int) -> Scaling:
     return found
 
 
+class Ranks:
+    """Processes that load their shares of the same batches, one on each of some cores, when they are told to."""
+
+    def __init__(self, one: Ours, cores: Sequence[int]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._connections = []
+        for rank, core in enumerate(cores):
+            here, there = context.Pipe()
+            context.Process(target=serve_rank, args=(there, one, core, rank, len(cores)), daemon=True).start()
+            self._connections.append(here)
+
+    def rate(self) -> float:
+        """Jets/s of all, from the first that begins to the last that ends."""
+        start = time.perf_counter()
+        for connection in self._connections:
+            connection.send(EPOCHS_OF_RANKS)
+        return sum(connection.recv() for connection in self._connections) / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.send(0)
+
+
+def serve_rank(connection: Connection, one: Ours, core: int, rank: int, world_size: int) -> None:
+    """Load as many epochs as told, and answer with the jets; 0 is the end."""
+    os.sched_setaffinity(0, [core])
+    loader, epoch = one.loader(0, rank, world_size), 0
+    count(loader, epoch)
+    while number := connection.recv():
+        jets = 0
+        for _ in range(number):
+            epoch += 1
+            jets += count(loader, epoch)
+        connection.send(jets)
+
+
+def two_ranks(one: Ours, cores: Sequence[int], rounds: int) -> Scaling:
+    """One rank on a core of its own, and two, in turn; each has the same number of jets in a batch."""
+    ranks = {number: Ranks(one, cores[:number]) for number in (1, 2)}
+    for some in ranks.values():
+        some.rate()
+    found = two_cores_over_one(lambda number: ranks[number].rate(), cores[:2], rounds)
+    for some in ranks.values():
+        some.close()
+    return found
+
+
 def summary(name: str, rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """The ratios of one set."""
     return {
@@ -219,7 +273,7 @@ def show(results: Mapping[str, Mapping[str, float]], rates: Mapping[str, Sequenc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--copies", type=int, default=4, help="of each file, in our sets")
     parser.add_argument("--set", choices=SETS, default="arrow float32")
@@ -246,11 +300,14 @@ def main() -> None:
             for chunk_size in CHUNKS:
                 row[f"worker_mb_{chunk_size}"] = built[chunk_size][name].worker_peak_mb()
         show(sets, rates)
+        print("\ntwo workers on two cores, over none on one:")
         scaling = two_cores(ours[arguments.set], cores, arguments.rounds)
+        print("two ranks over one:")
+        of_ranks = two_ranks(ours[arguments.set], cores, arguments.rounds) if len(cores) > 1 else Scaling()
     chosen = sets[arguments.set]
     result = {f"loader_{key}": chosen[key] for key in ("over_weaver", "over_weaver_memory", "over_memcpy")}
     result["loader_over_memcpy_later"] = chosen["over_memcpy_later"]
-    result |= scaling.as_results("loader")
+    result |= scaling.as_results("loader") | {"loader_two_ranks_over_one": of_ranks.ratio}
     result["worker_peak_mb"] = max(row[f"worker_mb_{size}"] for row in sets.values() for size in CHUNKS)
     result |= {"set": arguments.set, "sets": sets}
     print(json.dumps(result))

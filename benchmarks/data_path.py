@@ -31,6 +31,7 @@ GOALS = (
     ("worker_peak_mb", 300, False),
     ("convert_two_cores_over_one", 1.8, True),
     ("loader_two_cores_over_one", 1.8, True),
+    ("loader_two_ranks_over_one", 1.8, True),
 )
 TWO_CORES = "_two_cores_over_one"
 NOT_FREE = "not measurable: {:.2f} where an empty loop gave {:.2f}"
