@@ -1,6 +1,7 @@
 """The typed command killed in mid-epoch: no rank outlives it, and typed again it ends as if nothing had happened."""
 
 import os
+import random
 import signal
 import time
 
@@ -91,3 +92,39 @@ def test_a_killed_rank_ends_the_command_which_names_it_and_goes_on_when_typed_ag
     output = sandbox.run("TrainingTask", *options, "--ranks-per-node", 1)
     assert "from epoch 1, step" in " ".join(output.split())
     assert "ranks 1 instead of 2" in " ".join(output.split())
+
+
+def steps_saved(directory):
+    """Number of the last step with a checkpoint."""
+    return max((int(path.stem.removeprefix("step_")) for path in directory.glob("checkpoints/step_*.pt")), default=0)
+
+
+@pytest.mark.long
+def test_w19_ten_killed_ranks_of_four_change_no_bit(sandbox, options):
+    options = [*options, "--ranks-per-node", 4, "--checkpoint-steps", 1]
+    whole, directory = (
+        sandbox.data_path / "TrainingTask/offline_run3/v1" / version / "DeepJet/epochs_2/nominal"
+        for version in ("t1", "cut")
+    )
+    sandbox.run("TrainingTask", *options)
+    options += ["--training-version", "cut"]
+    chaos = random.Random(time.time_ns())
+    for step in sorted(chaos.sample(range(1, 40), 10)):
+        number, least = chaos.randrange(4), max(step, steps_saved(directory) + 1)
+        command = sandbox.start("TrainingTask", *options)
+        try:
+            assert wait_for(lambda least=least: steps_saved(directory) >= least, 200), command.poll()
+            (rank,) = [rank for rank in ranks_of(directory) if rank.environ().get("RANK") == str(number)]
+            time.sleep(chaos.uniform(0, 0.05))
+            rank.kill()
+            output = " ".join(command.communicate(timeout=60)[0].split())
+        finally:
+            command.kill()
+        assert f"Rank {number} of 4 failed (it was killed by SIGKILL)" in output
+    assert not (directory / "model_1.pt").exists()
+    sandbox.run("TrainingTask", *options)
+    for name in ("model_1.pt", "best_model.pt"):
+        one, two = (torch.load(folder / name, weights_only=False) for folder in (whole, directory))
+        assert one["histories"]["loss_val"] == two["histories"]["loss_val"]
+        for key, value in one["model_state_dict"].items():
+            assert torch.equal(value, two["model_state_dict"][key]), key
