@@ -24,6 +24,7 @@ from tasks.parameter_mixins import (
 )
 
 if TYPE_CHECKING:
+    from bhive_mltf.slurm.profiles import Profile
     from bhive_mltf.training.plan import TrainingPlan
 
 NOT_IN_THE_PATH = (
@@ -156,6 +157,13 @@ class TrainingTask(
         if not messages.only_looking():
             model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
             check_loss(plan.loss_function, plan.model_name, model.regression)
+
+    def profile(self) -> Profile:
+        from bhive_mltf.slurm import job
+
+        profile = super().profile()
+        job.size(profile, self.nodes, self.ranks_per_node)
+        return profile
 
     def plan(self) -> TrainingPlan:
         """Everything that a rank needs; ParameterError for a value out of its range."""

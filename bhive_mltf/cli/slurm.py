@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bhive_mltf.cli import slurm_jobs, slurm_lab
 from bhive_mltf.errors import ProfileError
+
+if TYPE_CHECKING:
+    from bhive_mltf.slurm.profiles import Profile
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +43,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def show_profiles(options: argparse.Namespace) -> None:
-    """Print the names and what they are for, or all keys of one profile.
+    """Print the names and what they are for, or what one profile sets.
 
     Raises
     ------
@@ -46,12 +52,7 @@ def show_profiles(options: argparse.Namespace) -> None:
     from bhive_mltf.slurm import profiles
 
     if options.profile:
-        profile = profiles.load(options.profile)
-        print(f"# {profile.source}")
-        for key in profiles.KEYS:
-            value = getattr(profile, key)
-            if value not in ("", (), {}, None):
-                print(f"{key}: {value.model_dump() if hasattr(value, 'model_dump') else value}")
+        _show(profiles.load(options.profile))
         return
     names = profiles.available()
     if not names:
@@ -59,9 +60,21 @@ def show_profiles(options: argparse.Namespace) -> None:
     width = max(map(len, names))
     for name in names:
         try:
-            print(f"{name:<{width}}  {profiles.load(name).description}")
+            text = profiles.load(name).description
         except ProfileError as error:
-            print(f"{name:<{width}}  wrong: {error}")
+            text = f"wrong: {error}"
+        columns = shutil.get_terminal_size().columns
+        print(textwrap.fill(f"{name:<{width}}  {text}", columns, subsequent_indent=" " * (width + 2)))
+
+
+def _show(profile: Profile) -> None:
+    """Print what a profile sets, as a file that is a profile again."""
+    import yaml
+
+    values = profile.model_dump(mode="json", exclude={"name", "source"})
+    told = {key: value for key, value in values.items() if value or value is False}
+    print(f"# {profile.source}")
+    print(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), end="")
 
 
 def render_script(options: argparse.Namespace) -> None:

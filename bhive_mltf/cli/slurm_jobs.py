@@ -53,7 +53,7 @@ def _block(found: JobRecord, folder: Path) -> Iterator[str]:
     found, remark = _now(found)
     tries = f", {found.restarts + 1} attempts" if found.restarts else ""
     age = outcome.duration((found.ended or time.time()) - (found.submitted or found.created))
-    took = f"took {age}" if found.ended else f"since {age}"
+    took = f"took {age}" if found.ended else f"handed in {age} ago"
     yield f"{found.job_id or '?':>8}  {found.state.value:<13} {found.name}"
     yield f"          {Path(found.profile).stem}, {took}{tries}{remark}"
     progress = outcome.Progress.read(found.folder)

@@ -100,7 +100,7 @@ class Lines:
 
 
 class Live:
-    """One line at the bottom of a terminal; what changes the job's state stays above it."""
+    """One line at the bottom of a terminal, two of a narrow one; what changes the job's state stays above it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -135,8 +135,12 @@ class Live:
             self._status = None
 
     def _show(self) -> None:
-        if self._status is not None:
-            self._status.update(Text(f"{self._state}: {self._progress}" if self._progress else self._state))
+        if self._status is None:
+            return
+        line = f"{self._state}: {self._progress}" if self._progress else self._state
+        if self._progress and len(line) + 2 > self._console.width:
+            line = f"{self._state}:\n  {self._progress}"
+        self._status.update(Text(line))
 
 
 def choose() -> Display:

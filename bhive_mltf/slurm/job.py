@@ -35,6 +35,7 @@ class JobSpec(BaseModel):
     command : argument list.
     wrapper : command that starts everything inside an image; empty without one.
     workdir : where the command was typed, so that relative paths in it hold; a node without it uses the job's folder.
+    staged : folders that are copied to `staging` of each node while the ranks run.
     afterwards : command that is run once, on the first node, when `command` has done its work; what it does is extra.
     directory : output directory; all of the job's files lie in its folder `slurm/`.
     environment : variables set for the job; no secrets, this file is as readable as the outputs.
@@ -64,6 +65,7 @@ class JobSpec(BaseModel):
     interface: str = ""
     scratch: str = ""
     staging: str = ""
+    staged: tuple[str, ...] = ()
     requeue: bool = True
     max_attempts: int = Field(default=20, ge=1)
     signal_seconds: int = Field(default=120, ge=10)
@@ -130,15 +132,7 @@ def make(
     ------
     ProfileError : more nodes than a job may have, or more ranks than a node has GPUs.
     """
-    nodes, ranks = (nodes or profile.nodes, ranks_per_node or profile.ranks) if kind == "ranks" else (1, 1)
-    if profile.max_nodes and nodes > profile.max_nodes:
-        raise ProfileError(
-            f"nodes {nodes} is more than the {profile.max_nodes} of profile {profile.name} ({profile.source})"
-        )
-    if profile.gpus_per_node and ranks > profile.gpus_per_node:
-        raise ProfileError(
-            f"ranks_per_node {ranks} is more than the {profile.gpus_per_node} GPUs of a node (profile {profile.source})"
-        )
+    nodes, ranks = size(profile, nodes, ranks_per_node) if kind == "ranks" else (1, 1)
     return JobSpec(
         name=name,
         kind=kind,
@@ -161,6 +155,25 @@ def make(
         max_attempts=profile.max_attempts,
         signal_seconds=profile.signal_seconds,
     )
+
+
+def size(profile: Profile, nodes: int = 0, ranks_per_node: int = 0) -> tuple[int, int]:
+    """Nodes and ranks per node of a job of ranks; zeros take the profile's values.
+
+    Raises
+    ------
+    ProfileError : more nodes than a job may have, or more ranks than a node has GPUs.
+    """
+    nodes, ranks = nodes or profile.nodes, ranks_per_node or profile.ranks
+    if profile.max_nodes and nodes > profile.max_nodes:
+        raise ProfileError(
+            f"nodes {nodes} is more than the {profile.max_nodes} of profile {profile.name} ({profile.source})"
+        )
+    if profile.gpus_per_node and ranks > profile.gpus_per_node:
+        raise ProfileError(
+            f"ranks_per_node {ranks} is more than the {profile.gpus_per_node} GPUs of a node (profile {profile.source})"
+        )
+    return nodes, ranks
 
 
 def _wrapper(profile: Profile, directory: Path, environment: dict[str, str], *, gpus: bool) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class Profile(_Frozen):
     scratch: str = ""
     """Fast directory of a node for temporary files (`$SLURM_TMPDIR`, `/local/$USER`)."""
     staging: str = ""
-    """Fast directory of a node that keeps copies of training sets from job to job."""
+    """Fast directory of a node for copies of the training sets, made before the ranks start and removed after them."""
     network: Network = Network()
 
     requeue: bool = True

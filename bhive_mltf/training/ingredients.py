@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bhive_mltf.attacks.factors import Factors, feature_factors
 from bhive_mltf.data import philox
 from bhive_mltf.data.batch import Batch
+from bhive_mltf.files import node_copy
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 
@@ -63,7 +64,7 @@ def open_training_set(plan: TrainingPlan) -> Dataset:
     from bhive_mltf.data.dataset import open_dataset
 
     if not plan.root_files:
-        return open_dataset(plan.dataset, plan.config, plan.dataset_sidecar)
+        return open_dataset(node_copy.find(plan.dataset), plan.config, plan.dataset_sidecar)
     from bhive_mltf.data.jobs import ReadOptions
     from bhive_mltf.data.root_dataset import open_root
 
@@ -83,7 +84,7 @@ def open_validation_set(plan: TrainingPlan) -> Dataset | None:
 
     if plan.val_dataset is None:
         return None
-    return open_dataset(plan.val_dataset, plan.config, plan.directory / "val_dataset")
+    return open_dataset(node_copy.find(plan.val_dataset), plan.config, plan.directory / "val_dataset")
 
 
 def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, range]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bhive_mltf import tracking
+from bhive_mltf.data import manifest
 from bhive_mltf.errors import SlurmError
 from bhive_mltf.slurm import dispatch, job
 from bhive_mltf.slurm.client import Slurm
@@ -14,6 +15,7 @@ from tasks.support import jobs, training
 
 if TYPE_CHECKING:
     from bhive_mltf.slurm.profiles import Profile
+    from bhive_mltf.training.plan import TrainingPlan
     from tasks.training import TrainingTask
 
 CURVES = "tasks.support.curves"
@@ -69,8 +71,16 @@ def _hand_in(task: TrainingTask, directory: Path, profile: Profile, client: Slur
     plan = training.prepare(task, directory, "SCHEDULED", nodes=spec.nodes, ranks_per_node=spec.ranks_per_node)
     plan = plan.model_copy(update={"directory": directory.absolute()})
     plan.write()
+    spec = spec.model_copy(update={"staged": _staged(plan)})
     try:
         return dispatch.submit_or_attach(profile, spec, client)
     except SlurmError:
         tracking.attach(directory, tracking=plan.tracking).finish("FAILED")
         raise
+
+
+def _staged(plan: TrainingPlan) -> tuple[str, ...]:
+    """The sets that ranks may read from copies: those that are whole in their folder, the manifest included."""
+    training_set = None if plan.root_files else plan.dataset
+    sets = [path.absolute() for path in (training_set, plan.val_dataset) if path]
+    return tuple(str(path) for path in sets if (path / manifest.FILE_NAME).exists())

@@ -58,23 +58,10 @@ def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(clust
     assert cluster.submissions() == before + 1
 
 
-def test_a_job_that_fails_before_python_starts(cluster, shell, tmp_path):
-    profile = write_profile(tmp_path / "broken.yml", setup=["echo the module system is down", "exit 3"])
-    training = shell.training("setup", **{**TWO, "slurm": profile})
-    before = cluster.submissions()
-    done = training.run()
-    assert done.returncode != 0
-    assert "ended as FAILED: it failed with exit code 3" in done.stdout
-    assert "    the module system is down" in done.stdout
-    run, runs, _ = training.mlflow_run()
-    assert (run.info.status, runs) == ("FAILED", 1)
-    assert cluster.submissions() == before + 1
-
-
 def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
     cluster, shell, small_disk, two_local, tmp_path
 ):
-    folder = small_disk / "outputs"
+    folder = small_disk / 'it\'s 50% "full"; $(ü)\n'
     folder.mkdir()
     full = Shell(folder, shell.environment["LAW_HOME"], cluster, shell.options["--filelist"])
     # the store of the runs is on another disk

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import pwd
 import shutil
 import signal
@@ -19,9 +20,11 @@ from bhive_mltf.slurm import dispatch, job, lab, profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.display import Lines
 from bhive_mltf.slurm.follow import follow
+from bhive_mltf.slurm.inside import preflight
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from tests.slurm.conftest import programs, start_lab
+from tests.slurm.trainings import read_until
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).parents[2]
@@ -49,15 +52,17 @@ def spec(profile, directory, *command):
     return job.make(profile, command=command, directory=directory, **settings)
 
 
-def start(directory, *command, before=(), **environment):
-    """A command that submits or attaches, and follows, in a process of its own."""
+def start(directory, *command, before=(), terminal=None, **environment):
+    """A command that submits or attaches, and follows, in a process of its own; at a terminal if one is given."""
+    before = before if terminal is None else ["setsid", "--ctty", "--wait"]
     return subprocess.Popen(
         [*before, sys.executable, "-c", FOLLOW, str(directory), *command],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        stdout=subprocess.PIPE,
+        stdin=terminal,
+        stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
+        start_new_session=terminal is None,
     )
 
 
@@ -186,7 +191,7 @@ def test_cancelled_by_others_while_it_is_followed(cluster, profile, client, tmp_
     assert "ended as CANCELLED" in output
 
 
-def test_ctrl_c_leaves_the_job_running(cluster, client, tmp_path):
+def test_ctrl_c_leaves_the_job_running_and_twice_offers_to_cancel_it(cluster, client, tmp_path):
     process = start(tmp_path, "sleep", "100")
     record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
     wait_for(lambda: state_of(client, record) is JobState.RUNNING)
@@ -196,17 +201,31 @@ def test_ctrl_c_leaves_the_job_running(cluster, client, tmp_path):
     assert f"Detached: job {record.job_id} goes on" in output
     assert state_of(client, record) is JobState.RUNNING
 
+    person, terminal = pty.openpty()
+    process = start(tmp_path, "sleep", "100", terminal=terminal)
+    os.close(terminal)
+    seen = b""
+    for awaited, typed in ((b" runs on ", b"\x03"), (b"Ctrl-C again to cancel it", b"\x03"), (b" [y/N] ", b"y\n")):
+        while awaited not in seen:
+            seen += os.read(person, 1024)
+        os.write(person, typed)
+        seen = b""
+    assert process.wait(timeout=60) == 1
+    assert state_of(client, record) is JobState.CANCELLED
+    os.close(person)
+
 
 def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
     before = cluster.submissions()
-    process = start(tmp_path, "bash", "-c", "sleep 15")
+    process = start(tmp_path, "bash", "-c", "sleep 10")
     record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
     wait_for(lambda: state_of(client, record) is JobState.RUNNING)
     cluster.kill_controller(after_saving=record.job_name)
-    time.sleep(4)
+    read_until(process, "the job may go on, asking again")
     cluster.start_controller()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    assert "the scheduler answers again" in output
     assert cluster.submissions() == before + 1
 
 
@@ -263,16 +282,22 @@ def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
         lab.down(cluster.directory)
 
 
-def test_gpus_are_asked_for_in_both_styles(cluster, client, tmp_path):
+def test_gpus_are_asked_for_in_both_styles_and_missing_ones_are_named(cluster, client, tmp_path):
+    """The lab's GPUs are device files, which no driver knows: the check of the nodes finds none of them."""
     for style in ("gres", "gpus-per-node"):
-        # the lab's GPUs are device files: the check of the nodes would not find them
-        setup = ["echo $CUDA_VISIBLE_DEVICES", "exit 3"]
-        profile = profiles.load("local-lab", gpus_per_node=2, gpu_style=style, setup=setup)
-        ranks = job.make(profile, name="t", kind="ranks", command=["x"], directory=tmp_path / style)
+        setup = ["echo $CUDA_VISIBLE_DEVICES", *(["exit 3"] if preflight.count_gpus({}) else [])]
+        profile = profiles.load("local-lab", nodes=2, gpus_per_node=2, gpu_style=style, setup=setup)
+        environment = {"PYTHONPATH": str(REPOSITORY)}
+        ranks = job.make(
+            profile, name="t", kind="ranks", command=["x"], directory=tmp_path / style, environment=environment
+        )
         record = dispatch.submit_or_attach(profile, ranks, client)
-        with pytest.raises(JobFailedError):
+        with pytest.raises(JobFailedError) as caught:
             follow(record, client, poll_s=0.5)
         assert "0,1" in record.log.read_text()
+        if not preflight.count_gpus({}):
+            problems = "; ".join(f"node {node} shows 0 GPUs, but 2 were asked for" for node in ("n1", "n2"))
+            assert f"exit code 69 ({problems})" in str(caught.value)
 
 
 STAND_IN = """#!/bin/bash

@@ -4,7 +4,16 @@ import signal
 
 import pytest
 
-from tests.slurm.trainings import TWO, assert_finished, assert_same_weights, ended, wait_for
+from bhive_mltf.slurm.states import JobState
+from tests.slurm.trainings import (
+    TWO,
+    assert_finished,
+    assert_same_weights,
+    ended,
+    read_until,
+    wait_for,
+    write_profile,
+)
 
 pytestmark = pytest.mark.slurm
 TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2, "checkpoint_steps": 1}
@@ -15,14 +24,21 @@ def four_local(shell):
     return shell.local("local4", 4)
 
 
-def test_two_nodes_of_two_ranks_equal_four_local_ranks(cluster, shell, four_local):
-    training = shell.training("four", **TWICE_TWO)
+def test_two_nodes_of_two_ranks_equal_four_local_ranks(cluster, shell, four_local, tmp_path):
+    """Reading copies of the training set on each node's own disk, which are removed in the end."""
+    disks = tmp_path / "disks"
+    (disks / "n1/bhive_7").mkdir(parents=True)
+    profile = write_profile(tmp_path / "local_disks.yml", staging=f"{disks}/$SLURMD_NODENAME")
+    training = shell.training("four", **{**TWICE_TWO, "slurm": profile})
     before = cluster.submissions()
     done = training.run()
     assert done.returncode == 0, done.stdout
     assert_same_weights(four_local, training)
     assert_finished(training, attempts=1)
     assert (training.directory / "loss.png").exists()
+    for rank, node in enumerate(("n1", "n1", "n2", "n2")):
+        assert f"from its copy in {disks}/{node}/bhive_" in (training.directory / f"logs/rank_{rank}.log").read_text()
+        assert list((disks / node).iterdir()) == [], "what a lost job left is gone too"
     assert cluster.submissions() == before + 1
 
 
@@ -61,13 +77,18 @@ def test_a_killed_rank_a_lost_node_and_preemption_go_on_from_the_last_checkpoint
     training.wait_for_attempt(4)
     output, code = ended(command)
     assert code == 0, output
+    for attempt in (2, 3, 4):
+        assert f"attempt {attempt}" in output
     assert_same_weights(two_local, training)
     assert_finished(training, attempts=4)
     assert cluster.submissions() == before + 2, "the training, and the one that took its nodes"
 
 
-def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
+def test_no_work_is_lost_when_it_is_cancelled_waiting_or_running_or_fails_before_python_starts(
+    cluster, shell, two_local, tmp_path
+):
     training = shell.training("cancelled", **TWO)
+    before = cluster.submissions()
     cluster.run("scontrol", "update", "partitionname=main", "state=down")
     try:
         command = training.start()
@@ -77,8 +98,9 @@ def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
         cluster.run("scancel", first)
         output, code = ended(command)
         assert code != 0
-        assert "it was cancelled" in output
+        assert f"job {first} of {training.directory} ended as CANCELLED: it was cancelled" in output
         assert training.mlflow_run()[0].info.status == "KILLED"
+        assert training.record().state is JobState.CANCELLED
 
         # nobody follows the next one
         command = training.start()
@@ -87,7 +109,7 @@ def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
         command.communicate()
         assert training.mlflow_run()[0].info.status == "SCHEDULED"
         cancelled = shell.cli("slurm", "cancel", second)
-        assert cancelled.returncode == 0, cancelled.stdout
+        assert cancelled.stdout == f"job {second}: CANCELLED\n"
         assert training.mlflow_run()[0].info.status == "KILLED"
     finally:
         cluster.run("scontrol", "update", "partitionname=main", "state=up")
@@ -99,15 +121,33 @@ def test_cancelled_while_it_waits_and_while_it_runs(cluster, shell):
     cluster.run("scancel", training.job_id())
     output, code = ended(command)
     assert code != 0
-    assert "it was cancelled" in output
+    assert "ended as CANCELLED: it was cancelled" in output
     run, runs, _ = training.mlflow_run()
     assert (run.info.status, runs) == ("KILLED", 1)
-    assert list((training.directory / "checkpoints").glob("step_*.pt")), "no work is lost"
+    assert training.record().state is JobState.CANCELLED
+
+    profile = write_profile(tmp_path / "broken.yml", setup=["echo the module system is down", "exit 3"])
+    broken = shell.training("cancelled", **{**TWO, "slurm": profile})
+    done = broken.run()
+    assert done.returncode != 0
+    assert "ended as FAILED: it failed with exit code 3" in done.stdout
+    assert "    the module system is down" in done.stdout
+    run, runs, _ = training.mlflow_run()
+    assert (run.info.status, runs) == ("FAILED", 1)
+    assert training.record().state is JobState.FAILED
+
+    done = training.run()
+    assert done.returncode == 0, done.stdout
+    assert_same_weights(two_local, training)
+    run, runs, values = training.mlflow_run()
+    assert (run.info.status, runs, values) == ("FINISHED", 1, 1)
+    assert [job.state.name for job in training.record().attempts] == ["CANCELLED"] * 3 + ["FAILED"]
+    assert training.record().state is JobState.COMPLETED
+    assert len(training.beginnings()) == 1, "what was trained before it was cancelled is not trained again"
+    assert cluster.submissions() == before + 5
 
 
-def test_one_job_for_two_login_nodes_a_killed_command_and_a_scheduler_that_restarts(
-    cluster, shell, two_local, tmp_path
-):
+def test_one_job_for_two_login_nodes_a_killed_command_and_a_scheduler_that_restarts(cluster, shell, two_local):
     training = shell.training("one", **TWO)
     before = cluster.submissions()
     hosts = [["unshare", "--uts", "bash", "-c", f'hostname login{n}; exec "$@"', "bash"] for n in (1, 2)]
@@ -115,12 +155,15 @@ def test_one_job_for_two_login_nodes_a_killed_command_and_a_scheduler_that_resta
     training.attempt_steps(1)
     commands[0].send_signal(signal.SIGKILL)
     commands[0].communicate()
-    cluster.kill_controller()
+    cluster.kill_controller(after_saving=training.record().job_name)
+    read_until(commands[1], "the job may go on, asking again")
+    third = training.start()
     cluster.start_controller()
-    output, code = ended(training.start())
+    output, code = ended(third)
     assert code == 0, output
     output, code = ended(commands[1])
     assert code == 0, output
+    assert "the scheduler answers again" in output
     assert_same_weights(two_local, training)
     assert_finished(training, attempts=1)
     assert cluster.submissions() == before + 1

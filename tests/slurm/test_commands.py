@@ -24,9 +24,17 @@ def said(capsys, *arguments, code=0):
     return captured.err if code else captured.out
 
 
-def test_profiles_are_listed_and_shown(capsys):
-    assert "mltf-a6000  nodes with four RTX A6000" in said(capsys, "profiles")
-    assert "gpus_per_node: 4\n" in said(capsys, "profiles", "mltf-a6000")
+def test_profiles_are_listed_and_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = said(capsys, "profiles")
+    assert "mltf-a6000  nodes with four RTX A6000" in text
+    assert max(map(len, text.splitlines())) <= 80
+    # what is shown is a profile again, to begin another one with
+    text = said(capsys, "profiles", "mltf-a6000")
+    assert "gpus_per_node: 4\n" in text
+    (tmp_path / "mine.yml").write_text(text)
+    again = said(capsys, "profiles", tmp_path / "mine.yml")
+    assert again.splitlines()[1:] == text.splitlines()[1:]
 
 
 def test_a_script_is_printed_and_not_handed_in(fake, capsys, tmp_path, monkeypatch):
@@ -43,6 +51,7 @@ def test_jobs_of_the_outputs_are_listed_with_their_states(fake, record, capsys):
     text = said(capsys, "jobs")
     assert f"{record.job_id}  PENDING" in text
     assert "t1 DeepJet" in text
+    assert "generic, handed in 0 s ago, Priority\n" in text
     assert "TrainingTask/t1\n" in text
     fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
     slurm_jobs._clients.clear()

@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from rich.console import Console
 
 from bhive_mltf.errors import JobFailedError
 from bhive_mltf.slurm import dispatch, display, job, profiles
@@ -275,6 +276,17 @@ def test_states_in_words(info, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_narrow_terminal_shows_state_and_progress_in_a_line_each():
+    stream = io.StringIO()
+    live = display.Live(Console(file=stream, force_terminal=True, width=60))
+    live.state(JobInfo("7", JobState.RUNNING, nodes="n[1-2]", restarts=2))
+    live.progress(Progress(epoch=1, of_epochs=3))
+    assert str(live._status.status) == "job 7 runs on n[1-2], attempt 3: epoch 1 of 3"
+    live.progress(Progress(epoch=1, of_epochs=3, step=1234, jets_per_s=5000.0))
+    assert str(live._status.status) == "job 7 runs on n[1-2], attempt 3:\n  epoch 1 of 3, step 1,234, 5,000 jets/s"
+    live.close()
 
 
 def test_silent_ranks_are_told():

@@ -7,10 +7,11 @@ import time
 import pytest
 
 from bhive_mltf import __version__
-from bhive_mltf.slurm.inside import allocation, preflight, steps
+from bhive_mltf.slurm.inside import allocation, preflight, staging, steps
 from bhive_mltf.slurm.inside.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.training import srun
+from tests.slurm.conftest import programs
 
 
 @pytest.fixture
@@ -108,6 +109,20 @@ def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkey
     assert "TMPDIR" not in steps.environment(spec, ALLOCATION)
     wrong = preflight.look(spec.folder / "probe", spec.token, f"{spec.folder}/probe/x")
     assert "the `scratch` of the profile: Not a directory" in wrong.problem
+
+
+def test_copies_of_training_sets_are_optional_and_those_of_lost_jobs_are_removed(spec, tmp_path, monkeypatch):
+    assert staging.make_copies(spec, ALLOCATION, {"A": "1"}) == {"A": "1"}
+    monkeypatch.setenv("PATH", programs(tmp_path / "bin", squeue="echo 41; echo 42"))
+    place, kept, lost = (tmp_path / f"nvme/bhive_{job_id}" for job_id in (41, 42, 7))
+    for folder in (place / "set", kept, lost, tmp_path / "set"):
+        folder.mkdir(parents=True)
+    (tmp_path / "set/manifest.json").write_text("{}")
+    assert "0.0 MB of training sets copied" in staging.make(place, [tmp_path / "set"])
+    assert [path.exists() for path in (place, place / "set", kept, lost)] == [True, False, True, False]
+    said = staging.make(place, [tmp_path / "nowhere"])
+    assert "read where they are, since they cannot be copied: [Errno 2] No such file" in said
+    assert not place.exists()
 
 
 def test_each_rank_and_each_check_of_a_node_runs_inside_the_image(spec, monkeypatch):

@@ -1,6 +1,7 @@
 """Trainings by law on the lab cluster: a shell as a user has it, and what can be seen of the job."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import yaml
 
 from bhive_mltf.slurm.inside.attempts import read_attempts
 from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
 from bhive_mltf.tracking.record import RunRecord
 from tests.tasks.conftest import REPOSITORY, Sandbox, flat
 
@@ -125,8 +127,8 @@ class Training:
     def job_id(self, seconds=240):
         return wait_for(lambda: (record := JobRecord.read(self.directory)) and record.job_id, seconds, "a job id")
 
-    def state(self):
-        return self.shell.cluster.run("squeue", "-h", "--states=all", "-j", self.job_id(), "-o", "%T").stdout.strip()
+    def record(self):
+        return JobRecord.read(self.directory)
 
     def step(self):
         """Steps that are saved; -1 for none."""
@@ -152,6 +154,11 @@ class Training:
 
         wait_for(trains, seconds, f"the ranks of attempt {attempt}")
         self.wait_for_step(before + 1, seconds)
+
+    def beginnings(self):
+        """Starts of the ranks that did not go on from a checkpoint."""
+        lines = (self.directory / "logs/rank_0.log").read_text().splitlines()
+        return [line for line in lines if re.search(r"training \S+ for \d+ epochs with \d ranks$", line)]
 
     def weights(self):
         state = torch.load(self.directory / "best_model.pt", weights_only=True)
@@ -187,13 +194,21 @@ def assert_same_weights(one, two):
 
 
 def assert_finished(training, attempts):
-    """One run, FINISHED, one value per step, all attempts tagged."""
+    """One run, FINISHED, one value per step, all attempts tagged; one job, COMPLETED, started again for each."""
     run, runs, values = training.mlflow_run()
     assert (run.info.status, runs, values) == ("FINISHED", 1, 1)
     tagged = {name for name in run.data.tags if name.startswith("slurm_attempt_")}
     assert tagged == {f"slurm_attempt_{number}" for number in range(1, attempts + 1)}
     assert len(training.attempts()) == attempts
     assert training.outcome()["outcome"] == "done"
+    assert len(training.beginnings()) == 1, "only the first attempt to train begins anew"
+    record = JobRecord.read(training.directory)
+    assert (record.state, record.restarts, record.attempts) == (JobState.COMPLETED, attempts - 1, ())
+
+
+def read_until(process, words):
+    """Read what a process says up to a line with these words."""
+    assert any(words in line for line in iter(process.stdout.readline, "")), f"it never said {words!r}"
 
 
 def ended(command, seconds=400):

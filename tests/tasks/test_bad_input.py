@@ -146,6 +146,7 @@ PARAMETERS = {
     "unknown optimiser": (["--optimizer", "Adm"], ["Adm", "AdamW"]),
     "unknown attack": (["--attack", "fgsm"], ["fgsm", "nominal"]),
     "batch size 0": (["--batch-size", 0], ["batch", "0"]),
+    "more nodes than a job may have": (["--slurm", "local-lab", "--nodes", 3], ["nodes 3", "local-lab", "the 2"]),
     "other classes": (["--config", "jet_class"], ["DeepJet", "jet_class"]),
 }
 

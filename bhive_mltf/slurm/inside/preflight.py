@@ -67,20 +67,13 @@ def check_nodes(allocation: Allocation, spec: JobSpec, variables: Mapping[str, s
     ended = time.time()
     reports = _reports(done.stdout)
     problems = [_silence(node, done.stderr) for node in allocation.nodes if node not in reports]
-    problems += [text for report in reports.values() if (text := _problem(report, spec, begun, ended))]
+    problems += [text for node in sorted(reports) if (text := _problem(reports[node], spec, begun, ended))]
     return "; ".join(problems)
 
 
 def _command(allocation: Allocation, spec: JobSpec) -> list[str]:
-    count = len(allocation.nodes)
     return [
-        "srun",
-        f"--nodes={count}",
-        f"--ntasks={count}",
-        "--ntasks-per-node=1",
-        "--cpus-per-task=1",
-        "--kill-on-bad-exit=0",
-        *spec.wrapper,
+        *steps.once_per_node(len(allocation.nodes), spec),
         sys.executable,
         "-m",
         "bhive_mltf.slurm.inside.preflight",

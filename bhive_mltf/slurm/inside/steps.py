@@ -51,6 +51,20 @@ def srun(spec: JobSpec, variables: Mapping[str, str]) -> tuple[str, dict[str, st
     return program, {**kept, "PATH": outside}
 
 
+def once_per_node(nodes: int, spec: JobSpec, *options: str) -> list[str]:
+    """The beginning of an srun command that starts something once on each of so many nodes."""
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        "--kill-on-bad-exit=0",
+        *options,
+        *spec.wrapper,
+    ]
+
+
 def ranks(spec: JobSpec) -> list[str]:
     """The srun command of all ranks; each rank's output is added to `logs/rank_<r>.log` beside the outputs."""
     # in the folder's own part a % would be a pattern

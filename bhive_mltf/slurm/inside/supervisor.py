@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from bhive_mltf.files import atomic
-from bhive_mltf.slurm.inside import preflight, steps
+from bhive_mltf.slurm.inside import preflight, staging, steps
 from bhive_mltf.slurm.inside.allocation import Allocation
 from bhive_mltf.slurm.inside.attempts import Attempt
 from bhive_mltf.slurm.inside.verdict import ExitCode, Outcome, Seen, Verdict, judge
@@ -36,6 +36,7 @@ class Supervisor:
         self._spec, self._allocation = spec, allocation
         self._attempt = Attempt(allocation.job_id, allocation.attempt, allocation.nodes, time.time())
         self._terminated = False
+        self._variables: dict[str, str] = {}
 
     @classmethod
     def of(cls, spec_path: Path) -> Supervisor:
@@ -56,6 +57,8 @@ class Supervisor:
             verdict = self._run()
             logger.info("%s: %s", verdict.outcome.value, verdict.reason)
             self._record(verdict)
+            # after the record: a job that SLURM ends has little time
+            staging.remove_copies(self._spec, self._variables, 5.0 if self._terminated else staging.REMOVE_WITHIN_S)
             return self._requeue(verdict) if verdict.requeue else int(verdict.exit_code)
 
     def _run(self) -> Verdict:
@@ -67,7 +70,8 @@ class Supervisor:
                 return Verdict(Outcome.FAILED, problem, ExitCode.BAD_NODE)
             steps.clear(spec.directory, spec.nodes * spec.ranks_per_node, spec.folder / STOPPED_NAME)
             (spec.directory / steps.LOG_FOLDER).mkdir(exist_ok=True)
-            code = self._wait(steps.start(spec, variables))
+            self._variables = staging.make_copies(spec, self._allocation, variables)
+            code = self._wait(steps.start(spec, self._variables))
         except OSError as error:
             code = ExitCode.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else ExitCode.FAILED
             return Verdict(Outcome.FAILED, f"the job cannot start its ranks: {error}", code)
