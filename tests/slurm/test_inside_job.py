@@ -1,6 +1,8 @@
 """What the batch step decides from its environment, without a cluster."""
 
+import os
 import socket
+import subprocess
 import sys
 import time
 
@@ -52,6 +54,12 @@ def test_srun_gets_one_task_per_rank_and_a_log_each_even_in_a_folder_with_a_perc
     assert command[-2:] == ["python", "x y"]
     assert "--ntasks=2" in command
     assert f"--output={tmp_path}/50 %%t/logs/rank_%t.log" in command
+    odder = JobSpec(name="a", kind="ranks", command=("echo", "hello"), directory=tmp_path / "a\\b '%t")
+    (odder.directory / "logs").mkdir(parents=True)
+    command = steps.ranks(odder)
+    assert "--output=/dev/null" in command
+    subprocess.run(command[command.index("bash") :], env={**os.environ, "SLURM_PROCID": "3"}, check=True)
+    assert (odder.directory / "logs/rank_3.log").read_text() == "hello\n"
 
 
 def test_a_command_is_marked_and_no_rank_gets_a_run_from_outside(spec, monkeypatch):

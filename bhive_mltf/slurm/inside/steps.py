@@ -67,9 +67,11 @@ def once_per_node(nodes: int, spec: JobSpec, *options: str) -> list[str]:
 
 def ranks(spec: JobSpec) -> list[str]:
     """The srun command of all ranks; each rank's output is added to `logs/rank_<r>.log` beside the outputs."""
-    # in the folder's own part a % would be a pattern
-    folder = str(spec.directory / LOG_FOLDER).replace("%", "%%")
-    log = f"{folder}/rank_%t.log"
+    folder = str(spec.directory / LOG_FOLDER)
+    # in the folder's own part a % would be a pattern, and a \\ ends all patterns: there each rank opens its log
+    odd = "\\" in folder
+    log = "/dev/null" if odd else f"{folder.replace('%', '%%')}/rank_%t.log"
+    opening = ["bash", "-c", 'exec "$@" >> "$0/rank_$SLURM_PROCID.log" 2>&1', folder] if odd else []
     return [
         "srun",
         "--kill-on-bad-exit=1",
@@ -81,6 +83,7 @@ def ranks(spec: JobSpec) -> list[str]:
         "--open-mode=append",
         f"--output={log}",
         f"--error={log}",
+        *opening,
         *spec.wrapper,
         *spec.command,
     ]
