@@ -78,7 +78,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
     output, code = ended(command)
     assert code != 0
     assert "ended as FAILED" in output
-    assert "no space is left where the outputs go: make room, then type the command again" in output
+    assert "no space is left where the outputs go: make room, then type the command again" in output, output
     assert training.mlflow_run()[0].info.status == "FAILED"
     filler.unlink()
     done = training.run()

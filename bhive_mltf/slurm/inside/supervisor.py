@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -174,9 +175,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether the disk of the outputs takes a small file."""
+    """Whether the disk of the outputs takes a small file, and the next check of the nodes would find room there."""
     path = folder / f".space.{secrets.token_hex(4)}"
     try:
+        # what a rank could not finish is gone, and has left some room
+        if shutil.disk_usage(folder).free < preflight.MIN_FREE_BYTES:
+            return False
         path.write_bytes(b"\0" * 2**20)
     except OSError as error:
         return error.errno not in (errno.ENOSPC, errno.EDQUOT)
