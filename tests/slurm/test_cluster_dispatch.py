@@ -286,7 +286,8 @@ def test_gpus_are_asked_for_in_both_styles_and_missing_ones_are_named(cluster, c
     """The lab's GPUs are device files, which no driver knows: the check of the nodes finds none of them."""
     for style in ("gres", "gpus-per-node"):
         setup = ["echo $CUDA_VISIBLE_DEVICES", *(["exit 3"] if preflight.count_gpus({}) else [])]
-        profile = profiles.load("local-lab", nodes=2, gpus_per_node=2, gpu_style=style, setup=setup)
+        asked = {"nodes": 2, "gpus_per_node": 2, "gpu_style": style}
+        profile = profiles.load("local-lab", setup=setup, python=sys.executable, **asked)
         environment = {"PYTHONPATH": str(REPOSITORY)}
         ranks = job.make(
             profile, name="t", kind="ranks", command=["x"], directory=tmp_path / style, environment=environment
