@@ -11,7 +11,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bhive_mltf.data import compiled
@@ -131,7 +130,7 @@ def assemble(
         return
     plane, first = recipe.planes[picked[0].plane], picked[0]
     if len(picked) == 1 and not plane.half and (first.source is None or PAD_JETS is not None):
-        _copy(jets, first.plane, plane, out, length=out.shape[1], columns=first.source)
+        copy_candidates(jets, first.plane, plane, out, length=out.shape[1], columns=first.source)
         return
     n_candidates = int(jets.counts.sum())
     values = scratch.get("values", (n_candidates, out.shape[2]), np.dtype(np.float32))
@@ -139,15 +138,18 @@ def assemble(
         if pick.plane not in jets.stored:
             plane = recipe.planes[pick.plane]
             stored = scratch.get(plane.field, (n_candidates, len(plane.positions)), plane.type)
-            _copy(jets, pick.plane, plane, stored)
+            copy_candidates(jets, pick.plane, plane, stored)
             jets.stored[pick.plane] = stored
         _pick(jets.stored[pick.plane], pick, values)
     whole = Plane("", tuple(range(out.shape[2])))
-    _copy(Chosen.of(values, jets.counts), 0, whole, out, length=out.shape[1])
+    copy_candidates(Chosen.of(values, jets.counts), 0, whole, out, length=out.shape[1])
 
 
 def _pick(stored: NDArray[Any], pick: Picked, values: NDArray[np.float32]) -> None:
     """Columns of candidates [S,W] to those of `values` [S,F]; torch does it many times faster than numpy."""
+    # a conversion copies candidates too, and has no use for torch
+    import torch
+
     found, target = torch.from_numpy(stored), torch.from_numpy(values)
     if pick.source is not None:
         found = torch.index_select(found, 1, torch.from_numpy(pick.source))
@@ -157,7 +159,7 @@ def _pick(stored: NDArray[Any], pick: Picked, values: NDArray[np.float32]) -> No
         target[:, pick.target] = found.to(torch.float32)
 
 
-def _copy(
+def copy_candidates(
     jets: Chosen,
     number: int,
     plane: Plane,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.gather import reorder
+from bhive_mltf.data.gather import gather
 from bhive_mltf.data.staging import StagedFile
 
 DEFAULT_BYTES = 64 << 20
@@ -60,8 +60,8 @@ def merged(
             piece.jet_id[:, 0] += shift[id(file)]
             pieces.append(piece)
             keys.append(file.keys[number][begins[i] : ends[i]])
-        joined = JetBlock.concatenate(pieces)
-        return finish(reorder(joined, _order(joined, np.concatenate(keys), content_ids)))
+        ids = np.concatenate([piece.jet_id for piece in pieces])
+        return finish(gather(pieces, _order(ids, np.concatenate(keys), content_ids)))
 
     runs = _runs(chunks, bucket_jets or _bucket_jets(staged, max_bytes))
     return in_threads(block, runs, threads) if chunks else iter(())
@@ -106,12 +106,12 @@ def in_background(function: Callable[[Item], object], items: Iterable[Item], *, 
             last.result()
 
 
-def _order(block: JetBlock, keys: NDArray[np.uint64], content_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _order(ids: NDArray[np.int64], keys: NDArray[np.uint64], content_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     if (ordered[1:] != ordered[:-1]).all():
         return order
-    return np.lexsort((block.jet_id[:, 1], content_ids[block.jet_id[:, 0]], keys))
+    return np.lexsort((ids[:, 1], content_ids[ids[:, 0]], keys))
 
 
 def _bucket_jets(staged: Sequence[StagedFile], max_bytes: int) -> int:

@@ -1,8 +1,13 @@
+import itertools
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bhive_mltf.data import jagged
 from bhive_mltf.data.block import JetBlock, candidate_rows
+from bhive_mltf.data.gather import gather
 from tests.data.memory_dataset import make_dataset
 
 
@@ -38,3 +43,22 @@ def test_take_and_concatenate_undo_each_other():
         assert np.array_equal(whole.counts[name], values)
     assert np.array_equal(whole.jet_id, block.jet_id)
     assert JetBlock.concatenate(pieces[:1]) is pieces[0]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@given(st.lists(st.integers(0, 60), max_size=5), st.data())
+def test_gather_takes_jets_of_several_blocks(compiled, ends, data):
+    block = make_dataset(60).block
+    edges = [0, *sorted(ends), 60]
+    pieces = [block.take(np.arange(a, b)) for a, b in itertools.pairwise(edges)]
+    jets = np.array(data.draw(st.lists(st.integers(0, 59), max_size=80)), np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(jagged, "PAD_JETS", None)
+        found, expected = gather(pieces, jets), block.take(jets)
+    for name in ("truth", "process", "weight", "jet_id", "kinematics"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    for name, values in expected.features.items():
+        assert found.features[name].dtype == values.dtype
+        assert np.array_equal(found.features[name], values)
+    assert all(np.array_equal(found.counts[name], values) for name, values in expected.counts.items())
