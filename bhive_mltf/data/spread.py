@@ -7,12 +7,12 @@ import concurrent.futures
 import gc
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any
 
+from bhive_mltf.collector import modules_set_aside
 from bhive_mltf.errors import DataError
 
 Task = tuple[Callable[[Any], Any], Any]
@@ -23,7 +23,7 @@ def spread(tasks: Sequence[Task], workers: int) -> list[Any]:
 
     The first error ends the rest and is raised here as it was there.
     """
-    with _modules_set_aside():
+    with modules_set_aside():
         if min(workers, len(tasks)) <= 1:
             return [function(argument) for function, argument in tasks]
         try:
@@ -32,16 +32,6 @@ def spread(tasks: Sequence[Task], workers: int) -> list[Any]:
             raise DataError(
                 "a process of the conversion was killed, most likely for want of memory: use fewer workers"
             ) from error
-
-
-@contextmanager
-def _modules_set_aside() -> Iterator[None]:
-    # Reading a tree makes so many objects that the collector would go through all modules several times per file.
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Spread:

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from bhive_mltf.models import rows
 from bhive_mltf.models.masks import Dropout
 from bhive_mltf.models.packing import Group, GroupPairs
+from bhive_mltf.models.products import float32_products
 
 
 class _GroupAttention(torch.autograd.Function):
@@ -30,13 +31,14 @@ class _GroupAttention(torch.autograd.Function):
         width = projected.shape[1] // 3
         out = projected.new_empty(len(projected), width)
         kept = []
-        for group, bias in zip(groups, biases, strict=True):
-            own = projected[group.rows]
-            q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
-            scores = torch.baddbmm(bias, q, k.transpose(1, 2))
-            weights, dropped, drawn = rows.softmax_drop(scores, dropout)
-            rows.from_heads((dropped @ v).view(num_heads, -1, v.shape[2]), out[group.rows])
-            kept.append((q, k, v, weights, dropped, drawn))
+        with float32_products():
+            for group, bias in zip(groups, biases, strict=True):
+                own = projected[group.rows]
+                q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
+                scores = torch.baddbmm(bias, q, k.transpose(1, 2))
+                weights, dropped, drawn = rows.softmax_drop(scores, dropout)
+                rows.from_heads((dropped @ v).view(num_heads, -1, v.shape[2]), out[group.rows])
+                kept.append((q, k, v, weights, dropped, drawn))
         ctx.kept, ctx.groups, ctx.dropout = kept, groups, dropout
         ctx.shape = projected.shape
         return out
@@ -47,15 +49,16 @@ class _GroupAttention(torch.autograd.Function):
         d_projected = grad.new_empty(ctx.shape)
         width = grad.shape[1]
         d_biases = []
-        for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
-            num_heads, depth = len(q) // group.n_jets, q.shape[2]
-            d_out = _heads(grad[group.rows], num_heads, group)
-            d_v = dropped.transpose(1, 2) @ d_out
-            d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
-            own = d_projected[group.rows]
-            for part, found in enumerate((d_scores @ k, d_scores.transpose(1, 2) @ q, d_v)):
-                rows.from_heads(found.view(num_heads, -1, depth), own[:, part * width : (part + 1) * width])
-            d_biases.append(d_scores)
+        with float32_products():
+            for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
+                num_heads, depth = len(q) // group.n_jets, q.shape[2]
+                d_out = _heads(grad[group.rows], num_heads, group)
+                d_v = dropped.transpose(1, 2) @ d_out
+                d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
+                own = d_projected[group.rows]
+                for part, found in enumerate((d_scores @ k, d_scores.transpose(1, 2) @ q, d_v)):
+                    rows.from_heads(found.view(num_heads, -1, depth), own[:, part * width : (part + 1) * width])
+                d_biases.append(d_scores)
         return d_projected, None, None, None, *d_biases
 
 

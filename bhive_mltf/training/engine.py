@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
+from bhive_mltf.collector import modules_set_aside
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.training import ingredients as making
 from bhive_mltf.training import srun
@@ -68,7 +69,9 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             stack.enter_context(deterministic(plan.deterministic))
             set_threads(plan.threads_per_rank, world)
             keep_memory(world.device)
-            _trainer(plan, world, build(plan, world), watching, signals).run()
+            trainer = _trainer(plan, world, build(plan, world), watching, signals)
+            with modules_set_aside():
+                trainer.run()
             status = "FINISHED"
         except TrainingInterruptedError as error:
             status = "SCHEDULED" if srun.goes_on(signals.received) else "KILLED"
