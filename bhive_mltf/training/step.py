@@ -87,7 +87,12 @@ class Stepper:
 
     def seed(self, global_step: int) -> None:
         """Seed torch for one step of this rank, so that a resumed training needs no generator state."""
-        torch.manual_seed(philox.key(self.plan.seed, "step", global_step, self.world.rank))
+        key = philox.key(self.plan.seed, "step", global_step, self.world.rank)
+        if self.world.device.type == "cpu":
+            # `torch.manual_seed` also notes the call, with its stack, for GPUs that nobody uses
+            torch.default_generator.manual_seed(key)
+        else:
+            torch.manual_seed(key)
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of a global batch; (this rank's part of its loss, `jet_sums`)."""
