@@ -15,7 +15,7 @@ N_JETS = 100_000
 LOADING_MB = 300
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_memory_does_not_grow_with_the_number_of_jets(tmp_path):
     command = [sys.executable, SCALE, "--scratch", tmp_path, "--jets", "10000", str(N_JETS), "--memory", str(LEAST_MB)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=600).stdout

@@ -66,7 +66,7 @@ def test_packed_part_under_mixed_precision(trained):
     np.testing.assert_allclose(mixed_logits, logits, atol=0.2)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compiled_part_is_the_packed_one(trained):
     cache = trained.folder / "inductor"

@@ -99,7 +99,7 @@ def steps_saved(directory):
     return max((int(path.stem.removeprefix("step_")) for path in directory.glob("checkpoints/step_*.pt")), default=0)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_w19_ten_killed_ranks_of_four_change_no_bit(sandbox, options):
     options = [*options, "--ranks-per-node", 4, "--checkpoint-steps", 1]
     whole, directory = (

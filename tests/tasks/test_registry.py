@@ -41,12 +41,12 @@ def sandbox(tmp_path_factory, law_home):
     return sandbox
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_as_many_models_as_optimisers_and_schedules():
     assert len(MODELS) >= max(len(names.OPTIMIZERS), len(names.SCHEDULES))
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "optimizer", "schedule"),
     [*zip(MODELS, cycle(names.OPTIMIZERS), cycle(names.SCHEDULES), strict=False)],

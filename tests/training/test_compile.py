@@ -26,7 +26,7 @@ def test_the_mode_reaches_torch(tmp_path, monkeypatch, mode):
     assert asked == [{"mode": mode, "dynamic": True}]
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 # of torch itself, when it goes on tracing behind an operation that it does not trace
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", ["ParticleTransformer_JetClass", "DeepJet"])

@@ -117,6 +117,7 @@ def assert_same(one, two):
     assert one["histories"]["loss_train"] == two["histories"]["loss_train"]
 
 
+@pytest.mark.long
 def test_a_rank_killed_in_mid_epoch_ends_all_and_the_command_goes_on(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("STANDIN_KILL", "1,1,5")
     started = time.monotonic()
@@ -157,6 +158,7 @@ def test_no_rank_survives_the_command_and_it_goes_on(tmp_path, monkeypatch, whol
     assert_same(whole, two_ranks(directory, **CHAOS))
 
 
+@pytest.mark.long
 def test_a_command_asked_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("STANDIN_SLEEP", "0.05")
     directory = tmp_path / "a"
