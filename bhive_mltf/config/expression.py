@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,10 @@ class Expression:
     root: Node
     names: frozenset[str]
 
-    @classmethod
-    def parse(cls, text: str, where: str = "expression") -> Expression:
-        """Read `text`.
+    @staticmethod
+    @lru_cache(4096)
+    def parse(text: str, where: str = "expression") -> Expression:
+        """Read `text`; a conversion asks for the same ones again for each file.
 
         Raises
         ------
@@ -48,7 +50,7 @@ class Expression:
         names = frozenset(names_of(root))
         if not names:
             raise ExpressionError(f"{where}: the expression `{shorten(text)}` is a constant; it must name a branch")
-        expression = cls(text, where, root, names)
+        expression = Expression(text, where, root, names)
         # Integers are what every function and operator accepts, so this fails only for what can never work.
         expression.evaluate(dict.fromkeys(names, np.ones(1, np.int64)))
         return expression
