@@ -182,12 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of JetClass files")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each that count, against weaver")
-    parser.add_argument("--bf16-rounds", type=int, default=2, help="of bf16; a step takes long where it is emulated")
+    rounds = "of bf16; default: as many where the processor has its products, else 2, since a step takes long"
+    parser.add_argument("--bf16-rounds", type=int, default=None, help=rounds)
     parser.add_argument("--overhead-rounds", type=int, default=15, help="steps of ParT that count, against bare steps")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--deepjet-batch-size", type=int, default=1024)
     parser.add_argument("--precisions", nargs="*", default=["fp32", "bf16"], help="against weaver")
     options = parser.parse_args()
+    if options.bf16_rounds is None:
+        options.bf16_rounds = options.rounds if torch.cpu._is_avx512_bf16_supported() else 2
     logging.getLogger("bhive_mltf").setLevel(logging.ERROR)
     files = jetclass_files(options.data)
     conditions(files)
