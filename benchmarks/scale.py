@@ -144,7 +144,9 @@ def draw(rows: Sequence[Mapping[str, float]], memory_mb: int, path: Path) -> Non
             axes.plot(jets, [row[key] for row in rows], "o-", label=label)
         axes.set(xscale="log", xlabel="jets")
     peak.axhline(memory_mb, color="grey", ls="--", label="budget of the conversion")
-    cost.set(ylabel="microseconds per jet", yscale="log")
+    cost.set(ylabel="microseconds per jet", yscale="log", ylim=(1, None))
+    cost.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    cost.minorticks_off()
     peak.set(ylabel="private memory, MB", ylim=(0, 1.5 * memory_mb))
     for axes in (cost, peak):
         axes.legend(frameon=False, fontsize="small")
