@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from bhive_mltf.models import rows
 from bhive_mltf.models.masks import Dropout
 from bhive_mltf.models.packing import Group, GroupPairs
-from bhive_mltf.models.products import float32_products
+from bhive_mltf.models.products import matmul_precision
 
 
 class _GroupAttention(torch.autograd.Function):
@@ -31,7 +31,8 @@ class _GroupAttention(torch.autograd.Function):
         width = projected.shape[1] // 3
         out = projected.new_empty(len(projected), width)
         kept = []
-        with float32_products():
+        # small products gain less by bfloat16 than the conversion to it takes
+        with matmul_precision("highest"):
             for group, bias in zip(groups, biases, strict=True):
                 own = projected[group.rows]
                 q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
@@ -49,7 +50,7 @@ class _GroupAttention(torch.autograd.Function):
         d_projected = grad.new_empty(ctx.shape)
         width = grad.shape[1]
         d_biases = []
-        with float32_products():
+        with matmul_precision("highest"):
             for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
                 num_heads, depth = len(q) // group.n_jets, q.shape[2]
                 d_out = _heads(grad[group.rows], num_heads, group)

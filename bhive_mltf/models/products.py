@@ -1,4 +1,4 @@
-"""How matrix products are computed on a CPU."""
+"""How matrix products of float32 are computed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 @contextmanager
-def float32_products() -> Iterator[None]:
-    """For batches of small products: conversion to bfloat16 takes longer there than bfloat16 saves."""
+def matmul_precision(precision: str) -> Iterator[None]:
+    """`torch.set_float32_matmul_precision` for a while: `highest`, `high` or `medium`."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bhive_mltf.models.products import matmul_precision
+
 
 def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
     """For a forward pass: float16 on CUDA as upstream, bfloat16 on a CPU, which are torch's defaults."""
@@ -24,9 +26,5 @@ def bfloat16_products(device: torch.device, enabled: bool) -> Iterator[None]:
     if not enabled or device.type != "cpu":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
+    with matmul_precision("medium"):
         yield
-    finally:
-        torch.set_float32_matmul_precision(before)
