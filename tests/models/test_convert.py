@@ -135,6 +135,7 @@ def compared(*arguments):
     return found
 
 
+@pytest.mark.long
 def test_against_weaver_itself():
     """Random jets, jets of one particle, padding, both modes and widths; options that ours lacks are refused."""
     found = compared()
@@ -142,6 +143,7 @@ def test_against_weaver_itself():
     assert all(message.startswith("from_weaver") for message in found["refused"])
 
 
+@pytest.mark.long
 def test_against_weaver_on_jetclass_jets(tmp_path):
     """Real ones where JETCLASS_DATA names a folder of files, else simulated; a jet of one particle among them."""
     weaver_python()

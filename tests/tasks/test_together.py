@@ -19,6 +19,7 @@ def test_two_commands_make_one_dataset(sandbox, btag_lists):
     assert list((sandbox.data_path / "ConvertNtuples").rglob("*.arrow")) == []
 
 
+@pytest.mark.long
 def test_a_second_command_waits_and_finds_the_training_done(sandbox, btag_options):
     options = [*flat(btag_options), "--loss-weighting", True, "--tracking", False]
     sandbox.run("DatasetConstructorTask", *flat({**DATASET, "--filelist": btag_options["--filelist"]}))
@@ -42,6 +43,7 @@ def test_debug_mode_reads_one_file_per_process(sandbox, btag_lists):
     assert len(manifest["sources"]) == 2
 
 
+@pytest.mark.long
 def test_restart_trains_anew_in_a_run_of_its_own(sandbox, btag_options):
     mlflow = pytest.importorskip("mlflow")
     options = [*flat({**btag_options, "--epochs": 1}), "--loss-weighting", True]

@@ -67,6 +67,7 @@ def test_w31_the_other_attack_on_the_jets_of_a_test(trained):
     assert "debug" not in output.lower()
 
 
+@pytest.mark.long
 def test_w19_extension_and_going_back_by_iterations(trained):
     flags = [*trained.typed, *options({**BY_ITERATIONS, **VALIDATION, "loss-weighting": True})]
     assert "iteration 9/9" in trained.run("TrainingTask", *flags, "--extend-training", 2)

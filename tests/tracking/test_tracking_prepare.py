@@ -169,6 +169,7 @@ def test_a_deleted_experiment_and_a_bad_store(tmp_path, data_path, client, said,
     assert len(said()) == 2
 
 
+@pytest.mark.long
 def test_two_processes_make_the_store_at_once(tmp_path):
     code = (
         "import sys; from bhive_mltf.tracking import prepare;"
