@@ -9,8 +9,8 @@ WEAVER_VENV ?= .venv-weaver
 SYNTHETIC := .bench/jetclass
 # JetClass files for the benchmarks, named after their processes.
 DATA ?= $(SYNTHETIC)
-# Tests that `make test-long` leaves out.
-SKIP ?= slurm
+# Markers of what `make test-long` runs.
+LONG ?= long or nightly
 
 .PHONY: help venv weaver demo test test-long test-slurm slurm-up slurm-down bench bench-data lint format clean
 
@@ -32,8 +32,8 @@ test: venv ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not long and not nightly' \
 		--numprocesses auto --dist loadfile
 
-test-long: venv ## tests that take minutes: trainings killed again and again, large data (SKIP=nightly: the shorter ones)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '(long or nightly) and not ($(SKIP))' --numprocesses auto
+test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm' --numprocesses auto
 
 weaver: $(WEAVER_VENV)/bin/weaver ## create the environment of weaver-core, for `make bench` only
 

@@ -72,9 +72,9 @@ class Bare:
         batch = self._batches[number % len(self._batches)]
         started = time.perf_counter()
         device = torch.device("cpu")
+        with precision.mixed(device, self._bf16):
+            loss = self._loss(self._model(batch), batch.target)
         with precision.bfloat16_products(device, self._bf16):
-            with precision.autocast(device, self._bf16):
-                loss = self._loss(self._model(batch), batch.target)
             loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -19,7 +19,9 @@ from bhive_mltf.models.products import matmul_precision
 
 
 class _GroupAttention(torch.autograd.Function):
+    # small products gain less by bfloat16 than the conversion to it takes
     @staticmethod
+    @matmul_precision("highest")
     def forward(
         ctx: Any,  # noqa: ANN401
         projected: Tensor,
@@ -31,35 +33,33 @@ class _GroupAttention(torch.autograd.Function):
         width = projected.shape[1] // 3
         out = projected.new_empty(len(projected), width)
         kept = []
-        # small products gain less by bfloat16 than the conversion to it takes
-        with matmul_precision("highest"):
-            for group, bias in zip(groups, biases, strict=True):
-                own = projected[group.rows]
-                q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
-                scores = torch.baddbmm(bias, q, k.transpose(1, 2))
-                weights, dropped, drawn = rows.softmax_drop(scores, dropout)
-                rows.from_heads((dropped @ v).view(num_heads, -1, v.shape[2]), out[group.rows])
-                kept.append((q, k, v, weights, dropped, drawn))
+        for group, bias in zip(groups, biases, strict=True):
+            own = projected[group.rows]
+            q, k, v = (_heads(own[:, part * width : (part + 1) * width], num_heads, group) for part in range(3))
+            scores = torch.baddbmm(bias, q, k.transpose(1, 2))
+            weights, dropped, drawn = rows.softmax_drop(scores, dropout)
+            rows.from_heads((dropped @ v).view(num_heads, -1, v.shape[2]), out[group.rows])
+            kept.append((q, k, v, weights, dropped, drawn))
         ctx.kept, ctx.groups, ctx.dropout = kept, groups, dropout
         ctx.shape = projected.shape
         return out
 
     @staticmethod
     @once_differentiable
+    @matmul_precision("highest")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         d_projected = grad.new_empty(ctx.shape)
         width = grad.shape[1]
         d_biases = []
-        with matmul_precision("highest"):
-            for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
-                num_heads, depth = len(q) // group.n_jets, q.shape[2]
-                d_out = _heads(grad[group.rows], num_heads, group)
-                d_v = dropped.transpose(1, 2) @ d_out
-                d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
-                own = d_projected[group.rows]
-                for part, found in enumerate((d_scores @ k, d_scores.transpose(1, 2) @ q, d_v)):
-                    rows.from_heads(found.view(num_heads, -1, depth), own[:, part * width : (part + 1) * width])
-                d_biases.append(d_scores)
+        for group, (q, k, v, weights, dropped, drawn) in zip(ctx.groups, ctx.kept, strict=True):
+            num_heads, depth = len(q) // group.n_jets, q.shape[2]
+            d_out = _heads(grad[group.rows], num_heads, group)
+            d_v = dropped.transpose(1, 2) @ d_out
+            d_scores = rows.back_softmax_drop(d_out @ v.transpose(1, 2), weights, ctx.dropout, drawn)
+            own = d_projected[group.rows]
+            for part, found in enumerate((d_scores @ k, d_scores.transpose(1, 2) @ q, d_v)):
+                rows.from_heads(found.view(num_heads, -1, depth), own[:, part * width : (part + 1) * width])
+            d_biases.append(d_scores)
         return d_projected, None, None, None, *d_biases
 
 

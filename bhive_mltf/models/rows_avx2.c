@@ -1,6 +1,6 @@
 /* `rows_kernels.h` for x86-64 processors with AVX2 and FMA. */
-#include "rows_drop.h"
 #include <immintrin.h>
+#include <stdint.h>
 
 #define NAME(function) function##_avx2
 #define KERNEL __attribute__((target("avx2,fma")))
@@ -77,20 +77,21 @@ INLINE Floats load_first(const float *p, int64_t n, Floats rest)
 
 INLINE void store_first(float *p, int64_t n, Floats x) { _mm256_maskstore_ps(p, first_lanes(n), x); }
 
-INLINE Floats kept(Floats x, const Drop *drop, uint32_t number)
+INLINE Words word(uint32_t n) { return _mm256_set1_epi32((int)n); }
+
+INLINE Words numbered_lanes(void) { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+
+INLINE Words word_sum(Words x, Words y) { return _mm256_add_epi32(x, y); }
+
+INLINE Words word_product(Words x, Words y) { return _mm256_mullo_epi32(x, y); }
+
+INLINE Words word_xor(Words x, Words y) { return _mm256_xor_si256(x, y); }
+
+#define WORD_SHIFT(x, bits) _mm256_srli_epi32(x, bits)
+
+INLINE Floats where_at_least(Words n, Words bound, Floats x)
 {
-    if (drop->bound == 0)
-        return x;
-    Words h = _mm256_add_epi32(_mm256_set1_epi32((int)number), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    h = _mm256_xor_si256(_mm256_mullo_epi32(h, _mm256_set1_epi32((int)0x9E3779B1u)), _mm256_set1_epi32((int)(uint32_t)drop->key));
-    h = _mm256_xor_si256(h, _mm256_srli_epi32(h, 16));
-    h = _mm256_mullo_epi32(h, _mm256_set1_epi32((int)0x85EBCA6Bu));
-    h = _mm256_add_epi32(_mm256_xor_si256(h, _mm256_srli_epi32(h, 13)), _mm256_set1_epi32((int)(uint32_t)(drop->key >> 32)));
-    h = _mm256_mullo_epi32(h, _mm256_set1_epi32((int)0xC2B2AE35u));
-    h = _mm256_xor_si256(h, _mm256_srli_epi32(h, 16));
-    /* unsigned h >= bound */
-    const Words stays = _mm256_cmpeq_epi32(_mm256_max_epu32(h, _mm256_set1_epi32((int)drop->bound)), h);
-    return _mm256_and_ps(x, _mm256_castsi256_ps(stays));
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_max_epu32(n, bound), n)));
 }
 
 #include "rows_kernels.h"

@@ -1,6 +1,6 @@
 /* `rows_kernels.h` for x86-64 processors with AVX-512. */
-#include "rows_drop.h"
 #include <immintrin.h>
+#include <stdint.h>
 
 #define NAME(function) function##_avx512
 #define KERNEL __attribute__((target("avx512f,prefer-vector-width=512")))
@@ -64,19 +64,21 @@ INLINE Floats load_first(const float *p, int64_t n, Floats rest) { return _mm512
 
 INLINE void store_first(float *p, int64_t n, Floats x) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
 
-INLINE Floats kept(Floats x, const Drop *drop, uint32_t number)
+INLINE Words word(uint32_t n) { return _mm512_set1_epi32((int)n); }
+
+INLINE Words numbered_lanes(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+INLINE Words word_sum(Words x, Words y) { return _mm512_add_epi32(x, y); }
+
+INLINE Words word_product(Words x, Words y) { return _mm512_mullo_epi32(x, y); }
+
+INLINE Words word_xor(Words x, Words y) { return _mm512_xor_si512(x, y); }
+
+#define WORD_SHIFT(x, bits) _mm512_srli_epi32(x, bits)
+
+INLINE Floats where_at_least(Words n, Words bound, Floats x)
 {
-    if (drop->bound == 0)
-        return x;
-    const Words lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    Words h = _mm512_add_epi32(_mm512_set1_epi32((int)number), lanes);
-    h = _mm512_xor_si512(_mm512_mullo_epi32(h, _mm512_set1_epi32((int)0x9E3779B1u)), _mm512_set1_epi32((int)(uint32_t)drop->key));
-    h = _mm512_xor_si512(h, _mm512_srli_epi32(h, 16));
-    h = _mm512_mullo_epi32(h, _mm512_set1_epi32((int)0x85EBCA6Bu));
-    h = _mm512_add_epi32(_mm512_xor_si512(h, _mm512_srli_epi32(h, 13)), _mm512_set1_epi32((int)(uint32_t)(drop->key >> 32)));
-    h = _mm512_mullo_epi32(h, _mm512_set1_epi32((int)0xC2B2AE35u));
-    h = _mm512_xor_si512(h, _mm512_srli_epi32(h, 16));
-    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(h, _mm512_set1_epi32((int)drop->bound)), x);
+    return _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(n, bound), x);
 }
 
 #include "rows_kernels.h"

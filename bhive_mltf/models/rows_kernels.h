@@ -5,7 +5,9 @@
 
    power_of_two(n): 2^n of whole n from -126 to 127. nearest(x): whole numbers. reciprocal(x): 1 / x for x >= 1.
    where_negative(x, a, b): a where the sign of x is set, else b. where_less(x, bound, a, b): a where x < bound, else b.
-   load_first(p, n, rest), store_first(p, n, x): the first n lanes. kept(x, drop, number): dropout. */
+   load_first(p, n, rest), store_first(p, n, x): the first n lanes.
+   Words: uint32 lanes. word(n): n in each. numbered_lanes(): 0, 1, 2 and so on. WORD_SHIFT(x, bits): to the right.
+   where_at_least(n, bound, x): x where n >= bound, unsigned, else 0. */
 #include <string.h>
 
 enum { MOST = 1024, BLOCK = 32 };
@@ -49,6 +51,26 @@ INLINE Floats gelu_slope(Floats x)
 {
     const Floats bell = bell_of(x);
     return product_plus(mul(x, all(0.39894228f)), bell, normal_below(x, bell));
+}
+
+/* Of dropout: which elements stay is a hash of their number and a key, so that nothing has to be remembered. */
+typedef struct {
+    uint64_t key;
+    uint32_t bound;
+} Drop;
+
+INLINE Floats kept(Floats x, const Drop *drop, uint32_t number)
+{
+    if (drop->bound == 0)
+        return x;
+    Words h = word_sum(word(number), numbered_lanes());
+    h = word_xor(word_product(h, word(0x9E3779B1u)), word((uint32_t)drop->key));
+    h = word_xor(h, WORD_SHIFT(h, 16));
+    h = word_product(h, word(0x85EBCA6Bu));
+    h = word_sum(word_xor(h, WORD_SHIFT(h, 13)), word((uint32_t)(drop->key >> 32)));
+    h = word_product(h, word(0xC2B2AE35u));
+    h = word_xor(h, WORD_SHIFT(h, 16));
+    return where_at_least(h, word(drop->bound), x);
 }
 
 /* x [n,width] to GELU, dropout, norm without weight. */

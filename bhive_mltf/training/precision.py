@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 
 from bhive_mltf.models.products import matmul_precision
-
-
-def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]:
-    """For a forward pass: float16 on CUDA as upstream, bfloat16 on a CPU, which are torch's defaults."""
-    return torch.autocast(device.type, enabled=enabled)
 
 
 @contextmanager
@@ -27,4 +21,11 @@ def bfloat16_products(device: torch.device, enabled: bool) -> Iterator[None]:
         yield
         return
     with matmul_precision("medium"):
+        yield
+
+
+@contextmanager
+def mixed(device: torch.device, enabled: bool) -> Iterator[None]:
+    """For a forward pass: autocast to float16 on CUDA as upstream, to bfloat16 on a CPU, which are torch's defaults."""
+    with torch.autocast(device.type, enabled=enabled), bfloat16_products(device, enabled):
         yield

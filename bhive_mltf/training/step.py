@@ -6,8 +6,7 @@ B: jets of this rank; C: classes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -179,11 +178,8 @@ class Stepper:
             batch = replace(batch, groups={name: _through_half(group) for name, group in batch.groups.items()})
         return batch.map(place)
 
-    @contextmanager
-    def _mixed(self) -> Iterator[None]:
-        device, mixed = self.world.device, self.plan.mixed_precision
-        with precision.autocast(device, mixed), precision.bfloat16_products(device, mixed):
-            yield
+    def _mixed(self) -> AbstractContextManager[None]:
+        return precision.mixed(self.world.device, self.plan.mixed_precision)
 
 
 def _through_half(group: GroupBatch) -> GroupBatch:
