@@ -205,13 +205,28 @@ class MlflowRun(Run):
             child.finish(status)
         self.stop_system_metrics()
         if status is not None:
-            # the end of the training, not of the delivery
-            self._set_status(status, time=int(time.time() * 1000))
+            self._end(status)
         if self._parent is None:
             self._report(*self._sender.close(timeout))
             self._journal.close()
 
+    def _end(self, status: str) -> None:
+        now = int(time.time() * 1000)  # the end of the training, not of the delivery
+        try:
+            self._set_status(status, time=now)
+        except OSError:  # a full disk must not leave a run RUNNING; a child of it says nothing
+            if self._parent is None:
+                self._sender.keep({"kind": "status", "status": status, "time": now})
+
     def _report(self, left: Counter[str], refused: Counter[str]) -> None:
+        if self._sender.unwritten is not None:
+            self.warn_once(
+                "run %s at %s could not be told that it ended, nor could its journal in %s: make room, then type the"
+                " command again",
+                self._sender.runs.record.run_id,
+                self._store.tracking_uri,
+                folder_of(self._journal.directory),
+            )
         if left:
             self.warn_once(
                 "of run %s at %s, this is not delivered yet: %s; it is kept in %s, and sent by the next task on this"

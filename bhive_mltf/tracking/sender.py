@@ -7,6 +7,7 @@ warning. Of all processes that work on a training one delivers at a time, everyb
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -72,7 +73,8 @@ class _File:
         """The first `count` records are done with."""
         for _ in range(count):
             _, self.sent = self.waiting.popleft()
-        journal.mark_sent(self.path, self.sent)
+        with contextlib.suppress(OSError):  # a full disk: to deliver twice does no harm
+            journal.mark_sent(self.path, self.sent)
 
     def split(self) -> None:
         """The record at the head, point by point."""
@@ -105,6 +107,7 @@ class Sender:
         self._limit = BATCH
         self._hurry = self._stopped = self._idle = False
         self._lock: int | None = None
+        self._unwritten: Record | None = None
         self._refused: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-tracking", daemon=True)
@@ -120,6 +123,12 @@ class Sender:
             self._idle = False
             self._ready_at = time.monotonic() + (0.0 if self._hurry else INTERVAL)
             self._condition.notify_all()
+
+    def keep(self, record: Record) -> None:
+        """Take a record for which the journal has no room; it is sent after all others, from memory."""
+        with self._condition:
+            self._unwritten = record
+            self._wake()
 
     def flush(self, timeout: float) -> bool:
         """Wait until all that the journal holds now is delivered, `timeout` seconds at most; whether it was."""
@@ -139,6 +148,11 @@ class Sender:
             self._hurry = False
         return delivered
 
+    @property
+    def unwritten(self) -> Record | None:
+        """What `keep` took and is not sent yet."""
+        return self._unwritten
+
     def close(self, timeout: float) -> tuple[Counter[str], Counter[str]]:
         """Flush, then stop; what is left in the journal and what MLflow refused, by kind."""
         self.flush(timeout)
@@ -148,7 +162,7 @@ class Sender:
         self._thread.join(0.5)  # a request under way ends by itself
         left: Counter[str] = Counter()
         for path in journal.files(self.runs.directory):
-            left += deliver.count(record for record, _ in journal.read(path, journal.sent(path)))
+            left += deliver.count(record for record, _ in journal.read(path, self._sent(path)))
         return left, self._refused
 
     def warn_once(self, kind: str, message: str, *arguments: object) -> None:
@@ -157,10 +171,15 @@ class Sender:
             self._warned.add(kind)
             logger.warning(message, *arguments)
 
-    @staticmethod
-    def _is_sent(sizes: dict[Path, int]) -> bool:
+    def _sent(self, path: Path) -> int:
+        file = self._files.get(path)
+        return max(journal.sent(path), file.sent if file else 0)
+
+    def _is_sent(self, sizes: dict[Path, int]) -> bool:
+        if self._unwritten is not None:
+            return False
         for path, size in sizes.items():
-            done = journal.sent(path)
+            done = self._sent(path)
             if done < size and any(deliver.what(record) for record, end in journal.read(path, done) if end <= size):
                 return False
         return True
@@ -191,11 +210,13 @@ class Sender:
 
     def _work(self) -> None:
         if not self._is_mine():
+            self._send_unwritten()
             with self._condition:
                 self._ready_at = time.monotonic() + (0.1 if self._hurry else INTERVAL)
             return
         file = self._next_file()
         if file is None:
+            self._send_unwritten()
             with self._condition:
                 self._idle = True
                 self._ready_at = time.monotonic() + _LOOK_AGAIN
@@ -207,6 +228,13 @@ class Sender:
             self._failed(file, head, error)
         else:
             self._delivered(file, head)
+
+    def _send_unwritten(self) -> None:
+        if self._unwritten is not None:
+            self._send([self._unwritten])
+            with self._condition:
+                self._unwritten = None
+                self._condition.notify_all()
 
     def _is_mine(self) -> bool:
         """Whether this process is the one that delivers; becomes it when nobody is."""

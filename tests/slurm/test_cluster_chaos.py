@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import threading
 import time
 
 import pytest
@@ -26,6 +27,29 @@ def job_of(directory):
     """The id of a directory's job; None while there is none."""
     record = JobRecord.read(directory)
     return record and record.job_id
+
+
+@contextlib.contextmanager
+def filled(path):
+    """No byte is free on the disk of `path`, whatever else is removed from it."""
+    over = threading.Event()
+
+    def fill():
+        with path.open("wb", buffering=0) as file:
+            while not over.is_set():
+                try:
+                    file.write(bytes(2**20))
+                except OSError:
+                    over.wait(0.01)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        path.unlink()
 
 
 def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(cluster, shell, two_local, tmp_path):
@@ -71,16 +95,12 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
     training = full.training("full", **TWO)
     command = training.start()
     training.wait_for_step(4)
-    filler = small_disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(2**20)):
-            pass
-    output, code = ended(command)
+    with filled(small_disk / "filler"):
+        output, code = ended(command)
     assert code != 0
     assert "ended as FAILED" in output
     assert "no space is left where the outputs go: make room, then type the command again" in output, output
     assert training.mlflow_run()[0].info.status == "FAILED"
-    filler.unlink()
     done = training.run()
     assert done.returncode == 0, done.stdout
     assert_same_weights(two_local, training)

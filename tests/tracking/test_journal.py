@@ -1,5 +1,6 @@
 """What a training tells MLflow, kept beside it first."""
 
+import errno
 import json
 import math
 import os
@@ -68,14 +69,48 @@ def test_a_line_after_one_that_a_full_disk_cut_is_whole(tmp_path, monkeypatch):
     assert [record["values"] for record in lines(tmp_path)] == [{"a": "1"}, {"c": "3"}]
 
 
-def test_a_disk_that_takes_no_journal_costs_one_warning(tmp_path, data_path, said):
+def test_a_run_ends_though_the_disk_is_full(tmp_path, data_path, client, said, monkeypatch):
+    """Neither the status nor what was sent can be noted beside the training."""
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    run = attach(tmp_path)
+    run.begin()
+    run.metrics({"loss": 1.0}, 1)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "mark_sent", full)
+    monkeypatch.setattr(Journal, "append", full)
+    start = time.monotonic()
+    run.finish("FAILED")
+    assert time.monotonic() - start < 10
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert history(client, run_id, "loss") == [(1, 1.0)]
+    assert said() == []
+
+
+def test_a_run_that_can_be_told_nothing_says_so(tmp_path, data_path, said, monkeypatch):
     prepare(tmp_path, data_path=data_path, run_name="t")
+    (tmp_path / "journal").write_text("in the way")
+    run = attach(tmp_path)
+
+    def away(*_):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr("bhive_mltf.tracking.deliver.one", away)
+    run.finish("FAILED", timeout=1)
+    assert any("could not be told that it ended" in line for line in said())
+
+
+def test_a_disk_that_takes_no_journal_costs_one_warning(tmp_path, data_path, client, said):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
     (tmp_path / "journal").write_text("in the way")
     run = attach(tmp_path)
     for step in range(3):
         run.metrics({"loss": 1.0}, step)
     run.finish("FINISHED", timeout=1)
-    assert [line for line in said() if "metrics cannot be tracked" in line] == said()[:1]
+    assert [line for line in said() if "metrics cannot be tracked" in line] == said()
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 RANK = """
