@@ -252,7 +252,7 @@ def test_a_store_that_is_gone_or_locked(tmp_path, said):
     run.metrics({"loss": 1.0}, 0)
     start = time.monotonic()
     run.finish("FINISHED", timeout=1.0)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 5
     assert len(said()) == 2
     assert "point: 1, status: 1" in said()[1]
 
