@@ -10,9 +10,9 @@ convert_over_uproot : jets/s of the conversion (ROOT files to a finished trainin
     leaves out waiting for the disk and for other processes.
 bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
 convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
-    copies of each file; not there with fewer than two cores. machine_two_cores_over_one: the same of an empty loop, at
-    the same time; less than 2 where others use the machine. two_cores_valid_rounds: rounds with an empty loop near 2;
-    the two ratios are medians of these, of all if there is none.
+    copies of each file; null with fewer than two cores. *_machine: the same of an empty loop, at the same time; less
+    than 2 where others use the machine. *_valid_rounds: rounds with an empty loop near 2; the ratios are medians of
+    these, of all if there is none.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def main() -> None:
         result: dict[str, object] = dict(one_core(config, files, scratch, arguments.repeats, cores[0]))
         if len(cores) >= 2:
             options = {"repeats": min(2, arguments.repeats), "cores": cores[:2], "copies": arguments.copies}
-            result |= two_cores(config, files, scratch, **options).as_results("convert")
+            result |= two_cores(config, files, scratch, **options).as_results("convert_two_cores_over_one")
     print(json.dumps(result))
 
 

@@ -16,8 +16,8 @@ loader_over_memcpy : time of a batch of a first epoch, its checksums included, o
 loader_two_cores_over_one : our jets/s with two cores and two workers over those of one core without workers.
 loader_two_ranks_over_one : jets/s of two ranks of a training, a core each and no workers, over those of one rank, with
     the same number of jets per rank.
-machine_two_cores_over_one : the same of an empty loop, at the same time; less than 2 where others use the machine.
-two_cores_valid_rounds : rounds with an empty loop near 2; the two ratios are medians of these, of all if there is none.
+*_machine : of these two, the same of an empty loop, at the same time; less than 2 where others use the machine.
+*_valid_rounds : rounds with an empty loop near 2; the two ratios are medians of these, of all if there is none.
 worker_peak_mb : the largest private memory of a loader worker, any layout and any size of shards.
 sets : per layout, as it is stored: bytes per jet, bytes over those of ROOT, jets/s, the ratios above, MB of a worker.
 
@@ -307,7 +307,7 @@ def main() -> None:
     chosen = sets[arguments.set]
     result = {f"loader_{key}": chosen[key] for key in ("over_weaver", "over_weaver_memory", "over_memcpy")}
     result["loader_over_memcpy_later"] = chosen["over_memcpy_later"]
-    result |= scaling.as_results("loader") | {"loader_two_ranks_over_one": of_ranks.ratio}
+    result |= scaling.as_results("loader_two_cores_over_one") | of_ranks.as_results("loader_two_ranks_over_one")
     result["worker_peak_mb"] = max(row[f"worker_mb_{size}"] for row in sets.values() for size in CHUNKS)
     result |= {"set": arguments.set, "sets": sets}
     print(json.dumps(result))

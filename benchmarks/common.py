@@ -64,13 +64,9 @@ class Scaling:
     machine: float | None = None
     valid: int = 0
 
-    def as_results(self, what: str) -> dict[str, float | int | None]:
-        """Entries for the JSON object of a benchmark."""
-        return {
-            f"{what}_two_cores_over_one": self.ratio,
-            "machine_two_cores_over_one": self.machine,
-            "two_cores_valid_rounds": self.valid,
-        }
+    def as_results(self, figure: str) -> dict[str, float | int | None]:
+        """Entries for the JSON object of a benchmark: the figure, that of an empty loop, rounds that count."""
+        return {figure: self.ratio, f"{figure}_machine": self.machine, f"{figure}_valid_rounds": self.valid}
 
 
 def two_cores_over_one(measure: Callable[[int], float], cores: Sequence[int], rounds: int) -> Scaling:

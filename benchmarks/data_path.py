@@ -33,7 +33,6 @@ GOALS = (
     ("loader_two_cores_over_one", 1.8, True),
     ("loader_two_ranks_over_one", 1.8, True),
 )
-TWO_CORES = "_two_cores_over_one"
 NOT_FREE = "not measurable: {:.2f} where an empty loop gave {:.2f}"
 
 
@@ -62,8 +61,8 @@ def goals(found: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"| `{name}` | {goal} | not measured |")
             continue
         text = f"{value:.2f}" + ("" if (value >= goal) == more else ", **missed**")
-        if name.endswith(TWO_CORES):
-            loop, rounds = source["machine_two_cores_over_one"], source["two_cores_valid_rounds"]
+        if f"{name}_machine" in source:
+            loop, rounds = source[f"{name}_machine"], source[f"{name}_valid_rounds"]
             text = f"{text} (an empty loop: {loop:.2f}, {rounds} rounds)" if rounds else NOT_FREE.format(value, loop)
         lines.append(f"| `{name}` | {goal} | {text} |")
     return "\n".join(lines)
