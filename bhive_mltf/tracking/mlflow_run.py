@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-_ENDED = ("FINISHED", "FAILED", "KILLED")
-_MAX_DIGEST = 36  # characters
-_MAX_SOURCE = 60_000  # characters
-
 
 def open_run(directory: Path, record: RunRecord) -> MlflowRun:
     """The run of a training directory. Raises ImportError without mlflow; a silent store is no error."""

@@ -110,6 +110,7 @@ def test_a_disk_that_takes_no_journal_costs_one_warning(tmp_path, data_path, cli
         run.metrics({"loss": 1.0}, step)
     run.finish("FINISHED", timeout=1)
     assert [line for line in said() if "metrics cannot be tracked" in line] == said()
+    assert len(said()) == 1
     assert client.get_run(run_id).info.status == "FINISHED"
 
 

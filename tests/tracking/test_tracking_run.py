@@ -211,6 +211,7 @@ def test_gpu_metrics_of_the_driver_reach_the_run(training, client, two_gpus, sai
 
 
 def test_system_metrics(training, client):
+    start = time.monotonic()
     for _ in range(2):
         run = attach(training)
         first = journal.Journal(training).next_step("system/")
@@ -218,7 +219,8 @@ def test_system_metrics(training, client):
         wait_for_step(training, first + 2)
         run.finish("FINISHED")
     points = history(client, run.record.run_id, "system/node0/cpu_utilization_percentage")
-    assert len(points) >= 4
+    # no more than the interval allows, and one at each end
+    assert 4 <= len(points) <= (time.monotonic() - start) / 0.1 + 4
     assert [step for step, _ in points] == list(range(len(points)))
 
 
@@ -252,7 +254,7 @@ def test_a_store_that_is_gone_or_locked(tmp_path, said):
     run.metrics({"loss": 1.0}, 0)
     start = time.monotonic()
     run.finish("FINISHED", timeout=1.0)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 2.5
     assert len(said()) == 2
     assert "point: 1, status: 1" in said()[1]
 
