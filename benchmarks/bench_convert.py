@@ -11,8 +11,8 @@ convert_over_uproot : jets/s of the conversion (ROOT files to a finished trainin
 bytes_over_root : bytes of the training set, derived columns included, over those of the ROOT files.
 convert_two_cores_over_one : time on one core over time on two, start of the processes included, on `--copies` distinct
     copies of each file; not there with fewer than two cores. *_machine: the same of an empty loop, at the same time;
-    less than 2 where others use the machine. *_valid_rounds: rounds with an empty loop near 2; the ratios are medians of
-    these, of all if there is none.
+    less than 2 where others use the machine. *_valid_rounds: rounds with an empty loop near 2; the ratios are medians
+    of these, of all if there is none.
 """
 
 from __future__ import annotations
