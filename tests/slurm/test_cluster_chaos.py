@@ -16,9 +16,9 @@ from tests.slurm.trainings import (
     assert_finished,
     assert_same_weights,
     ended,
-    wait_for,
     write_profile,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
 

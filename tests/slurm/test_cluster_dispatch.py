@@ -25,6 +25,7 @@ from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from tests.slurm.conftest import programs, start_lab
 from tests.slurm.trainings import read_until
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).parents[2]
@@ -64,14 +65,6 @@ def start(directory, *command, before=(), terminal=None, **environment):
         text=True,
         start_new_session=terminal is None,
     )
-
-
-def wait_for(holds, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not (value := holds()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
-    return value
 
 
 def state_of(client, record):
@@ -217,12 +210,13 @@ def test_ctrl_c_leaves_the_job_running_and_twice_offers_to_cancel_it(cluster, cl
 
 def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
     before = cluster.submissions()
-    process = start(tmp_path, "bash", "-c", "sleep 10")
+    process = start(tmp_path, "bash", "-c", f"until [ -e '{tmp_path}/go' ]; do sleep 0.2; done")
     record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
     wait_for(lambda: state_of(client, record) is JobState.RUNNING)
     cluster.kill_controller(after_saving=record.job_name)
     read_until(process, "the job may go on, asking again")
     cluster.start_controller()
+    (tmp_path / "go").touch()  # it outlasts the controller, however slow that one is to save
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "the scheduler answers again" in output

@@ -11,9 +11,9 @@ from tests.slurm.trainings import (
     assert_same_weights,
     ended,
     read_until,
-    wait_for,
     write_profile,
 )
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
 TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2, "checkpoint_steps": 1}

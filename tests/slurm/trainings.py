@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from bhive_mltf.tracking.record import RunRecord
 from tests.tasks.conftest import REPOSITORY, Sandbox, flat
+from tests.waiting import wait_for
 
 # two ranks on two nodes: cheap, and still several nodes
 TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 1, "checkpoint_steps": 1}
@@ -25,15 +25,6 @@ def write_profile(path, **values):
     content = yaml.safe_load((REPOSITORY / "configs/facility/local-lab.yml").read_text())
     path.write_text(yaml.safe_dump({**content, **values}))
     return path
-
-
-def wait_for(condition, seconds, what):
-    """The first true value of `condition()`."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-    return value
 
 
 class Shell(Sandbox):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bhive_mltf.tracking import RunRecord, attach, convert, journal, prepare
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -163,10 +164,7 @@ def test_nested_run(training, client):
 
 def wait_for_step(directory, step, seconds=30):
     """Until system metrics have gone beyond this step."""
-    end = time.monotonic() + seconds
-    while journal.Journal(directory).next_step("system/") <= step:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_for(lambda: journal.Journal(directory).next_step("system/") > step, seconds, f"step {step}")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from tests.training import standin
 from tests.training.standin import COMMAND, plan
+from tests.waiting import wait_for
 
 TWO = LocalRanks(COMMAND)
 
@@ -46,13 +47,6 @@ def ranks_of(directory):
         if str(directory / "plan.json") in command and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
-
-
-def wait_for(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def test_two_ranks_equal_one_in_float64(tmp_path):
