@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bhive_mltf.config import four_vectors as fv
-from bhive_mltf.config.expression import Expression
+from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.keys import BRANCH_KEYS, CUSTOM_KEYS, LENGTH_KEYS
 from bhive_mltf.config.schema import CustomFeature, Group, GroupName
 from bhive_mltf.config.settings import Settings, check_known, name, shown

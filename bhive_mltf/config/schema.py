@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from bhive_mltf.config import digests
-from bhive_mltf.config.expression import Expression
+from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.four_vectors import FourVectors
 from bhive_mltf.config.truths import Truth
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.config import Config
-from bhive_mltf.config.expression import Expression
+from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.schema import Group
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.lists import PackedLists

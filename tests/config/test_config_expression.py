@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.config.expression import Expression
-from bhive_mltf.config.functions import FUNCTIONS
+from bhive_mltf.config.expressions.expression import Expression
+from bhive_mltf.config.expressions.functions import FUNCTIONS
 from bhive_mltf.errors import ExpressionError, MissingBranchError
 
 UNARY = sorted(name for name, f in FUNCTIONS.items() if f.least == f.most == 1)

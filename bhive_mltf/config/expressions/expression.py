@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.config.nodes import Node, evaluate, names_of
-from bhive_mltf.config.translation import shorten, translate
+from bhive_mltf.config.expressions.nodes import Node, evaluate, names_of
+from bhive_mltf.config.expressions.translation import shorten, translate
 from bhive_mltf.errors import ExpressionError, MissingBranchError, nearest
 
 

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from bhive_mltf.config.functions import FUNCTIONS, INTEGRAL, OPERATORS, Value
+from bhive_mltf.config.expressions.functions import FUNCTIONS, INTEGRAL, OPERATORS, Value
 
 
 @dataclass(frozen=True)

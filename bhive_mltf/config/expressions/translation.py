@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from bhive_mltf.config.functions import (
+from bhive_mltf.config.expressions.functions import (
     AWKWARD_FUNCTIONS,
     AWKWARD_PREFIXES,
     CONSTANTS,
@@ -19,7 +19,7 @@ from bhive_mltf.config.functions import (
     GRAMMAR,
     NUMPY_PREFIXES,
 )
-from bhive_mltf.config.nodes import MAX_INTEGER, Call, Name, Node, Number
+from bhive_mltf.config.expressions.nodes import MAX_INTEGER, Call, Name, Node, Number
 from bhive_mltf.errors import ExpressionError, nearest
 
 MAX_CHARACTERS: Final = 4000

@@ -1,0 +1,1 @@
+"""Custom features of a config: a closed grammar of elementwise arithmetic on branches."""
