@@ -38,10 +38,10 @@ from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
-from bhive_mltf.data.construct import construct
-from bhive_mltf.data.jobs import DEFAULT_MB, ReadOptions, StageJob
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.stage import stage_many
 from bhive_mltf.data.manifest import Manifest
-from bhive_mltf.data.stage import stage_many
+from bhive_mltf.data.ntuples.jobs import DEFAULT_MB, ReadOptions, StageJob
 
 SEED = 1
 PART_INPUTS = Path(__file__).with_name("part_inputs.yml")

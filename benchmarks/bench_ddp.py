@@ -31,9 +31,9 @@ from part import MODEL, SEED, weaver_inputs
 from peer import Partner, Peer
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.balance import deal, work
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.root_dataset import open_root
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.rank_shares import deal, work
+from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.models import registry
 from bhive_mltf.training.plan import TrainingPlan
 

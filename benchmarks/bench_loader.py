@@ -50,10 +50,10 @@ from synthetic import distinct_copies
 
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
-from bhive_mltf.data import jagged
 from bhive_mltf.data.dataset import Dataset, open_dataset
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.loader_benchmark import flat_copy, memcpy_seconds
+from bhive_mltf.data.loader import jagged
+from bhive_mltf.data.loader.benchmark import flat_copy, memcpy_seconds
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.models import registry
 from bhive_mltf.models.inputs import ModelInputs
 

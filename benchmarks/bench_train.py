@@ -39,8 +39,8 @@ from peer import Peer
 from turns import ENGINE, take_batches, train_in_turns
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.batch import Batch
-from bhive_mltf.data.root_dataset import open_root
+from bhive_mltf.data.ntuples.root_dataset import open_root
+from bhive_mltf.interface import Batch
 from bhive_mltf.models import registry
 from bhive_mltf.models.convert import renamed_state
 from bhive_mltf.testing.jets import write_btag

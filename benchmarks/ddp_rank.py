@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 from bhive_mltf.models.base import count_parameters
 from bhive_mltf.training import engine, ingredients
 from bhive_mltf.training.distributed import World, join_world, size_from_environment

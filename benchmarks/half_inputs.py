@@ -33,7 +33,7 @@ from common import conditions
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.loader import BatchLoader
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.evaluation.discriminators import VS_REST, discriminators, softmax
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.evaluation.statistics import Area, area

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 
 MODEL = "ParticleTransformer_JetClass"
 SEED = 1

@@ -35,8 +35,8 @@ from common import jetclass_files, private_mb
 from synthetic import write_jets
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.jobs import DEFAULT_MB
 from bhive_mltf.data.manifest import Manifest
+from bhive_mltf.data.ntuples.jobs import DEFAULT_MB
 from bhive_mltf.testing.jetclass_jets import PROCESSES
 
 SCALES = (10_000, 31_000, 100_000, 310_000, 1_000_000)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 from bhive_mltf.training import engine, ingredients, precision
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients

@@ -123,7 +123,7 @@ def manifest_files(directory: str) -> tuple[str, ...]:
 
 def read(filelist: str) -> tuple[str, ...]:
     """The files of a list."""
-    from bhive_mltf.data.filelist import read_filelist
+    from bhive_mltf.data.ntuples.filelist import read_filelist
 
     return read_filelist(filelist)
 

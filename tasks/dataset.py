@@ -20,7 +20,7 @@ from tasks.pooled import PooledLocalWorkflow
 from tasks.slurm_workflow import SlurmBranches
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.jobs import StageJob
+    from bhive_mltf.data.ntuples.jobs import StageJob
 
 
 class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, BaseTask):
@@ -52,7 +52,7 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, Base
         files = checks.read(self.filelist)
         if not self.debug:
             return files
-        from bhive_mltf.data.processes import one_file_per_process
+        from bhive_mltf.data.ntuples.processes import one_file_per_process
 
         return one_file_per_process(files, self.load_config().processes)
 
@@ -61,13 +61,13 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, Base
 
     def staged_name(self, files: tuple[str, ...]) -> str:
         """Name of the staged file of some input files: a digest of all that decides its content."""
-        from bhive_mltf.data.jobs import staged_name
+        from bhive_mltf.data.ntuples.jobs import staged_name
 
         return staged_name(self.load_config(), files, self.seed, debug=self.debug, skip_bad_files=self.skip_bad_files)
 
     def job(self) -> StageJob:
         """What the library converts for this branch."""
-        from bhive_mltf.data.jobs import ReadOptions, StageJob
+        from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 
         options = ReadOptions.for_debugging() if self.debug else ReadOptions()
         return StageJob(
@@ -84,13 +84,13 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, Base
         return DatasetConstructorTask.req(self).is_made()
 
     def run(self) -> None:
-        from bhive_mltf.data.stage import stage
+        from bhive_mltf.data.build.stage import stage
 
         stage(self.job())
 
     def run_branches(self, branches: list[ConvertNtuples]) -> None:
         """Convert unfinished branches, each in a process of its own."""
-        from bhive_mltf.data.stage import stage_many
+        from bhive_mltf.data.build.stage import stage_many
 
         stage_many([branch.job() for branch in branches], workers=self.coffea_worker or os.cpu_count() or 1)
 
@@ -139,8 +139,8 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.config import require_complete
-        from bhive_mltf.data.construct import check_parameters
-        from bhive_mltf.data.jobs import check_memory
+        from bhive_mltf.data.build.construct import check_parameters
+        from bhive_mltf.data.ntuples.jobs import check_memory
 
         check_memory(self.conversion_memory)
         config = self.load_config()

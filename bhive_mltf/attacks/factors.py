@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.source import JetSource
+from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.models.inputs import ModelInputs
 
 SAMPLE = 32_768  # jets

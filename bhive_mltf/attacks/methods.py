@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.attacks.space import Changes, Space
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 
 Logits = Callable[[Batch], Tensor]
 Method = Callable[[Space, Logits, AttackOptions], Changes]

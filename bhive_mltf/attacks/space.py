@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bhive_mltf.attacks.factors import Factors
 from bhive_mltf.attacks.options import AttackOptions
-from bhive_mltf.data.batch import Batch, GroupBatch
+from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.models.inputs import ModelInputs
 
 Changes = list[Tensor]

@@ -110,14 +110,14 @@ def convert(options: argparse.Namespace) -> None:
         return
     if options.target is None or options.to is None:
         raise ParameterError("convert takes a directory to make and --to LAYOUT, or --in-place for a set of upstream")
-    from bhive_mltf.data import relayout
+    from bhive_mltf.data.layouts import rewrite
 
     if options.target.exists():
         raise ParameterError(f"'{options.target}' exists: give a directory that does not, or remove it")
     with tempfile.TemporaryDirectory() as sidecar:
         dataset = _open(options, Path(sidecar))
         with _progress("convert", 2 * len(dataset)) as advance:
-            manifest = relayout.convert(dataset, options.target, options.to, options.chunk_size, advance)
+            manifest = rewrite.convert(dataset, options.target, options.to, options.chunk_size, advance)
     _say(
         f"{options.target}: {manifest.n_jets} jets in {len(manifest.shards)} shards of {manifest.layout}, "
         f"digest {manifest.digest[:12]} as before"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.loader_benchmark import LoaderProfile
+    from bhive_mltf.data.loader.benchmark import LoaderProfile
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure and print."""
     from bhive_mltf import config as configs
     from bhive_mltf.data.dataset import open_dataset
-    from bhive_mltf.data.loader_benchmark import profile
+    from bhive_mltf.data.loader.benchmark import profile
     from bhive_mltf.models import registry
 
     config = configs.load(options.config)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 def show(found: LoaderProfile, console: Console) -> None:
     """Print a profile."""
-    from bhive_mltf.data.loader_benchmark import STAGES
+    from bhive_mltf.data.loader.benchmark import STAGES
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("stage")

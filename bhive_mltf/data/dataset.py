@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from bhive_mltf.config import Config
 from bhive_mltf.data import manifest as manifests
-from bhive_mltf.data.arrow_shard import ArrowShard
 from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.build.set_writer import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
 from bhive_mltf.data.columns import Selection
 from bhive_mltf.data.content import file_checksum
-from bhive_mltf.data.foreign import derive
 from bhive_mltf.data.index import JetIndex
-from bhive_mltf.data.lz4_rows import LZ4Shard
+from bhive_mltf.data.layouts.arrow_reader import ArrowShard
+from bhive_mltf.data.layouts.lz4_rows import LZ4Shard
+from bhive_mltf.data.layouts.upstream_lz4 import derive
 from bhive_mltf.data.manifest import Manifest
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.shards import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
 from bhive_mltf.data.slices import empty_block
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
 from bhive_mltf.files.lock import DirectoryLock

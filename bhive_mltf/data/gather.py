@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bhive_mltf.data import jagged
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.jagged import Chosen, Memory
+from bhive_mltf.data.layouts.column_planes import Plane
+from bhive_mltf.data.loader import jagged
+from bhive_mltf.data.loader.jagged import Chosen, Memory
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.data.storage import Plane
 
 
 def gather(blocks: Sequence[JetBlock], jets: NDArray[np.int64]) -> JetBlock:

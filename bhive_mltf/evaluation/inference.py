@@ -132,7 +132,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
     """The share of a rank, in stored order."""
     import torch
 
-    from bhive_mltf.data.loader import BatchLoader
+    from bhive_mltf.data.loader.loader import BatchLoader
     from bhive_mltf.training.distributed import World, pick_device, set_threads
     from bhive_mltf.training.reproducibility import deterministic
 

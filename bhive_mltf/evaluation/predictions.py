@@ -21,7 +21,7 @@ from bhive_mltf.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
     from bhive_mltf.models.base import Tagger
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bhive_mltf.data.weighting_report import WeightingReport
+from bhive_mltf.data.weighting.report import WeightingReport
 from bhive_mltf.evaluation import figures
 
 STEM = "spectra"

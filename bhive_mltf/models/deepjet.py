@@ -23,7 +23,7 @@ from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 NORM_EPS = 1e-3
 CONVOLUTIONS = {"cpf": (64, 32, 32, 8), "npf": (32, 16, 4), "vtx": (64, 32, 32, 8)}

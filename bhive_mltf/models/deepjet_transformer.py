@@ -26,7 +26,7 @@ from bhive_mltf.models.sequence import embedded
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 CPF = (
     "Cpfcan_ptrel",

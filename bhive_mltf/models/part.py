@@ -16,7 +16,7 @@ from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 
 class Feature(NamedTuple):

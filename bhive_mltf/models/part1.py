@@ -24,7 +24,7 @@ from bhive_mltf.models.sequence import class_bias, embedded, pair_bias
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 NORM_EPS = 1e-3
 EXPANSION = 4

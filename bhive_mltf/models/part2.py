@@ -30,7 +30,7 @@ from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 EXPANSION = 4
 RMS_EPS = 1e-6

@@ -28,7 +28,7 @@ from bhive_mltf.models.sequence import embedded, real_rows, spread_rows
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 EXPANSION = 4
 EDGE_WIDTHS = ((128, 128, 128), (256, 256, 256))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
     from bhive_mltf.models.base import Tagger
 
 OFFLINE_COLUMNS = ("jet_pt", "gen_pt", "gen_pt_WithNu")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bhive_mltf.models.layers import key_bias, visible_keys
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
     from bhive_mltf.models.base import Tagger
 
 

@@ -19,7 +19,7 @@ from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config, Group
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
 
 COLUMN_KEYS = {
     GLOBAL: "global_features",

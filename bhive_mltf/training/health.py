@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 
 WINDOW = 200  # steps that a loss is compared with
 LEAST = 50  # of them, before anything is said

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bhive_mltf.attacks.factors import Factors, feature_factors
-from bhive_mltf.data import philox
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.data.loader import philox
 from bhive_mltf.files import node_copy
+from bhive_mltf.interface import Batch
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Loader(Protocol):
-    """Batches of a part of the training set; see `bhive_mltf.data.loader.BatchLoader`."""
+    """Batches of a part of the training set; see `bhive_mltf.data.loader.loader.BatchLoader`."""
 
     def n_batches(self, epoch: int) -> int:
         """Global batches of an epoch, exactly."""
@@ -65,8 +65,8 @@ def open_training_set(plan: TrainingPlan) -> Dataset:
 
     if not plan.root_files:
         return open_dataset(node_copy.find(plan.dataset), plan.config, plan.dataset_sidecar)
-    from bhive_mltf.data.jobs import ReadOptions
-    from bhive_mltf.data.root_dataset import open_root
+    from bhive_mltf.data.ntuples.jobs import ReadOptions
+    from bhive_mltf.data.ntuples.root_dataset import open_root
 
     return open_root(
         plan.config,
@@ -89,7 +89,7 @@ def open_validation_set(plan: TrainingPlan) -> Dataset | None:
 
 def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, range]]:
     """The jets that train, and those that validate with the set that they are in."""
-    from bhive_mltf.data.split import split_ranges, training_range
+    from bhive_mltf.data.loader.split import split_ranges, training_range
 
     validation_set = open_validation_set(plan)
     if validation_set is None:
@@ -101,7 +101,7 @@ def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, 
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     """Open the training set and build model and loaders of this rank."""
     from bhive_mltf.data.jet_ids import describe_files
-    from bhive_mltf.data.loader import BatchLoader
+    from bhive_mltf.data.loader.loader import BatchLoader
     from bhive_mltf.models import registry
     from bhive_mltf.training.losses import class_weights
 

@@ -20,7 +20,7 @@ from bhive_mltf.models.base import Outputs
 from bhive_mltf.training import names
 
 if TYPE_CHECKING:
-    from bhive_mltf.data.batch import Batch
+    from bhive_mltf.interface import Batch
     from bhive_mltf.models.base import Tagger
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import nn
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 from bhive_mltf.training.step import Stepper
 
 logger = logging.getLogger(__name__)

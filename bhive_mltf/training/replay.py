@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhive_mltf.data.batch import Batch
 from bhive_mltf.errors import CheckpointError, DatasetMismatchError
+from bhive_mltf.interface import Batch
 from bhive_mltf.training import checkpoint, incident
 from bhive_mltf.training import ingredients as making
 from bhive_mltf.training.distributed import World, pick_device

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bhive_mltf.attacks.attack import Attack
-from bhive_mltf.data import philox
-from bhive_mltf.data.batch import Batch, GroupBatch
+from bhive_mltf.data.loader import philox
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.training import precision
 from bhive_mltf.training.distributed import World
 from bhive_mltf.training.guard import Guard

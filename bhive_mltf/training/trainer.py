@@ -8,8 +8,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from bhive_mltf.data.batch import Batch
 from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
+from bhive_mltf.interface import Batch
 from bhive_mltf.training import incident, reproducibility
 from bhive_mltf.training.batchnorm import plain_batch_norms
 from bhive_mltf.training.control import Control

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bhive_mltf.data.batch import Batch
+from bhive_mltf.interface import Batch
 
 
 class Lane(Protocol):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bhive_mltf.data import construct as library
+from bhive_mltf.data.build import construct as library
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record
 
@@ -67,7 +67,7 @@ def _remove(paths: list[Path]) -> None:
 
 def _show_weights(task: DatasetConstructorTask, directory: Path) -> None:
     """What weighted sampling makes of each label: in words, and as a figure where figures can be drawn."""
-    from bhive_mltf.data.weighting_report import WeightingReport
+    from bhive_mltf.data.weighting.report import WeightingReport
 
     task.say(f"{WeightingReport.read(directory)[0].table()}\n")
     if importlib.util.find_spec("matplotlib") is not None:

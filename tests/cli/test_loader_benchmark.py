@@ -6,7 +6,7 @@ import pytest
 
 from bhive_mltf import config as configs
 from bhive_mltf.cli import main
-from bhive_mltf.data.loader_benchmark import STAGES
+from bhive_mltf.data.loader.benchmark import STAGES
 from bhive_mltf.testing.jets import write_btag
 from tests.data.building import build
 

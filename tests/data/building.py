@@ -8,10 +8,10 @@ import numpy as np
 import yaml
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.construct import construct
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.stage import stage_many
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.jobs import ReadOptions, StageJob, staged_name
-from bhive_mltf.data.stage import stage_many
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, staged_name
 from bhive_mltf.testing.root_files import Jets, write_tree
 
 SMALL = {

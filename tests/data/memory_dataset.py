@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data import philox
 from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.loader import philox
 from bhive_mltf.data.schema import GLOBAL, GroupSchema, Schema
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.models.inputs import GroupInput, ModelInputs, Padding

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import balance, compiled, order
-from bhive_mltf.data.balance import deal, work
-from bhive_mltf.data.loader import BatchLoader
+from bhive_mltf.data.loader import compiled, order, rank_shares
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.rank_shares import deal, work
 from tests.compiling import shared_library
 from tests.data.memory_dataset import inputs, make_dataset
 
@@ -31,7 +31,7 @@ def _way(request, tmp_path_factory):
         library = shared_library(tmp_path_factory.mktemp("compiled"), compiled.source("deal"))
         function = compiled.load(library, "deal")
         assert function is not None
-    with patch.object(balance, "DEAL", function):
+    with patch.object(rank_shares, "DEAL", function):
         yield
 
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("_way")
 @given(COSTS, st.integers(1, 9))
 def test_with_and_without_the_compiled_function_the_ranks_are_the_same(cost, world_size):
     one = deal(cost, world_size)
-    with patch.object(balance, "DEAL", None):
+    with patch.object(rank_shares, "DEAL", None):
         assert np.array_equal(deal(cost, world_size), one)
 
 

@@ -9,10 +9,10 @@ import uproot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import baskets, root_tree
-from bhive_mltf.data.baskets import BranchReader, Layout
-from bhive_mltf.data.lists import Index, PackedLists
-from bhive_mltf.data.root_tree import open_tree
+from bhive_mltf.data.ntuples import baskets, root_reader
+from bhive_mltf.data.ntuples.baskets import BranchReader, Layout
+from bhive_mltf.data.ntuples.lists import Index, PackedLists
+from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass
 from bhive_mltf.testing.root_files import Jets, write_tree
@@ -99,7 +99,7 @@ def test_uproot_reads_what_is_not_simple(tmp_path, monkeypatch):
     path = write_tree(tmp_path / "jets.root", SMALL["treename"], hand_made(500), basket_jets=90)
     names = ["jet_pt", "isB", "Cpfcan_pt", "sv_mass"]
     fast = baskets.simple_layout
-    monkeypatch.setattr(root_tree, "simple_layout", lambda b: None if b.name in ("isB", "sv_mass") else fast(b))
+    monkeypatch.setattr(root_reader, "simple_layout", lambda b: None if b.name in ("isB", "sv_mass") else fast(b))
     tree = check_file(path, SMALL["treename"], names, (1000, 77))
     assert tree._readers.keys() == {"jet_pt", "Cpfcan_pt"}
 
@@ -264,7 +264,7 @@ def test_flipped_bits_never_change_the_number_of_jets(tmp_path, codec):
         try:
             with open_tree(str(path), "tree", list(jets)) as tree:
                 [chunk] = tree.chunks(10_000, 1 << 40)
-        except (CorruptFileError, root_tree.MissingBranchError):
+        except (CorruptFileError, root_reader.MissingBranchError):
             detected += 1
             continue
         assert {len(values) for values in chunk.scalars.values()} == {n_jets}

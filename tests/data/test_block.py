@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data import jagged
 from bhive_mltf.data.block import JetBlock, candidate_rows
 from bhive_mltf.data.gather import gather
+from bhive_mltf.data.loader import jagged
 from tests.data.memory_dataset import make_dataset
 
 

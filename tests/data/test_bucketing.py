@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import order
-from bhive_mltf.data.balance import work
-from bhive_mltf.data.bucketing import Buckets
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.plan import BatchPlan, Selection
+from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.batch_plan import BatchPlan, Selection
+from bhive_mltf.data.loader.bucketing import Buckets
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.rank_shares import work
 from bhive_mltf.errors import ParameterError
 from tests.data.memory_dataset import inputs, make_dataset
 

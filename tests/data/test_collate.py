@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import order
-from bhive_mltf.data.arena import Arenas, read_columns
-from bhive_mltf.data.collate import BatchShape, Collator, buffer_bytes, padded_lengths, unpack
-from bhive_mltf.data.window import LoaderView
+from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.collate import BatchShape, Collator, buffer_bytes, padded_lengths, unpack
+from bhive_mltf.data.loader.decode_cache import Arenas, read_columns
+from bhive_mltf.data.loader.windows import LoaderView
 from bhive_mltf.errors import CorruptFileError
 from tests.data.memory_dataset import SCHEMA, inputs, make_dataset, value
 

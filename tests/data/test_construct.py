@@ -11,14 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf import config as configs
-from bhive_mltf.data import construct as construction
-from bhive_mltf.data import merge, philox, shards
-from bhive_mltf.data.construct import check_parameters
+from bhive_mltf.data.build import construct as construction
+from bhive_mltf.data.build import merge, set_writer
+from bhive_mltf.data.build.construct import check_parameters
+from bhive_mltf.data.build.stage import stage
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.jobs import ReadOptions, StageJob
+from bhive_mltf.data.loader import philox
 from bhive_mltf.data.manifest import FILE_NAME, Manifest
-from bhive_mltf.data.stage import stage
-from bhive_mltf.data.weights import reference_shape
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
+from bhive_mltf.data.weighting.grid import reference_shape
 from bhive_mltf.errors import DataError, DatasetMismatchError, FilelistError, ParameterError
 from bhive_mltf.testing.jets import write_btag, write_jetclass
 from tests.data.building import build, same, small_config, write_hand_made
@@ -82,7 +83,7 @@ def test_w03_every_jet_once_whatever_the_chunks(world, tmp_path, monkeypatch, da
     bucket = data.draw(st.integers(1, 200))
     batch = data.draw(st.integers(1, 60))
     monkeypatch.setattr(merge, "_bucket_jets", lambda *_: bucket)
-    monkeypatch.setattr(shards, "BATCH_JETS", batch)
+    monkeypatch.setattr(set_writer, "BATCH_JETS", batch)
     dataset = build(
         config,
         data.draw(st.permutations(paths)),
@@ -135,11 +136,11 @@ def test_files_and_records(world, tmp_path):
     assert sorted(files_of(directory)) == sorted(
         [
             *(f"file_{i}.arrow" for i in range(3)),
-            shards.INDEX,
-            shards.HISTOGRAM,
-            shards.WEIGHTS,
-            shards.WEIGHTING,
-            shards.FILES,
+            set_writer.INDEX,
+            set_writer.HISTOGRAM,
+            set_writer.WEIGHTS,
+            set_writer.WEIGHTING,
+            set_writer.FILES,
             FILE_NAME,
         ]
     )
@@ -297,13 +298,13 @@ def break_at(patch, where):
         raise OSError("disk full")
 
     if where == "shard":
-        original, calls = shards._write_shard, []
+        original, calls = set_writer._write_shard, []
 
         def third(*args, **options):
             calls.append(1)
             return fail() if len(calls) == 3 else original(*args, **options)
 
-        patch.setattr(shards, "_write_shard", third)
+        patch.setattr(set_writer, "_write_shard", third)
         return
-    replace = shards.atomic.os.replace
-    patch.setattr(shards.atomic.os, "replace", lambda a, b: fail() if str(b).endswith(where) else replace(a, b))
+    replace = set_writer.atomic.os.replace
+    patch.setattr(set_writer.atomic.os, "replace", lambda a, b: fail() if str(b).endswith(where) else replace(a, b))

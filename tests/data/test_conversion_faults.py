@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from bhive_mltf.data.construct import construct
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.stage import stage, stage_many
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.jobs import ReadOptions, StageJob
-from bhive_mltf.data.stage import stage, stage_many
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.errors import DataError
 from bhive_mltf.testing.root_files import write_tree
 from tests.data.building import hand_made, small_config

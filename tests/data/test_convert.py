@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import uproot
 
-from bhive_mltf.data import root_tree
-from bhive_mltf.data.convert import Converter
-from bhive_mltf.data.root_tree import open_tree
+from bhive_mltf.data.ntuples import root_reader
+from bhive_mltf.data.ntuples.root_reader import open_tree
+from bhive_mltf.data.ntuples.selection import Converter
 from bhive_mltf.errors import CorruptFileError, DataError, MissingBranchError
 from bhive_mltf.testing.root_files import Jets, write_tree
 from tests.data.building import hand_made, small_config, write_hand_made
@@ -49,8 +49,8 @@ def test_known_jets(config, tmp_path):
 def test_only_needed_branches_are_read(config, tmp_path, monkeypatch):
     path = write_hand_made(tmp_path / "TT.root", 6, unused=np.zeros(6, np.float32))
     read = []
-    layout = root_tree.simple_layout
-    monkeypatch.setattr(root_tree, "simple_layout", lambda branch: read.append(branch.name) or layout(branch))
+    layout = root_reader.simple_layout
+    monkeypatch.setattr(root_reader, "simple_layout", lambda branch: read.append(branch.name) or layout(branch))
     convert(config, path)
     assert read == list(config.branches)
 

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from bhive_mltf.data.construct import construct
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.stage import stage
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.jobs import StageJob
-from bhive_mltf.data.stage import stage
+from bhive_mltf.data.ntuples.jobs import StageJob
 from bhive_mltf.errors import DataError
 from bhive_mltf.testing.jets import write_btag
 from tests.data.building import build, small_config

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data import compiled, jagged
-from bhive_mltf.data.jagged import Chosen, Memory, Recipe, Scratch, assemble
-from bhive_mltf.data.storage import Plane
+from bhive_mltf.data.layouts.column_planes import Plane
+from bhive_mltf.data.loader import compiled, jagged
+from bhive_mltf.data.loader.jagged import Chosen, Memory, Recipe, Scratch, assemble
 from bhive_mltf.errors import CorruptFileError
 from tests.compiling import shared_library
 

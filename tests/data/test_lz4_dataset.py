@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf.data import dataset as reading
-from bhive_mltf.data import shards
+from bhive_mltf.data.build import set_writer
 from bhive_mltf.data.dataset import open_dataset, verify
-from bhive_mltf.data.lz4_frame import FrameReader, SeekPoints
+from bhive_mltf.data.layouts.lz4_frame import FrameReader, SeekPoints
 from bhive_mltf.errors import CorruptFileError, DataError
 from tests.data.building import build, same, small_config, write_hand_made
 
@@ -281,7 +281,7 @@ def test_w26_a_large_foreign_file_is_never_held_whole(config, tmp_path, monkeypa
     )
     dataset = open_dataset(directory, config)
     assert sum(sizes) == len(rows)
-    assert max(sizes) == shards.BATCH_JETS
+    assert max(sizes) == set_writer.BATCH_JETS
     np.testing.assert_array_equal(dataset.read(12_345, 12_400).kinematics, rows[12_345:12_400, :2])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bhive_mltf.data.jobs import LEAST_MB
+from bhive_mltf.data.ntuples.jobs import LEAST_MB
 
 SCALE = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 N_JETS = 100_000

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data import order
+from bhive_mltf.data.loader import order
 from bhive_mltf.errors import ParameterError
 
 RANGES = st.tuples(st.integers(0, 5000), st.integers(1, 60_000)).map(lambda t: range(t[0], t[0] + t[1]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bhive_mltf.data import philox
+from bhive_mltf.data.loader import philox
 
 # Known answers of Random123 for philox4x32-10: counter, key, result, 32-bit words.
 KNOWN = [

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import uproot
 
-from bhive_mltf.data.construct import construct
-from bhive_mltf.data.jobs import ReadOptions, StageJob
-from bhive_mltf.data.leftovers import sweeping, temporary_part
-from bhive_mltf.data.merge import in_background, in_threads, merged
-from bhive_mltf.data.pieces import Span, cut
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.merge import in_background, in_threads, merged
+from bhive_mltf.data.build.pieces import Span, cut
+from bhive_mltf.data.build.stage import stage_many
+from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.build.stale_files import sweeping, temporary_part
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.stage import stage_many
-from bhive_mltf.data.staging import StagedFile
 from bhive_mltf.errors import CorruptFileError, ParameterError
 from bhive_mltf.testing.root_files import write_tree
 from tests.data.building import build, hand_made, same, small_config

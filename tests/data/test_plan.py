@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import order
-from bhive_mltf.data.plan import BatchPlan, Selection
+from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.batch_plan import BatchPlan, Selection
 from tests.data.memory_dataset import CLASSES, make_dataset
 
 DATASET = make_dataset(1500, labels=(0, 1, 2, 3, 4))

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bhive_mltf.data.jobs import StageJob
-from bhive_mltf.data.root_tree import open_tree
-from bhive_mltf.data.stage import stage
+from bhive_mltf.data.build.stage import stage
+from bhive_mltf.data.ntuples.jobs import StageJob
+from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.errors import DataError
 from tests.data.building import small_config, write_hand_made
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import torch
 
-from bhive_mltf.data import order, ring, stream
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.ring import Ring, SharedBuffers
+from bhive_mltf.data.loader import buffers, order, prefetch
+from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import TrainingError
 from tests.data.memory_dataset import inputs, make_dataset
 
@@ -130,7 +130,7 @@ def test_a_pinned_buffer_waits_for_the_gpu(monkeypatch):
         cudaHostUnregister=lambda _: calls.append(("unpin",)),
     )
     cuda = SimpleNamespace(Event=Event, cudart=lambda: runtime, synchronize=lambda: calls.append(("wait",)))
-    monkeypatch.setattr(ring.torch, "cuda", cuda)
+    monkeypatch.setattr(buffers.torch, "cuda", cuda)
     buffers = SharedBuffers(2, 10)
     buffers.pin()
     assert buffers.pinned
@@ -176,7 +176,7 @@ sys.stdin.read()
 
 def test_nothing_is_left_of_a_killed_process():
     before = set(Path("/dev/shm").iterdir())
-    root = Path(stream.__file__).parents[2]
+    root = Path(prefetch.__file__).parents[2]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
     )

@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from bhive_mltf.data import root_dataset
 from bhive_mltf.data.dataset import Dataset
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.root_dataset import open_root
-from bhive_mltf.data.split import split_ranges
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.split import split_ranges
+from bhive_mltf.data.ntuples import root_dataset
+from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, ParameterError
 from bhive_mltf.models.inputs import GroupInput, ModelInputs
 from tests.data.building import build, same, small_config, write_hand_made

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from bhive_mltf.data import philox, spread, stage
-from bhive_mltf.data.jobs import ReadOptions, StageJob, staged_name
+from bhive_mltf.data.build import spread, stage
+from bhive_mltf.data.build.stage import stage_many
+from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.loader import philox
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, staged_name
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.stage import stage_many
-from bhive_mltf.data.staging import StagedFile
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, MissingBranchError
 from tests.data.building import small_config, write_hand_made
 
@@ -210,6 +211,6 @@ def test_job_is_a_value(config, tmp_path):
 
 
 def test_workers_do_without_torch():
-    code = "import sys, bhive_mltf.data.stage, bhive_mltf.data.construct, bhive_mltf.data.dataset; "
+    code = "import sys, bhive_mltf.data.build.stage, bhive_mltf.data.build.construct, bhive_mltf.data.dataset; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'matplotlib', 'pandas', 'law')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

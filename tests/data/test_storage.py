@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bhive_mltf.data import arrow_shard, order
-from bhive_mltf.data.arrow import checksum
-from bhive_mltf.data.construct import check_parameters
+from bhive_mltf.data.build.construct import check_parameters
 from bhive_mltf.data.dataset import Dataset, open_dataset
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.mapped import ArrowWindows
-from bhive_mltf.data.storage import planes_of
+from bhive_mltf.data.layouts import arrow_reader
+from bhive_mltf.data.layouts.arrow_format import checksum
+from bhive_mltf.data.layouts.column_planes import planes_of
+from bhive_mltf.data.layouts.mapped import ArrowWindows
+from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import ConfigError, CorruptFileError, DataError
 from bhive_mltf.models.inputs import GroupInput, ModelInputs
 from tests.data.building import build, same, small_config, write_hand_made
@@ -250,7 +251,7 @@ def test_the_damaged_block_is_named(tmp_path):
 def test_a_block_is_checked_once(sets, monkeypatch):
     calls = []
     dataset = Dataset(sets["plain"].directory, sets["plain"].manifest)
-    monkeypatch.setattr(arrow_shard, "checksum", lambda column: calls.append(1) or checksum(column))
+    monkeypatch.setattr(arrow_reader, "checksum", lambda column: calls.append(1) or checksum(column))
     loader = BatchLoader(dataset, range(N_JETS), inputs(), mode="training", batch_size=50, seed=1, weighted=False)
     for _ in loader.epoch(0):
         pass
@@ -266,7 +267,7 @@ def test_a_shard_without_its_checksums_is_refused(sets, tmp_path):
     with pa.OSFile(str(tmp_path / "bare.arrow"), "wb") as sink, pa.ipc.new_file(sink, reader.schema) as writer:
         writer.write_batch(reader.get_batch(0))
     with pytest.raises(CorruptFileError, match="bare.arrow' has lost checksums"):
-        arrow_shard.ArrowShard(tmp_path / "bare.arrow", sets["plain"].schema)
+        arrow_reader.ArrowShard(tmp_path / "bare.arrow", sets["plain"].schema)
 
 
 def test_options_that_cannot_be(tmp_path):

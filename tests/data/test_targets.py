@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from bhive_mltf.data.targets import (
+from bhive_mltf.data.loader.targets import (
     check_filled,
     check_mode,
     check_unmatched,

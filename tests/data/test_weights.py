@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bhive_mltf.data.weights import Grid, WeightTable, check_labels, reference_shape
+from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels, reference_shape
 from bhive_mltf.errors import DataError
 
 GRID = Grid((10.0, 30.0, 60.0, 120.0), (-2.5, 0.0, 2.51))

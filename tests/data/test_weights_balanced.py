@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bhive_mltf.data.weighting_balanced import MAX_REDUCTION, balanced, merge_bins, merge_neighbours, region_sums
-from bhive_mltf.data.weighting_methods import WEIGHTINGS, weigh
-from bhive_mltf.data.weighting_report import FILE_NAME, WeightingReport
-from bhive_mltf.data.weights import Grid, reference_shape
+from bhive_mltf.data.weighting.balanced import MAX_REDUCTION, balanced, merge_bins, merge_neighbours, region_sums
+from bhive_mltf.data.weighting.grid import Grid, reference_shape
+from bhive_mltf.data.weighting.methods import WEIGHTINGS, weigh
+from bhive_mltf.data.weighting.report import FILE_NAME, WeightingReport
 from bhive_mltf.errors import CorruptFileError, ParameterError
 from bhive_mltf.testing.jets import write_btag
 from tests.data.building import build, small_config

@@ -8,11 +8,11 @@ import torch
 import uproot
 
 from bhive_mltf.config import load
-from bhive_mltf.data.construct import construct
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.build.stage import stage
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.jobs import StageJob
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.stage import stage
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.ntuples.jobs import StageJob
 from bhive_mltf.evaluation import figures, prediction_files
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.evaluation.roc import make_roc_directory

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from bhive_mltf.data.batch import Batch, GroupBatch
 from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation.predictions import loss_and_accuracy, predict
+from bhive_mltf.interface import Batch, GroupBatch
 
 
 class Linear(torch.nn.Module):

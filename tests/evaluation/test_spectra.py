@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from bhive_mltf.data.weighting_methods import WEIGHTINGS, weigh
-from bhive_mltf.data.weights import Grid
+from bhive_mltf.data.weighting.grid import Grid
+from bhive_mltf.data.weighting.methods import WEIGHTINGS, weigh
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.evaluation.spectra import draw_spectra, spectra_figure
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.batch import Batch, GroupBatch
+from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.models import registry
 from bhive_mltf.models.base import Outputs
 

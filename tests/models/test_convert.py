@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.loader import BatchLoader
-from bhive_mltf.data.root_dataset import open_root
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.models import registry
 from bhive_mltf.models.convert import PartFromWeaver, renamed_state, weaver_key
 from bhive_mltf.models.part_network import PartNetwork

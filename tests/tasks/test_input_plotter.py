@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bhive_mltf.data.weighting_methods import WEIGHTINGS
+from bhive_mltf.data.weighting.methods import WEIGHTINGS
 from bhive_mltf.testing import jets
 from tests.data.building import SMALL
 from tests.tasks.conftest import Sandbox, flat

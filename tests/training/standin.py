@@ -25,9 +25,9 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bhive_mltf import config  # noqa: E402
-from bhive_mltf.data.batch import Batch, GroupBatch  # noqa: E402
-from bhive_mltf.data.loader import BatchLoader  # noqa: E402
-from bhive_mltf.data.split import split_ranges  # noqa: E402
+from bhive_mltf.data.loader.loader import BatchLoader  # noqa: E402
+from bhive_mltf.data.loader.split import split_ranges  # noqa: E402
+from bhive_mltf.interface import Batch, GroupBatch  # noqa: E402
 from bhive_mltf.models.inputs import GroupInput, ModelInputs  # noqa: E402
 from bhive_mltf.training.ingredients import Ingredients, seed_model  # noqa: E402
 from bhive_mltf.training.plan import TrainingPlan  # noqa: E402

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bhive_mltf import config as configs
-from bhive_mltf.data.loader import BatchLoader
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.models import registry

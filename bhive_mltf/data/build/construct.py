@@ -1,0 +1,205 @@
+"""Construction of a training set: weights, global order, shards, index and manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import bhive_mltf
+from bhive_mltf.config import Config
+from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.content import refuse_equal_contents
+from bhive_mltf.data.ntuples.jobs import BASE_MB, DEFAULT_MB, check_memory
+from bhive_mltf.data.layouts.lz4_rows import check_layout
+from bhive_mltf.data.manifest import Accounting, Manifest, Source
+from bhive_mltf.data.build.merge import DEFAULT_BYTES, merged
+from bhive_mltf.data.padding import strip
+from bhive_mltf.data.schema import Schema
+from bhive_mltf.data.build.set_writer import clear, publish, write_jets
+from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.layouts.column_planes import full_width
+from bhive_mltf.data.weighting.methods import Weighting, check_weighting, weigh
+from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels
+from bhive_mltf.errors import DataError, DatasetMismatchError, ParameterError
+from bhive_mltf.files import disk
+
+logger = logging.getLogger(__name__)
+
+_HALF_LIMIT = float(np.finfo(np.float16).max)
+
+
+def check_parameters(config: Config, chunk_size: int) -> None:
+    """Refuse what cannot be written, before anything is read.
+
+    Raises
+    ------
+    ParameterError
+        `chunk_size` is not positive.
+    DataError
+        The layout cannot hold the config's jets.
+    """
+    if chunk_size < 1:
+        raise ParameterError(f"--chunk-size {chunk_size}: a shard holds one jet or more; the default is 100000")
+    if config.dataset == "LZ4Dataset":
+        check_layout(Schema.of(config), config.data_precision, config.name)
+        if config.compression != "none":
+            raise DataError(
+                f"config {config.name}: `compression: {config.compression}` is for Arrow shards, the LZ4 layout has "
+                "its own: remove it, or use `dataset: ArrowDataset`"
+            )
+
+
+def construct(
+    config: Config,
+    staged: Sequence[Path],
+    directory: Path,
+    *,
+    chunk_size: int,
+    seed: int,
+    filelist: Sequence[str],
+    code_version: str = bhive_mltf.__version__,
+    weighting: str = "reference",
+    memory_mb: int = DEFAULT_MB,
+    threads: int = 1,
+) -> Manifest:
+    """Write a training set from staged files; `processed_files.txt` comes last and says that all is there.
+
+    Jets stand in the order of their keys (`staging.global_keys`), whatever the staged files, chunks and paths.
+
+    Parameters
+    ----------
+    staged : staged files, in the order of their source files in `filelist`.
+    chunk_size : jets per shard; the last one holds what is left.
+    seed : of the global order, the same as at staging.
+    filelist : the files asked for; recorded.
+    weighting : how the jets' weights are found, a name of `weighting_methods`.
+    memory_mb : budget of this process in MB, pages of mapped files not counted.
+    threads : that put jets in order while others are written; with more than one, writing has a thread of its own.
+
+    Raises
+    ------
+    ParameterError, DataError, DatasetMismatchError, FilelistError
+        Parameters out of range; no jets, too few labels or an empty reference flavour; staged files of another config
+        or seed; the same content twice.
+    """
+    check_parameters(config, chunk_size)
+    check_weighting(weighting)
+    max_bytes = _block_bytes(memory_mb, threads)
+    schema = Schema.of(config)
+    _allow_open_files(len(staged))
+    files = [StagedFile(Path(path), schema) for path in staged]
+    for file in files:
+        if (file.record.seed, file.record.config_digest) != (seed, config.dataset_digest):
+            raise DatasetMismatchError(
+                f"'{file.path}' was staged with another config or seed: remove it and convert again"
+            )
+    sources = tuple(source for file in files for source in file.record.sources)
+    refuse_equal_contents((source.path, int(source.content_id, 16)) for source in sources)
+    accounting = _account(files, sources)
+    histogram = _histogram(files, config)
+    weights = _weigh(histogram, config, weighting)
+    skipped = tuple(skip for file in files for skip in file.record.skipped)
+    if skipped:
+        logger.warning(
+            "%d files that cannot be read are left out: %s", len(skipped), ", ".join(s.path for s in skipped)
+        )
+    with disk.writing(directory):
+        clear(directory)
+    empty = Manifest(
+        layout=config.dataset,
+        schema=schema,
+        n_jets=accounting.accepted,
+        shards=(),
+        sources=sources,
+        accounting=accounting,
+        config_name=config.name,
+        config_digest=config.dataset_digest,
+        seed=seed,
+        chunk_size=chunk_size,
+        code_version=code_version,
+        filelist=tuple(filelist),
+        skipped_files=skipped,
+        digest="",
+        precision=config.data_precision,
+        weighting=weighting,
+        compression=config.compression,
+        full_width=full_width(config),
+        storage_order=config.storage_order,
+    )
+    finish = functools.partial(_finished, config=config, weights=weights.table)
+    jets = merged(files, empty.content_ids, max_bytes=max_bytes, threads=threads, finish=finish)
+    with disk.writing(directory):
+        manifest = write_jets(jets, empty, directory, threads=threads)
+        weights.report.write(directory, weights.table.values)
+        return publish(manifest, histogram, directory)
+
+
+def _block_bytes(memory_mb: int, threads: int) -> int:
+    """Bytes of the blocks of jets under way: each thread has two and one that waits, writing has up to four."""
+    return min(DEFAULT_BYTES, ((check_memory(memory_mb) - BASE_MB) << 20) // (3 * threads + 4))
+
+
+def _allow_open_files(number: int) -> None:
+    """Raise the limit of open files as far as the staged files need it and the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+
+
+def _account(files: Sequence[StagedFile], sources: Sequence[Source]) -> Accounting:
+    total = sum((file.record.accounting for file in files), Accounting())
+    staged = sum(len(keys) for file in files for keys in file.keys)
+    if not total.balanced or total.accepted != staged or staged != sum(source.accepted for source in sources):
+        raise DataError(f"the staged files hold {staged} jets, but their records say: {total}: convert again")
+    if not total.accepted:
+        raise DataError(
+            f"no jet of the {len(sources)} files is accepted ({total}): check the config's bins_pt, bins_eta and truths"
+        )
+    return total
+
+
+def _grid(config: Config) -> Grid:
+    return Grid(config.bins_pt, config.bins_eta)
+
+
+def _histogram(files: Sequence[StagedFile], config: Config) -> NDArray[np.int64]:
+    grid = _grid(config)
+    histogram = np.zeros((len(config.truths), *grid.shape), np.int64)
+    for file in files:
+        for chunk in range(len(file)):
+            file.verify(chunk)
+            histogram += grid.histogram(*file.labels(chunk))
+    return histogram
+
+
+def _weigh(histogram: NDArray[np.int64], config: Config, weighting: str) -> Weighting:
+    """Weights of the jets; what is odd about them is logged."""
+    labels, reference = Schema.of(config).truths, config.reference_flavour
+    warnings = check_labels(histogram, labels, reference, config.name)
+    weights = weigh(histogram, weighting, grid=_grid(config), labels=labels, reference=reference)
+    for warning in (*warnings, *weights.report.warnings()):
+        logger.warning("%s", warning)
+    return weights
+
+
+def _finished(block: JetBlock, config: Config, weights: WeightTable) -> JetBlock:
+    """The block as it is stored: weights looked up, inputs rounded if the config says so."""
+    features, counts = dict(block.features), dict(block.counts)
+    if config.data_precision == "float16":
+        for name, old in block.counts.items():
+            half = np.clip(features[name], -_HALF_LIMIT, _HALF_LIMIT).astype(np.float16).astype(np.float32)
+            group = config.group(name)
+            for column in group.four_vectors.columns if group.four_vectors else ():
+                half[:, group.columns.index(column)] = features[name][:, group.columns.index(column)]
+            features[name], counts[name] = strip(half, old)
+    weight = weights.look_up(block.kinematics, block.truth)
+    return dataclasses.replace(block, features=features, counts=counts, weight=weight)

@@ -1,0 +1,1 @@
+"""From ROOT files to accepted jets."""

@@ -1,0 +1,1 @@
+"""Weights that bring the flavours to one spectrum in pt and eta."""
