@@ -42,7 +42,7 @@ from bhive_mltf import config as configs
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.interface import Batch
 from bhive_mltf.models import registry
-from bhive_mltf.models.convert import renamed_state
+from bhive_mltf.models.import_weights import renamed_state
 from bhive_mltf.testing.jets import write_btag
 from bhive_mltf.training.plan import TrainingPlan
 

@@ -18,8 +18,8 @@ from bhive_mltf.models.deepjet import HLT_CPF, HLT_VTX
 from bhive_mltf.models.layers import batch_norm, key_bias, visible_keys
 from bhive_mltf.models.options import at_least, divisible, fraction
 from bhive_mltf.models.outputs import HLT_OUTPUTS
-from bhive_mltf.models.part1 import HLT_JET, NORM_EPS, ConvolutionEmbedding
-from bhive_mltf.models.part2 import ParticleBlock2, TokenEmbedding
+from bhive_mltf.models.part.v1 import HLT_JET, NORM_EPS, ConvolutionEmbedding
+from bhive_mltf.models.part.v2 import ParticleBlock2, TokenEmbedding
 from bhive_mltf.models.regression import HLT_COLUMNS, hlt_tagger_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 from bhive_mltf.models.sequence import embedded

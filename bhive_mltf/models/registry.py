@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhive_mltf.errors import ModelError, nearest
-from bhive_mltf.models import foreign
+from bhive_mltf.models import external
 from bhive_mltf.models.classes import HLT, JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS, OFFLINE_UD, Classes
 from bhive_mltf.models.outputs import HLT_OUTPUTS, OFFLINE_OUTPUTS
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 _PACKAGE = "bhive_mltf.models"
 _DEEPJET, _TRANSFORMER, _NET = f"{_PACKAGE}.deepjet", f"{_PACKAGE}.deepjet_transformer", f"{_PACKAGE}.particle_net"
-_PART, _PART1, _PART2 = f"{_PACKAGE}.part", f"{_PACKAGE}.part1", f"{_PACKAGE}.part2"
+_PART, _PART1, _PART2 = f"{_PACKAGE}.part.jetclass", f"{_PACKAGE}.part.v1", f"{_PACKAGE}.part.v2"
 _BIG = {"embed_dim": 192, "num_layers": 6, "num_cls_layers": 2}
 
 MODELS: dict[str, Entry] = {
@@ -91,14 +91,14 @@ def entry(name: str) -> Entry:
     """
     if name in MODELS:
         return MODELS[name]
-    if foreign.is_dotted(name):
-        return Entry(*foreign.locate(name), classes=None, regression=None)
+    if external.is_dotted(name):
+        return Entry(*external.locate(name), classes=None, regression=None)
     if name in ABSENT:
         msg = f"model {name!r} is one of B-Hive's that this package does not have; take one of: {', '.join(names())}"
         raise ModelError(msg)
-    installed = foreign.installed()
+    installed = external.installed()
     if name in installed:
-        return Entry(*foreign.locate(installed[name]), classes=None, regression=None)
+        return Entry(*external.locate(installed[name]), classes=None, regression=None)
     there = (*names(), *installed)
     msg = (
         f"there is no model {name!r} (nearest: {nearest(name, there, 1)[0]}); take one of: {', '.join(there)}; or a "
@@ -116,7 +116,7 @@ def classes(name: str) -> Classes:
 def model_class(name: str) -> type[nn.Module]:
     """The class of a model, a `Tagger` or a module of B-Hive's kind; imports torch."""
     found = entry(name)
-    return foreign.load(name, found.module, found.attribute)
+    return external.load(name, found.module, found.attribute)
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _options(name: str) -> tuple[dict[str, Any], bool]:
 
     found = model_class(name)
     if not issubclass(found, Tagger):
-        return foreign.options(found)
+        return external.options(found)
     parameters = inspect.signature(found).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     return {**own, **entry(name).sizes}, False

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bhive_mltf.models.messages import message
-from bhive_mltf.models.moments import update_running
+from bhive_mltf.models.cpu_kernels.messages import message
+from bhive_mltf.models.cpu_kernels.moments import update_running
 
 Group = dist.ProcessGroup
 

@@ -12,13 +12,13 @@ from torch import nn
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.collector import modules_set_aside
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
+from bhive_mltf.models.cpu_kernels.memory import keep_memory
 from bhive_mltf.training import ingredients as making
 from bhive_mltf.training import srun
 from bhive_mltf.training.batchnorm import synchronise_batch_norms
 from bhive_mltf.training.distributed import World, set_threads
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.losses import create_loss
-from bhive_mltf.training.memory import keep_memory
 from bhive_mltf.training.names import check_loss
 from bhive_mltf.training.observers import Observer, Observers
 from bhive_mltf.training.optimisers import create_optimizer

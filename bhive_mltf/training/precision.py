@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from bhive_mltf.models.products import matmul_precision
+from bhive_mltf.models.cpu_kernels.products import matmul_precision
 
 
 @contextmanager

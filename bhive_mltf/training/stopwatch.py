@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bhive_mltf.interface import Batch
-from bhive_mltf.models import messages
+from bhive_mltf.models.cpu_kernels import messages
 from bhive_mltf.training.ingredients import Loader
 from bhive_mltf.training.scaling_table import PARTS
 

@@ -18,8 +18,8 @@ from bhive_mltf import config as configs
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.models import registry
-from bhive_mltf.models.convert import PartFromWeaver, renamed_state, weaver_key
-from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.models.import_weights import PartFromWeaver, renamed_state, weaver_key
+from bhive_mltf.models.part.network import PartNetwork
 from bhive_mltf.testing.jets import write_jetclass
 from tests.models.references.weaver_part import SIZES
 
@@ -104,7 +104,7 @@ def test_running_statistics_are_carried_over(reference):
 
 def test_another_network_is_refused():
     from bhive_mltf.errors import ModelError
-    from bhive_mltf.models.convert import from_weaver
+    from bhive_mltf.models.import_weights import from_weaver
 
     with pytest.raises(ModelError, match="takes weaver-core's ParticleTransformer with pairs, not a Linear"):
         from_weaver(torch.nn.Linear(2, 2))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ModelError
-from bhive_mltf.models import foreign, registry
+from bhive_mltf.models import external, registry
 from bhive_mltf.models.base import Outputs
 from bhive_mltf.models.upstream import UpstreamTagger
 from tests.models.factory import jets, load
@@ -80,7 +80,7 @@ def package(tmp_path, monkeypatch):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-taggers\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        f"[{foreign.GROUP}]\nSumOfTracks = their_taggers.nets:Sum\nDeepJet = their_taggers.nets:Sum\n"
+        f"[{external.GROUP}]\nSumOfTracks = their_taggers.nets:Sum\nDeepJet = their_taggers.nets:Sum\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -106,7 +106,7 @@ def test_nothing_of_another_package_is_imported_before_its_model_is_made(package
 
 def test_no_package_changes_what_one_of_our_names_means(package):
     assert registry.entry("DeepJet").module == "bhive_mltf.models.deepjet"
-    assert "DeepJet" in foreign.installed()
+    assert "DeepJet" in external.installed()
 
 
 def test_a_multi_task_tagger_of_another_package(package):

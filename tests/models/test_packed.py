@@ -8,12 +8,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from bhive_mltf.models import moments, part_network
-from bhive_mltf.models.fused import Affine, add_normed, after_norm, feed_forward, norm_linear, scaled
-from bhive_mltf.models.fused_attention import group_attention, spread_to_groups
-from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.packing import PackedPairs, Packing
-from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.models.cpu_kernels import moments
+from bhive_mltf.models.cpu_kernels.fused import Affine, add_normed, after_norm, feed_forward, norm_linear, scaled
+from bhive_mltf.models.cpu_kernels.fused_attention import group_attention, spread_to_groups
+from bhive_mltf.models.cpu_kernels.masks import Dropout
+from bhive_mltf.models.cpu_kernels.packing import PackedPairs, Packing
+from bhive_mltf.models.part import network
+from bhive_mltf.models.part.network import PartNetwork
 from bhive_mltf.training.batchnorm import synchronise_batch_norms
 from tests.training.threads import as_ranks
 
@@ -41,7 +42,7 @@ def inputs(counts, length=None, scattered=False):
 
 
 def results(model, arguments, monkeypatch, packed):
-    monkeypatch.setattr(part_network, "can_pack", lambda *_: packed)
+    monkeypatch.setattr(network, "can_pack", lambda *_: packed)
     model.zero_grad()
     logits = model(*arguments)
     (logits * torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view_as(logits)).sum().backward()
@@ -210,7 +211,7 @@ def test_ranks_with_unequal_shares_are_one(shares, train, monkeypatch):
 
     def rank_pass(group, rank):
         model, own = synchronise_batch_norms(models[rank], torch.device("cpu"), group), places[rank]
-        assert part_network.can_pack(model, features)
+        assert network.can_pack(model, features)
         return pass_of(model, (features[own], momenta[own], mask[own]), weight[own])
 
     results = as_ranks(len(shares), rank_pass)
@@ -236,7 +237,7 @@ def test_attacks_have_gradients_of_the_features(monkeypatch):
     features, momenta, mask = inputs([5, 1, 9, 3])
     found = []
     for packed in (True, False):
-        monkeypatch.setattr(part_network, "can_pack", lambda *_, packed=packed: packed)
+        monkeypatch.setattr(network, "can_pack", lambda *_, packed=packed: packed)
         changed = features.clone().requires_grad_()
         network()(changed, momenta, mask).square().sum().backward()
         found.append(changed.grad)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bhive_mltf.config import load
-from bhive_mltf.models.part import JETCLASS_FEATURES, Standardise
-from bhive_mltf.models.part2 import ClassBlock2, PairEmbedding2, ParticleBlock2
-from bhive_mltf.models.part_network import PairEmbedding, PartNetwork
+from bhive_mltf.models.part.jetclass import JETCLASS_FEATURES, Standardise
+from bhive_mltf.models.part.network import PairEmbedding, PartNetwork
+from bhive_mltf.models.part.v2 import ClassBlock2, PairEmbedding2, ParticleBlock2
 from tests.models.factory import jets, small
 
 

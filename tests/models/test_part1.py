@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bhive_mltf.models.deepjet_transformer import AttentionPooling, ResidualDense
-from bhive_mltf.models.part1 import ClassBlock1, ConvolutionEmbedding, ParticleBlock1
-from bhive_mltf.models.part2 import PairEmbedding2
+from bhive_mltf.models.part.v1 import ClassBlock1, ConvolutionEmbedding, ParticleBlock1
+from bhive_mltf.models.part.v2 import PairEmbedding2
 from bhive_mltf.models.sequence import on_candidates
 from tests.models.factory import jets, logits_of, small
 

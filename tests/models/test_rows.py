@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bhive_mltf.models import rows
-from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.models.cpu_kernels import rows
+from bhive_mltf.models.cpu_kernels.masks import Dropout
+from bhive_mltf.models.part.network import PartNetwork
 from tests.compiling import shared_library
 from tests.models.test_packed import inputs
 

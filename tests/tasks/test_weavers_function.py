@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from bhive_mltf.models.convert import weaver_key
+from bhive_mltf.models.import_weights import weaver_key
 from bhive_mltf.testing.root_files import Jets, write_tree
 from bhive_mltf.training import checkpoint
 from tests.models.references.weaver_part import SIZES

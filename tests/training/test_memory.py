@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from bhive_mltf.training.memory import VARIABLE, keep_memory
+from bhive_mltf.models.cpu_kernels.memory import VARIABLE, keep_memory
 
 CODE = """
 import resource, torch

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.models import messages
+from bhive_mltf.models.cpu_kernels import messages
 from bhive_mltf.training.scaling_table import PARTS, Row, check, table, write_rows
 from bhive_mltf.training.stopwatch import MeasuredError, Stopwatch, TimedLoader
 from tests.training import standin

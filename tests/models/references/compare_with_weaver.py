@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from weaver_part import NO_DROPOUT, make, random_jets
 
 from bhive_mltf.errors import ModelError
-from bhive_mltf.models.convert import from_weaver, weaver_key
+from bhive_mltf.models.import_weights import from_weaver, weaver_key
 
 PUBLISHED = {
     "input_dim": 17,

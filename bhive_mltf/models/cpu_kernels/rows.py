@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bhive_mltf.files import libraries
-from bhive_mltf.models.masks import Dropout
+from bhive_mltf.models.cpu_kernels.masks import Dropout
 
 aten = torch.ops.aten
 LANES: Mapping[str, int] = {"avx512": 16, "avx2": 8}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bhive_mltf.models import rows
-from bhive_mltf.models.moments import Moments
+from bhive_mltf.models.cpu_kernels import rows
+from bhive_mltf.models.cpu_kernels.moments import Moments
 
 ROWS = 1536
 """Pairs that one core works on at a time."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models.kinematics import TINY
-from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.models.part.network import PartNetwork
 
 _PARTS = (
     (r"^embed\.input_bn\.", "embedding.norm."),

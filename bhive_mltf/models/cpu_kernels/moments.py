@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bhive_mltf.models.messages import message
+from bhive_mltf.models.cpu_kernels.messages import message
 
 
 class Moments(NamedTuple):

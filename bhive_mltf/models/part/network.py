@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bhive_mltf.models.kinematics import log_features, pair_kinematics
 from bhive_mltf.models.layers import Attention, PairIndex, batch_norm, key_bias, spread_pairs, visible_keys
-from bhive_mltf.models.part_packed import can_pack, packed_logits
+from bhive_mltf.models.part.packed import can_pack, packed_logits
 
 EXPANSION = 4
 """Width of the feed-forward part over E."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bhive_mltf.models.base import Tagger
 from bhive_mltf.models.classes import JETCLASS
 from bhive_mltf.models.options import at_least, divisible, fraction
-from bhive_mltf.models.part_network import EXPANSION, PartNetwork
+from bhive_mltf.models.part.network import EXPANSION, PartNetwork
 from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bhive_mltf.models import rows
-from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.packing import Group, GroupPairs
-from bhive_mltf.models.products import matmul_precision
+from bhive_mltf.models.cpu_kernels import rows
+from bhive_mltf.models.cpu_kernels.masks import Dropout
+from bhive_mltf.models.cpu_kernels.packing import Group, GroupPairs
+from bhive_mltf.models.cpu_kernels.products import matmul_precision
 
 
 class _GroupAttention(torch.autograd.Function):

@@ -12,23 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhive_mltf.models.fused import Affine, add_normed, after_norm, feed_forward, norm_linear, scaled
-from bhive_mltf.models.fused_attention import group_attention, spread_to_groups
-from bhive_mltf.models.fused_pairs import stage
+from bhive_mltf.models.cpu_kernels.fused import Affine, add_normed, after_norm, feed_forward, norm_linear, scaled
+from bhive_mltf.models.cpu_kernels.fused_attention import group_attention, spread_to_groups
+from bhive_mltf.models.cpu_kernels.fused_pairs import stage
+from bhive_mltf.models.cpu_kernels.masks import Dropout
+from bhive_mltf.models.cpu_kernels.moments import Moments, across_ranks, covariance, normal, together, variances
+from bhive_mltf.models.cpu_kernels.packing import PackedPairs, Packing
 from bhive_mltf.models.kinematics import log_features, pair_kinematics
 from bhive_mltf.models.layers import batch_norm
-from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.moments import Moments, across_ranks, covariance, normal, together, variances
-from bhive_mltf.models.packing import PackedPairs, Packing
 
 if TYPE_CHECKING:
-    from bhive_mltf.models.part_network import (
-        ClassBlock,
-        FeatureEmbedding,
-        PairEmbedding,
-        ParticleBlock,
-        PartNetwork,
-    )
+    from bhive_mltf.models.part.network import ClassBlock, FeatureEmbedding, PairEmbedding, ParticleBlock, PartNetwork
 
 
 def can_pack(network: nn.Module, features: Tensor) -> bool:

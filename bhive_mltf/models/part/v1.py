@@ -17,7 +17,7 @@ from bhive_mltf.models.classes import HLT, OFFLINE
 from bhive_mltf.models.layers import Attention, batch_norm
 from bhive_mltf.models.options import at_least, divisible, fraction
 from bhive_mltf.models.outputs import OFFLINE_OUTPUTS
-from bhive_mltf.models.part2 import PairEmbedding2
+from bhive_mltf.models.part.v2 import PairEmbedding2
 from bhive_mltf.models.regression import OFFLINE_COLUMNS, offline_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 from bhive_mltf.models.sequence import class_bias, embedded, pair_bias

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bhive_mltf.models import rows
-from bhive_mltf.models.masks import Dropout
-from bhive_mltf.models.rows import normed as normed_of
-from bhive_mltf.models.rows import through_norm
+from bhive_mltf.models.cpu_kernels import rows
+from bhive_mltf.models.cpu_kernels.masks import Dropout
+from bhive_mltf.models.cpu_kernels.rows import normed as normed_of
+from bhive_mltf.models.cpu_kernels.rows import through_norm
 
 aten = torch.ops.aten
 Pieces = Sequence[slice]

@@ -1,0 +1,1 @@
+"""Hand-written kernels of the paper's Particle Transformer on a CPU."""
