@@ -22,8 +22,8 @@ import torch
 
 from bhive_mltf.interface import Batch
 from bhive_mltf.models.base import count_parameters
+from bhive_mltf.ranks.distributed import World, join_world, size_from_environment
 from bhive_mltf.training import engine, ingredients
-from bhive_mltf.training.distributed import World, join_world, size_from_environment
 from bhive_mltf.training.ingredients import Ingredients, Loader
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from bhive_mltf.interface import Batch
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training import engine, ingredients, precision
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.optimisers import create_optimizer

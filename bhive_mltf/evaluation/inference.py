@@ -24,7 +24,7 @@ from bhive_mltf.training.rank import as_process
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
     from bhive_mltf.models.base import Tagger
-    from bhive_mltf.training.launcher import Launcher
+    from bhive_mltf.ranks.launcher import Launcher
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.evaluation.inference")
 FILE_NAME = "inference.json"
@@ -116,7 +116,7 @@ def _n_ranks(plan: InferencePlan, n_jets: int) -> int:
 
 
 def _launch(plan: InferencePlan, launcher: Launcher | None) -> Predictions:
-    from bhive_mltf.training.launcher import LocalRanks
+    from bhive_mltf.ranks.launcher import LocalRanks
 
     folder = plan.directory / PARTS_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +133,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
     import torch
 
     from bhive_mltf.data.loader.loader import BatchLoader
-    from bhive_mltf.training.distributed import World, pick_device, set_threads
+    from bhive_mltf.ranks.distributed import World, pick_device, set_threads
     from bhive_mltf.training.reproducibility import deterministic
 
     device, threads = pick_device(rank), torch.get_num_threads()

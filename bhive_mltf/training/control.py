@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 
 
 class Control:

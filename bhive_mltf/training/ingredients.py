@@ -13,7 +13,7 @@ from bhive_mltf.attacks.factors import Factors, feature_factors
 from bhive_mltf.data.loader import philox
 from bhive_mltf.files import node_copy
 from bhive_mltf.interface import Batch
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 
 if TYPE_CHECKING:

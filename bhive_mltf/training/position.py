@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.metrics import N_SUMS, Histories, scalar_names
 
 

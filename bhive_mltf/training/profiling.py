@@ -9,7 +9,7 @@ import torch
 from torch import profiler
 
 from bhive_mltf.files import atomic
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 
 FOLDER = "profile"

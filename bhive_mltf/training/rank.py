@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import atomic
-from bhive_mltf.training import signals, srun
-from bhive_mltf.training.process import begin_rank, leave
+from bhive_mltf.ranks import signals, srun
+from bhive_mltf.ranks.process import begin_rank, leave
 
 if TYPE_CHECKING:
     from bhive_mltf.training.engine import Builder
@@ -72,8 +72,8 @@ def guarded(directory: Path, work: Callable[[], int]) -> int:
 
 
 def _train(plan_path: Path, builder: Builder | None) -> int:
+    from bhive_mltf.ranks.distributed import join_world
     from bhive_mltf.training import engine, ingredients
-    from bhive_mltf.training.distributed import join_world
     from bhive_mltf.training.plan import TrainingPlan
 
     plan = TrainingPlan.read(plan_path)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bhive_mltf.errors import CheckpointError, DatasetMismatchError
 from bhive_mltf.interface import Batch
+from bhive_mltf.ranks.distributed import World, pick_device
 from bhive_mltf.training import checkpoint, incident
 from bhive_mltf.training import ingredients as making
-from bhive_mltf.training.distributed import World, pick_device
 from bhive_mltf.training.engine import Builder, make_stepper
 from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
 from bhive_mltf.training.step import Stepper

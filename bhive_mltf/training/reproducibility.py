@@ -15,7 +15,7 @@ import torch
 import bhive_mltf
 from bhive_mltf.files import atomic
 from bhive_mltf.models.cpu_kernels import rows
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.step import RNG_SCHEME
 

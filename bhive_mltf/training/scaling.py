@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import atomic
-from bhive_mltf.training.distributed import World, join_world
+from bhive_mltf.ranks.distributed import World, join_world
+from bhive_mltf.ranks.launcher import Launcher, LocalRanks
 from bhive_mltf.training.ingredients import Ingredients, build
-from bhive_mltf.training.launcher import Launcher, LocalRanks
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.rank import as_process
 from bhive_mltf.training.scaling_table import KINDS, PARTS, Row

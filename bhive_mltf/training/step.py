@@ -18,8 +18,8 @@ from bhive_mltf.attacks.attack import Attack
 from bhive_mltf.data.loader import philox
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.interface import Batch, GroupBatch
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training import precision
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.guard import Guard
 from bhive_mltf.training.losses import JetLosses, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums

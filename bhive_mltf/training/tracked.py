@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import nn
 from typing_extensions import override
 
+from bhive_mltf.ranks import srun
 from bhive_mltf.tracking.run import NullRun, Run, attach
-from bhive_mltf.training import srun
 from bhive_mltf.training.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
 from bhive_mltf.interface import Batch
+from bhive_mltf.ranks.batchnorm import plain_batch_norms
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import incident, reproducibility
-from bhive_mltf.training.batchnorm import plain_batch_norms
 from bhive_mltf.training.control import Control
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.health import LoaderWaits, LossSpikes
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.metrics import N_SUMS, Figures
@@ -24,7 +25,6 @@ from bhive_mltf.training.profiling import FOLDER, StepProfiler
 from bhive_mltf.training.reduction import fix_reduction_layout
 from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.schedules import Schedule
-from bhive_mltf.training.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.transfer import Transfer
 from bhive_mltf.training.vault import Vault

@@ -10,9 +10,9 @@ import torch
 
 import bhive_mltf
 from bhive_mltf.errors import CheckpointError, TrackingError
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.tracking.record import RunRecord
 from bhive_mltf.training import checkpoint
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.metrics import Histories
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan

@@ -15,7 +15,7 @@ from bhive_mltf import tracking
 from bhive_mltf.errors import RecordMismatchError
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
-from bhive_mltf.training.process import end_with_parent
+from bhive_mltf.ranks.process import end_with_parent
 from tasks.support import commands, jobs
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def train(task: TrainingTask, directory: Path) -> None:
     RecordMismatchError : the directory was made with other parameters.
     TrainingError : the training cannot go on; the same command continues it.
     """
-    from bhive_mltf.training.launcher import launch
-    from bhive_mltf.training.signals import TrainingInterruptedError
+    from bhive_mltf.ranks.launcher import launch
+    from bhive_mltf.ranks.signals import TrainingInterruptedError
 
     with one_command(directory):
         jobs.refuse_while_a_job_lives(directory)

@@ -10,12 +10,12 @@ from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.predictions import predict
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import checkpoint
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.signals import TrainingInterruptedError
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.test_engine import Seen, same

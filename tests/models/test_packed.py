@@ -15,7 +15,7 @@ from bhive_mltf.models.cpu_kernels.masks import Dropout
 from bhive_mltf.models.cpu_kernels.packing import PackedPairs, Packing
 from bhive_mltf.models.part import network
 from bhive_mltf.models.part.network import PartNetwork
-from bhive_mltf.training.batchnorm import synchronise_batch_norms
+from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from tests.training.threads import as_ranks
 
 COUNTS = ([5, 1, 9, 3, 9], [1], [1, 1], [0, 4, 2], [0, 0], [])

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from bhive_mltf import __version__
+from bhive_mltf.ranks import srun
 from bhive_mltf.slurm.inside import allocation, preflight, staging, steps
 from bhive_mltf.slurm.inside.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
-from bhive_mltf.training import srun
 from tests.slurm.conftest import programs
 
 

@@ -62,7 +62,7 @@ def _become(command: dict[str, Any], output: int) -> NoReturn:
     sys.argv = command["argv"]
     from law.cli import run as law
 
-    from bhive_mltf.training.process import leave
+    from bhive_mltf.ranks.process import leave
 
     code = 1
     try:

@@ -3,8 +3,8 @@ import os
 import pytest
 import torch
 
-from bhive_mltf.training.distributed import TIMEOUT_VARIABLE
-from bhive_mltf.training.process import LAUNCHER_VARIABLE
+from bhive_mltf.ranks.distributed import TIMEOUT_VARIABLE
+from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
 from tests.training.standin import REPOSITORY
 
 

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bhive_mltf.training.process import begin_rank, leave
+from bhive_mltf.ranks.process import begin_rank, leave
 
 BEGIN_RANK = begin_rank() if __name__ == "__main__" else None
 

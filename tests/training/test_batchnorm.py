@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bhive_mltf.training import batchnorm
-from bhive_mltf.training.batchnorm import GlobalBatchNorm1d, plain_batch_norms, synchronise_batch_norms
+from bhive_mltf.ranks import batchnorm
+from bhive_mltf.ranks.batchnorm import GlobalBatchNorm1d, plain_batch_norms, synchronise_batch_norms
 from tests.training.threads import as_ranks
 
 CPU = torch.device("cpu")

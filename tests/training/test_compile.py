@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo import reset
 from torch._dynamo.utils import counters
 
-from bhive_mltf.training.distributed import World
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.engine import make_stepper
 from bhive_mltf.training.ingredients import Ingredients
 from bhive_mltf.training.names import COMPILE_MODES

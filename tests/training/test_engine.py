@@ -11,14 +11,14 @@ import torch
 from bhive_mltf.errors import CheckpointError, DataError, LockedError, NonFiniteLossError
 from bhive_mltf.files import lock
 from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.launcher import launch
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import checkpoint, engine
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.launcher import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.observers import Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.signals import TrainingInterruptedError
 from tests.training import standin
 from tests.training.standin import plan
 

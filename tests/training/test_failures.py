@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bhive_mltf.training.failures import explain, log_path
+from bhive_mltf.ranks.failures import explain, log_path
+from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 from bhive_mltf.training.rank import error_path
-from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 
 LOST = "[gloo/transport/tcp/pair.cc] Connection closed by peer"
 TIMED_OUT = "[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 4000ms for recv operation to complete"

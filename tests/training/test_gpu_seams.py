@@ -5,11 +5,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from bhive_mltf.ranks.distributed import World, backends
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import checkpoint, step, transfer
-from bhive_mltf.training.distributed import World, backends
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.observers import Observer
-from bhive_mltf.training.signals import TrainingInterruptedError
 from bhive_mltf.training.transfer import DeviceLane, Transfer
 from tests.training import standin
 from tests.training.standin import plan

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from bhive_mltf.errors import NonFiniteLossError, RankFailedError
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.launcher import LocalRanks, launch
 from bhive_mltf.training import checkpoint, health
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.health import LoaderWaits, LossSpikes
-from bhive_mltf.training.launcher import LocalRanks, launch
 from bhive_mltf.training.observers import Observer
 from bhive_mltf.training.replay import replay
 from tests.training import standin

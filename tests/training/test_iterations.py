@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import checkpoint, commands
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.observers import EpochResult, Interval
 from bhive_mltf.training.position import Position
 from bhive_mltf.training.rounds import Epochs, Iterations
-from bhive_mltf.training.signals import TrainingInterruptedError
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.test_engine import Seen, run, same

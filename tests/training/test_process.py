@@ -9,12 +9,12 @@ import time
 import psutil
 import pytest
 
-from bhive_mltf.training.process import LAUNCHER_VARIABLE
-from bhive_mltf.training.signals import StopSignals
+from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
+from bhive_mltf.ranks.signals import StopSignals
 
-RANK = "from bhive_mltf.training.process import end_with_launcher; end_with_launcher(); import time; time.sleep(60)"
+RANK = "from bhive_mltf.ranks.process import end_with_launcher; end_with_launcher(); import time; time.sleep(60)"
 NO_PARENT_SIGNAL = (
-    "import ctypes; ctypes.CDLL = None; import bhive_mltf.training.process as p; p.ctypes.CDLL = lambda *a, **k: p; "
+    "import ctypes; ctypes.CDLL = None; import bhive_mltf.ranks.process as p; p.ctypes.CDLL = lambda *a, **k: p; "
     "p.end_with_launcher(); import time; time.sleep(60)"
 )
 
@@ -56,7 +56,7 @@ def test_a_rank_started_by_hand_watches_nobody():
 
 def test_leaving_runs_exit_handlers_and_flushes():
     code = (
-        "import atexit, sys; from bhive_mltf.training.process import leave\n"
+        "import atexit, sys; from bhive_mltf.ranks.process import leave\n"
         "atexit.register(lambda: sys.stdout.write('handler '))\n"
         "sys.stdout.write('text '); leave(75)\n"
     )

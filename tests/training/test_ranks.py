@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ParameterError, RankFailedError
-from bhive_mltf.training import checkpoint, launcher
-from bhive_mltf.training.distributed import TIMEOUT_VARIABLE, World, wait_limit
+from bhive_mltf.ranks import launcher
+from bhive_mltf.ranks.distributed import TIMEOUT_VARIABLE, World, wait_limit
+from bhive_mltf.ranks.failures import log_path
+from bhive_mltf.ranks.launcher import LocalRanks, launch
+from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
+from bhive_mltf.training import checkpoint
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.failures import log_path
-from bhive_mltf.training.launcher import LocalRanks, launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.observers import Observer
-from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from tests.training import standin
 from tests.training.standin import COMMAND, plan
 from tests.waiting import wait_for
@@ -127,7 +128,7 @@ def start_command(directory, **values):
     """The typed command, as a process of its own."""
     code = (
         "import sys; from pathlib import Path; from tests.training import standin; "
-        "from bhive_mltf.training.launcher import LocalRanks, launch; "
+        "from bhive_mltf.ranks.launcher import LocalRanks, launch; "
         "launch(standin.TrainingPlan.read(sys.argv[1]), LocalRanks(standin.COMMAND))"
     )
     made = plan(directory, ranks_per_node=2, **values)

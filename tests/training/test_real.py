@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from bhive_mltf import config as configs
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.testing.jets import write_btag, write_jetclass
 from bhive_mltf.training import checkpoint, ingredients
 from bhive_mltf.training.best_model import load_best_model
-from bhive_mltf.training.distributed import World
-from bhive_mltf.training.launcher import launch
 from bhive_mltf.training.plan import TrainingPlan
 from tests.data.building import build
 

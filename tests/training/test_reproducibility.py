@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bhive_mltf.models import registry
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training import names
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import create_loss
 from bhive_mltf.training.observers import Observer

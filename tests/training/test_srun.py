@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from bhive_mltf.training import srun
+from bhive_mltf.ranks import srun
+from bhive_mltf.ranks.progress_file import ProgressFile
 from bhive_mltf.training.observers import EpochResult
-from bhive_mltf.training.progress_file import ProgressFile
 from tests.training.standin import REPOSITORY, plan
 
 TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
@@ -78,7 +78,7 @@ def test_a_warning_before_the_slow_imports_is_kept():
 
 
 def test_progress_for_who_follows(tmp_path, monkeypatch):
-    monkeypatch.setattr("bhive_mltf.training.progress_file.INTERVAL", 0.0)
+    monkeypatch.setattr("bhive_mltf.ranks.progress_file.INTERVAL", 0.0)
     path = tmp_path / "slurm" / "progress.json"
     observer = ProgressFile(path)
     observer.begin(plan(tmp_path, epochs=3), first_epoch=1, global_step=10, world_size=4)

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from bhive_mltf.ranks.distributed import World, join_world, pick_device, set_threads
 from bhive_mltf.tracking.run import Run
 from bhive_mltf.training import progress, tracked
 from bhive_mltf.training.control import Control
-from bhive_mltf.training.distributed import World, join_world, pick_device, set_threads
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import JetLosses
 from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from bhive_mltf.errors import CheckpointError
+from bhive_mltf.ranks.distributed import World
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import checkpoint
-from bhive_mltf.training.distributed import World
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.signals import TrainingInterruptedError
 from bhive_mltf.training.writer import BackgroundWriter, on_host
 from tests.training import standin
 from tests.training.standin import plan

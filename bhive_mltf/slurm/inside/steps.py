@@ -11,7 +11,7 @@ from pathlib import Path
 from bhive_mltf.slurm.inside.allocation import Allocation
 from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
-# Ranks find the job's folder by it; the same name as in `bhive_mltf.training.srun`, which is not imported here.
+# Ranks find the job's folder by it; the same name as in `bhive_mltf.ranks.srun`, which is not imported here.
 FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
 # A command that runs inside a job never makes another one.
 INSIDE_VARIABLE = "BHIVE_MLTF_INSIDE_JOB"

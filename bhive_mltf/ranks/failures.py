@@ -11,8 +11,8 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bhive_mltf.errors import RankFailedError
+from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 from bhive_mltf.training.rank import LOG_FOLDER, error_path
-from bhive_mltf.training.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 
 SHOWN_LINES = 15
 _SHOWN_BYTES = 8192

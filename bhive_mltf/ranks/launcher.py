@@ -23,11 +23,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training.failures import explain, log_path
+from bhive_mltf.ranks.failures import explain, log_path
+from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
+from bhive_mltf.ranks.signals import TrainingInterruptedError, restore_handlers
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.process import LAUNCHER_VARIABLE
 from bhive_mltf.training.rank import LOG_FOLDER, error_path
-from bhive_mltf.training.signals import TrainingInterruptedError, restore_handlers
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
 # How long ranks have to save when asked to stop, or to end when another one failed.
@@ -67,7 +67,7 @@ class InProcess:
 
     def launch(self, plan: TrainingPlan) -> None:
         """Train in this process; what the engine raises passes through."""
-        from bhive_mltf.training.distributed import World, pick_device
+        from bhive_mltf.ranks.distributed import World, pick_device
         from bhive_mltf.training.engine import train
 
         train(plan, World(device=pick_device(0)))

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import NoReturn
 
-from bhive_mltf.training import signals, srun
+from bhive_mltf.ranks import signals, srun
 
 LAUNCHER_VARIABLE = "BHIVE_MLTF_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1

@@ -1,0 +1,1 @@
+"""What it is to be one of several processes that train or predict together."""
