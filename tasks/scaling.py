@@ -30,9 +30,9 @@ class ScalingTask(TrainingDependency, DatasetDependency, BaseTask):
 
     @refuse_early(list)
     def requires(self) -> law.Task:
-        from bhive_mltf.training import scaling_table
+        from bhive_mltf.training.scaling import table
 
-        scaling_table.check(self.world_sizes, self.batch_size, self.steps, self.warm_up_steps)
+        table.check(self.world_sizes, self.batch_size, self.steps, self.warm_up_steps)
         return DatasetConstructorTask.req(self)
 
     def output(self) -> dict[str, law.LocalFileTarget]:

@@ -146,7 +146,7 @@ class TrainingTask(
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.models import registry
-        from bhive_mltf.training.names import check_loss
+        from bhive_mltf.training.choices import check_loss
 
         checks.refuse_small_numbers(epochs=(self.epochs, 0), resume_epoch=(self.resume_epoch, 0))
         checks.refuse_contradictions(self)

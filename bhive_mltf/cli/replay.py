@@ -16,6 +16,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(options: argparse.Namespace) -> None:
     """Repeat the step and print what was found; nothing is trained or written."""
-    from bhive_mltf.training.replay import replay
+    from bhive_mltf.training.debugging.replay import replay
 
     sys.stdout.write("\n".join(replay(options.file)) + "\n")

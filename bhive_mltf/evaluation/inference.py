@@ -70,7 +70,7 @@ class InferencePlan(BaseModel):
 
     def model(self) -> Tagger:
         """The best model of the training."""
-        from bhive_mltf.training.best_model import load_best_model
+        from bhive_mltf.training.checkpointing.best_model import load_best_model
 
         model = load_best_model(self.training, self.config, self.model_name, self.model_kwargs)
         return model.double() if self.precision == "float64" else model

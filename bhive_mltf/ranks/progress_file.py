@@ -9,7 +9,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from bhive_mltf.files import atomic
-from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 INTERVAL = 2.0  # s, at least, between two writes

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
-from bhive_mltf.collector import modules_set_aside
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
+from bhive_mltf.gc_freeze import modules_set_aside
 from bhive_mltf.models.cpu_kernels.memory import keep_memory
 from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from bhive_mltf.ranks.distributed import World, set_threads
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
-from bhive_mltf.training import ingredients as making
-from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training import build as making
+from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.choices import check_loss
 from bhive_mltf.training.losses import create_loss
-from bhive_mltf.training.names import check_loss
-from bhive_mltf.training.observers import Observer, Observers
-from bhive_mltf.training.optimisers import create_optimizer
+from bhive_mltf.training.monitoring.observers import Observer, Observers
+from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.reproducibility import deterministic
 from bhive_mltf.training.step import Stepper
@@ -118,8 +118,8 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
 
 def _default_observer() -> Observer:
     from bhive_mltf.ranks.progress_file import ProgressFile
-    from bhive_mltf.training.progress import Progress
-    from bhive_mltf.training.tracked import Tracked
+    from bhive_mltf.training.monitoring.mlflow_observer import Tracked
+    from bhive_mltf.training.monitoring.progress import Progress
 
     folder = srun.job_folder()
     file = [] if folder is None else [ProgressFile(folder / srun.PROGRESS_NAME)]

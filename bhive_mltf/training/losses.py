@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bhive_mltf.errors import ModelError, ParameterError
 from bhive_mltf.models.base import Outputs
-from bhive_mltf.training import names
+from bhive_mltf.training import choices
 
 if TYPE_CHECKING:
     from bhive_mltf.interface import Batch
@@ -48,7 +48,7 @@ class CrossEntropyLogCosh(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, values: Tensor, wanted: Tensor) -> JetLosses:
         """Losses [B] of logits [B,C], target [B], regression values and what they should be, both [B,R]."""
         terms = [
-            log_cosh(value - aim) if level == names.LOG_COSH else pinball(aim - value, level)
+            log_cosh(value - aim) if level == choices.LOG_COSH else pinball(aim - value, level)
             for level, value, aim in zip(self.levels, values.unbind(1), wanted.to(values.dtype).unbind(1), strict=True)
         ]
         classes, regression = self.classes(logits, target), torch.stack(terms).sum(0)
@@ -67,10 +67,10 @@ def pinball(above: Tensor, level: float) -> Tensor:
 
 def create_loss(name: str, class_weights: Tensor | None = None) -> nn.Module:
     """A module that `jet_losses` calls; ParameterError for an unknown name."""
-    if name not in names.LOSSES:
-        raise ParameterError(f"loss_function is {name!r}, but must be one of {', '.join(names.LOSSES)}.")
-    if name in names.REGRESSION_LOSSES:
-        return CrossEntropyLogCosh(names.REGRESSION_LOSSES[name], class_weights)
+    if name not in choices.LOSSES:
+        raise ParameterError(f"loss_function is {name!r}, but must be one of {', '.join(choices.LOSSES)}.")
+    if name in choices.REGRESSION_LOSSES:
+        return CrossEntropyLogCosh(choices.REGRESSION_LOSSES[name], class_weights)
     return nn.CrossEntropyLoss(weight=class_weights, reduction="none")
 
 

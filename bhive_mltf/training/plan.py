@@ -13,7 +13,7 @@ from bhive_mltf.attacks.options import SETTINGS, AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import atomic
-from bhive_mltf.training import names
+from bhive_mltf.training import choices
 
 FILE_NAME = "plan.json"
 # What decides weights and histories; two plans that differ here are two trainings.
@@ -199,12 +199,12 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("keep_checkpoints", lambda n: n >= 1, "at least 1"),
 )
 _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("optimizer", names.OPTIMIZERS),
-    ("lr_scheduler", names.SCHEDULES),
-    ("loss_function", names.LOSSES),
-    ("training_precision", names.PRECISIONS),
-    ("unmatched", names.UNMATCHED),
-    ("torch_compile_mode", names.COMPILE_MODES),
+    ("optimizer", choices.OPTIMIZERS),
+    ("lr_scheduler", choices.SCHEDULES),
+    ("loss_function", choices.LOSSES),
+    ("training_precision", choices.PRECISIONS),
+    ("unmatched", choices.UNMATCHED),
+    ("torch_compile_mode", choices.COMPILE_MODES),
 )
 
 
@@ -222,7 +222,7 @@ _COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
         "total_iterations is {total_iterations}, but must be 0 without use_iterations.",
     ),
     (
-        lambda plan: plan.weight_decay is not None and plan.optimizer in names.WITHOUT_WEIGHT_DECAY,
+        lambda plan: plan.weight_decay is not None and plan.optimizer in choices.WITHOUT_WEIGHT_DECAY,
         "weight_decay is {weight_decay}, but must be left out for the optimizer {optimizer}, which has none.",
     ),
 )

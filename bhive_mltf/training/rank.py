@@ -73,14 +73,14 @@ def guarded(directory: Path, work: Callable[[], int]) -> int:
 
 def _train(plan_path: Path, builder: Builder | None) -> int:
     from bhive_mltf.ranks.distributed import join_world
-    from bhive_mltf.training import engine, ingredients
+    from bhive_mltf.training import build, engine
     from bhive_mltf.training.plan import TrainingPlan
 
     plan = TrainingPlan.read(plan_path)
     interrupted = False
     with join_world() as world:
         try:
-            engine.train(plan, world, builder or ingredients.build)
+            engine.train(plan, world, builder or build.build)
         except signals.TrainingInterruptedError as error:
             # all ranks stop at the same step: the group can be taken down in order
             interrupted = True

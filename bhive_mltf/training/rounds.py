@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
+from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.position import Position
 
 
 class Span(NamedTuple):

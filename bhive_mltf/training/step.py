@@ -20,10 +20,10 @@ from bhive_mltf.errors import ParameterError
 from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training import precision
-from bhive_mltf.training.guard import Guard
 from bhive_mltf.training.losses import JetLosses, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
-from bhive_mltf.training.optimisers import needs_closure
+from bhive_mltf.training.optim.optimisers import needs_closure
+from bhive_mltf.training.optim.skip_nonfinite_update import Guard
 from bhive_mltf.training.plan import TrainingPlan
 
 RNG_SCHEME = "philox/step/rank/1"

@@ -13,21 +13,22 @@ from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.batchnorm import plain_batch_norms
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
-from bhive_mltf.training import incident, reproducibility
-from bhive_mltf.training.control import Control
-from bhive_mltf.training.health import LoaderWaits, LossSpikes
-from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training import reproducibility
+from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.checkpointing.manager import Vault
+from bhive_mltf.training.choices import REGRESSION_LOSSES
+from bhive_mltf.training.debugging import nonfinite
 from bhive_mltf.training.metrics import N_SUMS, Figures
-from bhive_mltf.training.names import REGRESSION_LOSSES
-from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.profiling import FOLDER, StepProfiler
+from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
+from bhive_mltf.training.optim.ddp_buckets import fix_reduction_layout
+from bhive_mltf.training.optim.schedules import Schedule
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.profiling import FOLDER, StepProfiler
-from bhive_mltf.training.reduction import fix_reduction_layout
+from bhive_mltf.training.rank_agreement import Control
 from bhive_mltf.training.rounds import rounds_of
-from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.transfer import Transfer
-from bhive_mltf.training.vault import Vault
 
 MAX_INTERVAL = 100  # steps
 INTERVALS_PER_ROUND = 20
@@ -210,8 +211,8 @@ class Trainer:
             return
         position, i = self._position, int(wrong.nonzero()[0])
         batch = position.batch - len(norms) + i
-        bad = incident.BadStep(first + i, position.epoch, batch, losses[:, i].tolist(), float(norms[i]))
-        raise incident.report(bad, self._world, self._parts, self._stepper)
+        bad = nonfinite.BadStep(first + i, position.epoch, batch, losses[:, i].tolist(), float(norms[i]))
+        raise nonfinite.report(bad, self._world, self._parts, self._stepper)
 
     @torch.no_grad()
     def _validate(self) -> tuple[Figures, float]:

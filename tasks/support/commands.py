@@ -39,15 +39,15 @@ def carry_out(task: TrainingTask, directory: Path) -> bool:
     ------
     CheckpointError : the epoch to go back to is not there.
     """
-    from bhive_mltf.training import commands
+    from bhive_mltf.training.checkpointing import restart
 
     if not (task.restart or task.resume_epoch > 0) or is_carried_out(directory):
         return False
     if task.restart:
-        aside = commands.restart(directory)
+        aside = restart.restart(directory)
     else:
         by_iterations = task.effective("use_iterations")
-        aside = commands.resume_epoch(directory, task.resume_epoch, iterations=by_iterations)
+        aside = restart.resume_epoch(directory, task.resume_epoch, iterations=by_iterations)
     atomic.write_text(directory / MARK_NAME, os.environ[TOKEN_VARIABLE] + "\n")
     if aside is not None:
         task.say(f"set aside: {aside}")

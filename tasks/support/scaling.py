@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bhive_mltf.training.plan import TrainingPlan
-    from bhive_mltf.training.scaling_table import Row
+    from bhive_mltf.training.scaling.table import Row
     from tasks.scaling import ScalingTask
 
 
 def measure(task: ScalingTask, directory: Path) -> None:
     """Measure, and leave table and figure in the directory and in an MLflow run of their own."""
-    from bhive_mltf.training import scaling
-    from bhive_mltf.training.scaling_table import PARTS, table, write_rows
+    from bhive_mltf.training.scaling import measure
+    from bhive_mltf.training.scaling.table import PARTS, table, write_rows
 
     with DirectoryLock(directory, wait_s=None):
         plan = _plan(task, directory)
@@ -30,7 +30,7 @@ def measure(task: ScalingTask, directory: Path) -> None:
         _begin_run(task, directory, conditions, facts)
         with tracking.attach(directory, tracking=plan.tracking) as run:
             rows = []
-            for row in scaling.measure(plan, task.world_sizes, steps=task.steps, warm_up=task.warm_up_steps):
+            for row in measure.measure(plan, task.world_sizes, steps=task.steps, warm_up=task.warm_up_steps):
                 task.say(f"{row.kind} scaling, {row.ranks} ranks: {row.jets_per_s:,.0f} jets/s")
                 rows.append(row)
                 run.metrics({f"{row.kind}/{name}": getattr(row, name) for name in _METRICS}, step=row.ranks)

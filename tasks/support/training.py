@@ -79,7 +79,7 @@ def prepare(
 
     values : fields of the plan that whoever starts the ranks decides.
     """
-    from bhive_mltf.training.ingredients import open_validation_set
+    from bhive_mltf.training.build import open_validation_set
 
     changed = commands.carry_out(task, directory)
     record = _record(task, directory, changed)
@@ -91,7 +91,7 @@ def prepare(
 
 def _record(task: TrainingTask, directory: Path, changed: bool) -> Record:
     """What the directory was made with; a new generation when this command changes the training."""
-    from bhive_mltf.training import checkpoint
+    from bhive_mltf.training.checkpointing import checkpoint
 
     asked = task.result_parameters()
     record = Record.read(directory)
@@ -139,7 +139,7 @@ def _open(plan: TrainingPlan) -> Dataset:
     They then find the manifest of an upstream set, or what ROOT files were converted to, ready; the latter lives as
     long as the returned object.
     """
-    from bhive_mltf.training.ingredients import open_training_set
+    from bhive_mltf.training.build import open_training_set
 
     dataset = open_training_set(plan)
     if plan.root_files:

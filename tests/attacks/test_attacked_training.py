@@ -12,9 +12,9 @@ from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import TrainingInterruptedError
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.observers import Observer
+from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
 from tests.training import standin
 from tests.training.standin import plan

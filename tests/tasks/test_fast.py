@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bhive_mltf.testing import jets
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 from tests.tasks.conftest import Sandbox, flat
 
 PROCESSES = {"HToBB": "label_Hbb", "TTBar": "label_Tbqq"}

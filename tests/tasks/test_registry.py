@@ -8,8 +8,8 @@ import pytest
 
 from bhive_mltf.models import registry
 from bhive_mltf.testing import jets
-from bhive_mltf.training import names
-from bhive_mltf.training.checkpoint import load
+from bhive_mltf.training import choices
+from bhive_mltf.training.checkpointing.checkpoint import load
 from tests.models.conftest import VARIANTS
 from tests.models.factory import CONFIGS, SMALL
 from tests.tasks.conftest import Sandbox, flat
@@ -17,7 +17,7 @@ from tests.tasks.conftest import Sandbox, flat
 # one of the variants, which differ in their classes and sizes
 MODELS = sorted((set(registry.names()) - VARIANTS) | {"ParticleTransformer2_LT_tau"})
 N_JETS = 90  # per file
-LOSSES = {len(names.REGRESSION_LOSSES.get(loss, ())): loss for loss in names.LOSSES}
+LOSSES = {len(choices.REGRESSION_LOSSES.get(loss, ())): loss for loss in choices.LOSSES}
 
 
 def write(folder, config):
@@ -43,13 +43,13 @@ def sandbox(tmp_path_factory, law_home):
 
 @pytest.mark.nightly
 def test_as_many_models_as_optimisers_and_schedules():
-    assert len(MODELS) >= max(len(names.OPTIMIZERS), len(names.SCHEDULES))
+    assert len(MODELS) >= max(len(choices.OPTIMIZERS), len(choices.SCHEDULES))
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "optimizer", "schedule"),
-    [*zip(MODELS, cycle(names.OPTIMIZERS), cycle(names.SCHEDULES), strict=False)],
+    [*zip(MODELS, cycle(choices.OPTIMIZERS), cycle(choices.SCHEDULES), strict=False)],
 )
 def test_from_ntuples_to_predictions(sandbox, model, optimizer, schedule):
     config = CONFIGS[model]

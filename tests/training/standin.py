@@ -29,7 +29,7 @@ from bhive_mltf.data.loader.loader import BatchLoader  # noqa: E402
 from bhive_mltf.data.loader.split import split_ranges  # noqa: E402
 from bhive_mltf.interface import Batch, GroupBatch  # noqa: E402
 from bhive_mltf.models.inputs import GroupInput, ModelInputs  # noqa: E402
-from bhive_mltf.training.ingredients import Ingredients, seed_model  # noqa: E402
+from bhive_mltf.training.build import Ingredients, seed_model  # noqa: E402
 from bhive_mltf.training.plan import TrainingPlan  # noqa: E402
 from bhive_mltf.training.rank import run  # noqa: E402
 from tests.data.memory_dataset import CLASSES, make_dataset  # noqa: E402

@@ -8,7 +8,7 @@ import torch
 
 from bhive_mltf.errors import RankFailedError
 from bhive_mltf.ranks.launcher import LocalRanks, launch
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 from tests.training.standin import COMMAND, plan
 
 KILLS, EPOCHS, STEPS_PER_EPOCH = 10, 4, 11

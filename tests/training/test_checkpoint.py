@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bhive_mltf.errors import CheckpointError
-from bhive_mltf.training import checkpoint, commands
-from bhive_mltf.training.checkpoint import epoch_path, find_latest, step_path
+from bhive_mltf.training.checkpointing import checkpoint, restart
+from bhive_mltf.training.checkpointing.checkpoint import epoch_path, find_latest, step_path
 
 
 def state(global_step, epoch=0, complete=False, **more):
@@ -140,21 +140,21 @@ def trained(directory, epochs, best):
 
 def test_resume_epoch_sets_later_epochs_aside(tmp_path):
     trained(tmp_path, epochs=4, best=3)
-    folder = commands.resume_epoch(tmp_path, 2)
+    folder = restart.resume_epoch(tmp_path, 2)
     assert sorted(p.name for p in folder.iterdir()) == ["best_model.pt", "checkpoints", "model_2.pt", "model_3.pt"]
     assert find_latest(tmp_path)[0].name == "model_1.pt"
     assert checkpoint.load(tmp_path / "best_model.pt")["epoch"] == 1
     with pytest.raises(CheckpointError, match="resume_epoch 4 needs model_3.pt .* epochs are: 0, 1;"):
-        commands.resume_epoch(tmp_path, 4)
+        restart.resume_epoch(tmp_path, 4)
 
 
 def test_restart_sets_everything_of_the_training_aside(tmp_path):
-    assert commands.restart(tmp_path) is None
+    assert restart.restart(tmp_path) is None
     trained(tmp_path, epochs=2, best=0)
-    first = commands.restart(tmp_path)
+    first = restart.restart(tmp_path)
     assert find_latest(tmp_path) is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["aside", "run.json"]
     trained(tmp_path, epochs=1, best=0)
-    second = commands.restart(tmp_path)
+    second = restart.restart(tmp_path)
     assert (first.name, second.name) == ("1", "2")
     assert (first / "model_1.pt").is_file()

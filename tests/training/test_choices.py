@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.training.choices import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY, check_loss
 from bhive_mltf.training.losses import class_weights, create_loss, log_cosh, pinball
-from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY, check_loss
-from bhive_mltf.training.optimisers import create_optimizer
-from bhive_mltf.training.ranger import Ranger
-from bhive_mltf.training.schedules import Schedule
+from bhive_mltf.training.optim.optimisers import create_optimizer
+from bhive_mltf.training.optim.ranger import Ranger
+from bhive_mltf.training.optim.schedules import Schedule
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -8,9 +8,9 @@ from torch._dynamo import reset
 from torch._dynamo.utils import counters
 
 from bhive_mltf.ranks.distributed import World
+from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.choices import COMPILE_MODES
 from bhive_mltf.training.engine import make_stepper
-from bhive_mltf.training.ingredients import Ingredients
-from bhive_mltf.training.names import COMPILE_MODES
 from tests.models.factory import jets, small
 from tests.training import standin
 from tests.training.standin import plan

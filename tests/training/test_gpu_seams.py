@@ -7,9 +7,10 @@ import torch
 
 from bhive_mltf.ranks.distributed import World, backends
 from bhive_mltf.ranks.signals import TrainingInterruptedError
-from bhive_mltf.training import checkpoint, step, transfer
+from bhive_mltf.training import step, transfer
+from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.observers import Observer
+from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.transfer import DeviceLane, Transfer
 from tests.training import standin
 from tests.training.standin import plan

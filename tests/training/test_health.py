@@ -10,11 +10,12 @@ from torch import nn
 from bhive_mltf.errors import NonFiniteLossError, RankFailedError
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.launcher import LocalRanks, launch
-from bhive_mltf.training import checkpoint, health
+from bhive_mltf.training.checkpointing import checkpoint
+from bhive_mltf.training.debugging.replay import replay
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.health import LoaderWaits, LossSpikes
-from bhive_mltf.training.observers import Observer
-from bhive_mltf.training.replay import replay
+from bhive_mltf.training.monitoring import warnings
+from bhive_mltf.training.monitoring.observers import Observer
+from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
 from tests.training import standin
 from tests.training.standin import COMMAND, plan
 
@@ -133,7 +134,7 @@ def test_a_spike_is_told_once_and_noise_is_not():
 
 def test_a_stalled_loader_is_told_once(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(health.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(warnings.time, "monotonic", lambda: clock[0])
 
     def slow():
         for _ in range(3):

@@ -6,10 +6,10 @@ import torch
 
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import TrainingInterruptedError
-from bhive_mltf.training import checkpoint, commands
+from bhive_mltf.training.checkpointing import checkpoint, restart
+from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.observers import EpochResult, Interval
-from bhive_mltf.training.position import Position
+from bhive_mltf.training.monitoring.observers import EpochResult, Interval
 from bhive_mltf.training.rounds import Epochs, Iterations
 from tests.training import standin
 from tests.training.standin import plan
@@ -65,7 +65,7 @@ def test_w19_extending_and_going_back_by_iterations(tmp_path):
     assert models(tmp_path) == [8, 16, 19, 24, 25]
     assert np.load(tmp_path / "validation_metrics.npz")["loss"].shape == (5,)
     first = checkpoint.load(tmp_path / "model_19.pt")
-    commands.resume_epoch(tmp_path, 16, iterations=True)
+    restart.resume_epoch(tmp_path, 16, iterations=True)
     assert models(tmp_path) == [8, 16]
     assert np.load(tmp_path / "val_time.npy").shape == (2,)
     run(tmp_path, **ITERATIONS)

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training.names import LOSSES, OPTIMIZERS, SCHEDULES
+from bhive_mltf.training.choices import LOSSES, OPTIMIZERS, SCHEDULES
 from bhive_mltf.training.plan import TrainingPlan
 from tests.training.standin import plan
 

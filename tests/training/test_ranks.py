@@ -18,10 +18,10 @@ from bhive_mltf.ranks.distributed import TIMEOUT_VARIABLE, World, wait_limit
 from bhive_mltf.ranks.failures import log_path
 from bhive_mltf.ranks.launcher import LocalRanks, launch
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.metrics import N_SUMS
-from bhive_mltf.training.observers import Observer
+from bhive_mltf.training.monitoring.observers import Observer
 from tests.training import standin
 from tests.training.standin import COMMAND, plan
 from tests.waiting import wait_for

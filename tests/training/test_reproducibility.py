@@ -9,11 +9,11 @@ import torch
 
 from bhive_mltf.models import registry
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.training import names
+from bhive_mltf.training import choices
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import create_loss
-from bhive_mltf.training.observers import Observer
-from bhive_mltf.training.optimisers import create_optimizer
+from bhive_mltf.training.monitoring.observers import Observer
+from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.reproducibility import deterministic, limits
 from bhive_mltf.training.step import Stepper
 from tests.models.conftest import VARIANTS
@@ -25,7 +25,7 @@ from tests.training.standin import plan
 def two_steps(name, directory):
     model = small(name, dropout=0.1).train()
     outputs = len(getattr(model, "regression", ()))
-    loss = next(one for one in names.LOSSES if len(names.REGRESSION_LOSSES.get(one, ())) == outputs)
+    loss = next(one for one in choices.LOSSES if len(choices.REGRESSION_LOSSES.get(one, ())) == outputs)
     optimizer = create_optimizer("AdamW", model.parameters(), 0.01)
     stepper = Stepper(plan(directory, loss_function=loss), World(), model, create_loss(loss), optimizer)
     losses = [stepper.train(jets(model, [3, 5, 0, 1, 2], seed=step), step, 0.01)[0] for step in (1, 2)]

@@ -9,8 +9,8 @@ import torch
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.models.cpu_kernels import messages
-from bhive_mltf.training.scaling_table import PARTS, Row, check, table, write_rows
-from bhive_mltf.training.stopwatch import MeasuredError, Stopwatch, TimedLoader
+from bhive_mltf.training.scaling.stopwatch import MeasuredError, Stopwatch, TimedLoader
+from bhive_mltf.training.scaling.table import PARTS, Row, check, table, write_rows
 from tests.training import standin
 
 ROWS = [Row("weak", n, 64 * n, 900.0 * n, 0.9 * n, 0.9, 0.07, *[0.01] * 6) for n in (1, 128)]

@@ -11,7 +11,7 @@ import pytest
 
 from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.progress_file import ProgressFile
-from bhive_mltf.training.observers import EpochResult
+from bhive_mltf.training.monitoring.observers import EpochResult
 from tests.training.standin import REPOSITORY, plan
 
 TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.losses import create_loss
-from bhive_mltf.training.optimisers import create_optimizer
+from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.step import Stepper
 from tests.training import standin
 

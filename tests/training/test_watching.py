@@ -8,14 +8,14 @@ import torch
 
 from bhive_mltf.ranks.distributed import World, join_world, pick_device, set_threads
 from bhive_mltf.tracking.run import Run
-from bhive_mltf.training import progress, tracked
-from bhive_mltf.training.control import Control
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import JetLosses
 from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums
-from bhive_mltf.training.observers import Observers
-from bhive_mltf.training.progress import Progress
-from bhive_mltf.training.tracked import Tracked
+from bhive_mltf.training.monitoring import mlflow_observer, progress
+from bhive_mltf.training.monitoring.mlflow_observer import Tracked
+from bhive_mltf.training.monitoring.observers import Observers
+from bhive_mltf.training.monitoring.progress import Progress
+from bhive_mltf.training.rank_agreement import Control
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.threads import as_ranks
@@ -76,7 +76,7 @@ class Recording(Run):
 
 def test_the_run_gets_upstreams_metrics_and_the_best_model(tmp_path, monkeypatch):
     run = Recording()
-    monkeypatch.setattr(tracked, "attach", lambda directory, tracking: run)
+    monkeypatch.setattr(mlflow_observer, "attach", lambda directory, tracking: run)
     train(plan(tmp_path, nested_metrics=True, tracking=True), World(), standin.build, Observers([Tracked()]))
     epochs = {"Training Loss", "Training Accuracy", "Validation Loss", "Validation Accuracy"}
     assert {name for name, _, _ in run.points} == epochs | {

@@ -9,9 +9,9 @@ import torch
 from bhive_mltf.errors import CheckpointError
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import TrainingInterruptedError
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
+from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
 from bhive_mltf.training.engine import train
-from bhive_mltf.training.writer import BackgroundWriter, on_host
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.test_engine import Seen, run, same

@@ -12,15 +12,15 @@ import bhive_mltf
 from bhive_mltf.errors import CheckpointError, TrackingError
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.training import checkpoint
-from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.checkpointing import checkpoint
+from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
+from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.metrics import Histories
+from bhive_mltf.training.optim.schedules import Schedule
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
-from bhive_mltf.training.position import Position
 from bhive_mltf.training.rounds import Rounds
-from bhive_mltf.training.schedules import Schedule
 from bhive_mltf.training.step import RNG_SCHEME, Stepper
-from bhive_mltf.training.writer import BackgroundWriter, on_host
 
 SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 0
 _SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))

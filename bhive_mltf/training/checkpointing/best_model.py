@@ -10,7 +10,7 @@ from bhive_mltf.config import Config
 from bhive_mltf.errors import CheckpointError
 from bhive_mltf.models import registry
 from bhive_mltf.models.base import Tagger
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 
 
 def load_best_model(directory: Path, config: Config, model_name: str, model_kwargs: Mapping[str, Any]) -> Tagger:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training import names
+from bhive_mltf.training import choices
 
 # Devices on which torch updates all weights in one kernel; elsewhere it picks the best by itself.
 _FUSED = {"Adam": ("cpu", "cuda"), "AdamW": ("cpu", "cuda"), "SGD": ("cpu", "cuda"), "Adagrad": ("cpu",)}
@@ -34,8 +34,8 @@ def create_optimizer(
     ------
     ParameterError : a name that is not in `names.OPTIMIZERS`, or a weight decay for an optimiser without.
     """
-    if name not in names.OPTIMIZERS:
-        raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(names.OPTIMIZERS)}.")
+    if name not in choices.OPTIMIZERS:
+        raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(choices.OPTIMIZERS)}.")
     kind = _kind(name)
     known = inspect.signature(kind).parameters
     # the type too: Adafactor's eps is a pair of another meaning
@@ -59,7 +59,7 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
 def _kind(name: str) -> Any:  # noqa: ANN401 - a class of torch.optim, or ours
     if name == "Ranger":
-        from bhive_mltf.training.ranger import Ranger
+        from bhive_mltf.training.optim.ranger import Ranger
 
         return Ranger
     return getattr(torch.optim, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bhive_mltf.training.optimisers import needs_closure
+from bhive_mltf.training.optim.optimisers import needs_closure
 
 
 class Guard:

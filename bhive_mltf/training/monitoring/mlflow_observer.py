@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from bhive_mltf.ranks import srun
 from bhive_mltf.tracking.run import NullRun, Run, attach
-from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 NESTED_NAME = "model_performance_metrics"

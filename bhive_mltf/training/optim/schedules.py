@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.training import names
+from bhive_mltf.training import choices
 
 DECAY_SHARE = 0.3
 SHORT_WARMUP = 0.1
@@ -33,7 +33,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.name not in _SHAPES:
-            raise ParameterError(f"lr_scheduler is {self.name!r}, but must be one of {', '.join(names.SCHEDULES)}.")
+            raise ParameterError(f"lr_scheduler is {self.name!r}, but must be one of {', '.join(choices.SCHEDULES)}.")
 
     def factor(self, epoch: int, fraction: float) -> float:
         """The factor in epoch or round `epoch` (0-based) once `fraction` of its batches are done."""

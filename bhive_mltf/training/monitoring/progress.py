@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from typing_extensions import override
 
-from bhive_mltf.training.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 LINE_INTERVAL = 10.0  # s, between plain lines

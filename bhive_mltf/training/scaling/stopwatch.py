@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from bhive_mltf.interface import Batch
 from bhive_mltf.models.cpu_kernels import messages
-from bhive_mltf.training.ingredients import Loader
-from bhive_mltf.training.scaling_table import PARTS
+from bhive_mltf.training.build import Loader
+from bhive_mltf.training.scaling.table import PARTS
 
 
 class MeasuredError(Exception):

@@ -12,12 +12,13 @@ from torch import Tensor
 from bhive_mltf.errors import CheckpointError, DatasetMismatchError
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World, pick_device
-from bhive_mltf.training import checkpoint, incident
-from bhive_mltf.training import ingredients as making
+from bhive_mltf.training import build as making
+from bhive_mltf.training.checkpointing import checkpoint
+from bhive_mltf.training.debugging import nonfinite
+from bhive_mltf.training.debugging.tracing import describe, traced
 from bhive_mltf.training.engine import Builder, make_stepper
 from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
 from bhive_mltf.training.step import Stepper
-from bhive_mltf.training.tracing import describe, traced
 
 SHOWN = 10
 
@@ -33,7 +34,7 @@ def replay(path: Path, build: Builder = making.build) -> list[str]:
     ParameterError : the file is none of a step, or has lost its training.
     DatasetMismatchError : the training set is another one now.
     """
-    step = incident.read(path)
+    step = nonfinite.read(path)
     plan = TrainingPlan.read(path.parent.parent / FILE_NAME).model_copy(
         update={"directory": path.absolute().parent.parent, "n_threads": 0, "use_torch_compile": False}
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bhive_mltf.errors import CheckpointError
-from bhive_mltf.training import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.metrics import Histories
 
 ASIDE_FOLDER = "aside"

@@ -1,6 +1,6 @@
 """How a training scales: the same steps with several numbers of ranks.
 
-`python -m bhive_mltf.training.scaling PLAN` is one rank of one measurement.
+`python -m bhive_mltf.training.scaling.measure PLAN` is one rank of one measurement.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import atomic
 from bhive_mltf.ranks.distributed import World, join_world
 from bhive_mltf.ranks.launcher import Launcher, LocalRanks
-from bhive_mltf.training.ingredients import Ingredients, build
+from bhive_mltf.training.build import Ingredients, build
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.rank import as_process
-from bhive_mltf.training.scaling_table import KINDS, PARTS, Row
-from bhive_mltf.training.stopwatch import MeasuredError, Stopwatch, TimedLoader
+from bhive_mltf.training.scaling.stopwatch import MeasuredError, Stopwatch, TimedLoader
+from bhive_mltf.training.scaling.table import KINDS, PARTS, Row
 
-ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training.scaling")
+ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training.scaling.measure")
 STEPS_NAME = "steps.json"
 
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, float]:
 
 def _rank(path: Path) -> int:
     from bhive_mltf.training import engine
-    from bhive_mltf.training.observers import Observer
+    from bhive_mltf.training.monitoring.observers import Observer
 
     plan = TrainingPlan.read(path)
     with join_world() as world:

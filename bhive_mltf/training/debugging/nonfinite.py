@@ -20,7 +20,7 @@ from bhive_mltf.errors import NonFiniteLossError, ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.training.ingredients import Ingredients
+from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.step import Stepper, weighted_loss
 
 FOLDER = "nonfinite"

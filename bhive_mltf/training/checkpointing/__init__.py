@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, when and how they are written, which one a training continues from."""

@@ -1,0 +1,1 @@
+"""Optimisers, learning rates, and what happens to gradients."""
