@@ -16,7 +16,7 @@ from tasks.parameter_mixins import DatasetDependency, technical
 from tasks.targets import DerivedFileTarget
 
 if TYPE_CHECKING:
-    from bhive_mltf.evaluation.input_features import Feature
+    from bhive_mltf.evaluation.inputs.features import Feature
 
 
 DEFAULT_BINS = 50
@@ -58,7 +58,7 @@ class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
-        from bhive_mltf.evaluation.input_features import check_parameters
+        from bhive_mltf.evaluation.inputs.features import check_parameters
 
         check_parameters(self.Nbins, self.n_workers)
 
@@ -88,7 +88,7 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
         return self.histograms()
 
     def output(self) -> dict[str, DerivedFileTarget]:
-        from bhive_mltf.evaluation.input_features import figure_names
+        from bhive_mltf.evaluation.inputs.features import figure_names
 
         names = figure_names(self.features(), self.labels(), ylog=self.ylog, weighted=self.weight_histo)
         return {key: self.derived(name) for key, name in names.items()}
@@ -108,7 +108,7 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
 
     def features(self) -> tuple[Feature, ...]:
         """All input features of the config."""
-        from bhive_mltf.evaluation.input_features import features
+        from bhive_mltf.evaluation.inputs.features import features
 
         return features(self.load_config().groups)
 

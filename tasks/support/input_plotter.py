@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def fill(task: InputHistogrammerTask, directory: Path) -> None:
     """Fill the histograms of the task's training set."""
     from bhive_mltf.data.dataset import open_dataset
-    from bhive_mltf.evaluation import input_histograms as library
+    from bhive_mltf.evaluation.inputs import histograms as library
 
     with DirectoryLock(directory, wait_s=None):
         _begin(task, directory, "input_histogram*.npz")
@@ -33,8 +33,8 @@ def fill(task: InputHistogrammerTask, directory: Path) -> None:
 
 def draw(task: HistogramPlotterTask, directory: Path) -> None:
     """Draw the histograms that were filled."""
-    from bhive_mltf.evaluation.input_features import count_workers
-    from bhive_mltf.evaluation.input_figures import Look, draw_inputs
+    from bhive_mltf.evaluation.inputs.features import count_workers
+    from bhive_mltf.evaluation.inputs.figures import Look, draw_inputs
 
     with DirectoryLock(directory, wait_s=None):
         _begin(task, directory, "*/*.png")

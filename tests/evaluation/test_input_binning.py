@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bhive_mltf.evaluation.input_binning import N_BUCKETS, TAIL, Binning, Values, bucket_edges, buckets, choose
+from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, TAIL, Binning, Values, bucket_edges, buckets, choose
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 arrays = hnp.arrays(np.float32, st.integers(1, 300), elements=floats)

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.errors import CorruptFileError, ParameterError
-from bhive_mltf.evaluation import input_figures, input_histograms
-from bhive_mltf.evaluation.input_features import check_parameters, count_workers, features, figure_names
-from bhive_mltf.evaluation.input_figures import Look, draw_inputs
-from bhive_mltf.evaluation.input_histograms import write_histograms
+from bhive_mltf.evaluation.inputs import figures, histograms
+from bhive_mltf.evaluation.inputs.features import check_parameters, count_workers, features, figure_names
+from bhive_mltf.evaluation.inputs.figures import Look, draw_inputs
+from bhive_mltf.evaluation.inputs.histograms import write_histograms
 from bhive_mltf.testing.jets import write_btag
 from tests.data.building import build, small_config
 from tests.data.memory_dataset import SCHEMA, MemoryDataset, make_dataset
 
-fill = input_histograms.input_histograms
+fill = histograms.input_histograms
 
 
 def with_features(dataset, **changes):
@@ -70,19 +70,19 @@ def test_w40_the_order_of_files_and_jets_does_not_matter(n_jets, seed, weighted)
 
 
 def test_w40_the_number_of_processes_does_not_matter(monkeypatch):
-    monkeypatch.setattr(input_histograms, "_MIN_PIECE", 100)
-    monkeypatch.setattr(input_histograms, "BLOCK_JETS", 64)
+    monkeypatch.setattr(histograms, "_MIN_PIECE", 100)
+    monkeypatch.setattr(histograms, "BLOCK_JETS", 64)
     dataset = make_dataset(450)
     weight = np.random.default_rng(3).random(450).astype(np.float32)
     dataset = dataclasses.replace(dataset, block=dataclasses.replace(dataset.block, weight=weight))
-    assert len(input_histograms.pieces(len(dataset))) == 5
+    assert len(histograms.pieces(len(dataset))) == 5
     one, two = (fill(dataset, n_workers=n, weighted=True) for n in (1, 2))
     assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 
 
 def test_pieces_cover_the_set_and_are_not_too_many():
     for n_jets in (0, 1, 65_536, 65_537, 100_000_000):
-        work = input_histograms.pieces(n_jets)
+        work = histograms.pieces(n_jets)
         assert sum(map(len, work)) == n_jets
         assert len(work) <= 256
         assert all(a.stop == b.start for a, b in itertools.pairwise(work))
@@ -192,11 +192,11 @@ def test_figures_of_a_feature(filled, tmp_path, look):
 
 def test_legends_say_what_is_outside_and_do_not_cover_the_bins(filled):
     [feature] = [feature for feature in features(SCHEMA.groups) if feature.name == "px"]
-    histograms = input_figures._read(filled, feature, SCHEMA.truths)
+    histograms = figures._read(filled, feature, SCHEMA.truths)
     for figure in (
-        input_figures.overlay_figure(feature, histograms, Look()),
-        input_figures.label_figure(feature, histograms, 0, Look()),
-        input_figures.label_figure(feature, histograms, 0, Look(ylog=False)),
+        figures.overlay_figure(feature, histograms, Look()),
+        figures.label_figure(feature, histograms, 0, Look()),
+        figures.label_figure(feature, histograms, 0, Look(ylog=False)),
     ):
         axes = figure.axes[0]
         figure.canvas.draw()
@@ -213,11 +213,11 @@ def test_legends_say_what_is_outside_and_do_not_cover_the_bins(filled):
 
 def test_labels_without_entries_are_drawn_as_such(filled):
     [feature] = [feature for feature in features(SCHEMA.groups) if feature.name == "px"]
-    histograms = input_figures._read(filled, feature, SCHEMA.truths)
+    histograms = figures._read(filled, feature, SCHEMA.truths)
     assert not histograms["isTau"][0].any()
-    figure = input_figures.label_figure(feature, histograms, 4, Look())
+    figure = figures.label_figure(feature, histograms, 4, Look())
     assert figure.axes[0].get_legend().get_texts()[0].get_text() == "isTau: no entries"
-    overlay = input_figures.overlay_figure(feature, histograms, Look())
+    overlay = figures.overlay_figure(feature, histograms, Look())
     assert "isTau" not in [text.get_text() for text in overlay.axes[0].get_legend().get_texts()]
 
 
@@ -227,7 +227,7 @@ def test_flags_have_a_tick_each():
     [feature] = [feature for feature in features(SCHEMA.groups) if feature.name == "mass"]
     histograms = fill(with_features(dataset, vtx=values))
     mine = {label: histograms[f"{label}/mass"].astype(float) for label in SCHEMA.truths}
-    axes = input_figures.overlay_figure(feature, mine, Look()).axes[0]
+    axes = figures.overlay_figure(feature, mine, Look()).axes[0]
     assert axes.get_xticks().tolist() == [0, 1]
     assert axes.get_xlim() == (-0.5, 1.5)
     assert axes.get_ylabel() == "fraction of vertices"

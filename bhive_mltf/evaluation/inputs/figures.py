@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation import figures
-from bhive_mltf.evaluation.input_features import COMBINED, Feature, figure_names
+from bhive_mltf.evaluation.inputs.features import COMBINED, Feature, figure_names
 
 _COUNTED = {GLOBAL: "jets", "vtx": "vertices", "lt": "lost tracks"}
 _DECADES = 6

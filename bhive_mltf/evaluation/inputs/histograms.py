@@ -23,8 +23,8 @@ from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.index import truth_bits
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError
-from bhive_mltf.evaluation.input_binning import N_BUCKETS, Binning, Values, buckets, choose
-from bhive_mltf.evaluation.input_features import check_parameters, count_workers, features
+from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, Binning, Values, buckets, choose
+from bhive_mltf.evaluation.inputs.features import check_parameters, count_workers, features
 from bhive_mltf.files import atomic
 
 BLOCK_JETS = 4_096

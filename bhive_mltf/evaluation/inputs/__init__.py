@@ -1,0 +1,1 @@
+"""Histograms and figures of the input features of a training set."""
