@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bhive_mltf.tracking import convert
+from bhive_mltf.tracking import sanitize
 from bhive_mltf.tracking.journal import Record, folder_of
-from bhive_mltf.tracking.target import Runs
+from bhive_mltf.tracking.run_resolver import Runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,11 +82,11 @@ def discard(directory: Path, record: Record) -> None:
 
 
 def _params(client: MlflowClient, runs: Runs, run_id: str, record: Record) -> None:  # noqa: ARG001
-    convert.log_params(client, run_id, record["values"])
+    sanitize.log_params(client, run_id, record["values"])
 
 
 def _tags(client: MlflowClient, runs: Runs, run_id: str, record: Record) -> None:  # noqa: ARG001
-    convert.log_tags(client, run_id, record["values"])
+    sanitize.log_tags(client, run_id, record["values"])
 
 
 def _text(client: MlflowClient, runs: Runs, run_id: str, record: Record) -> None:  # noqa: ARG001
@@ -103,7 +103,7 @@ def _dataset(client: MlflowClient, runs: Runs, run_id: str, record: Record) -> N
 
     source = record["source"]
     facts = json.dumps({**(record["profile"] or {}), "digest": record["digest"]}, default=str)
-    schema = convert.dataset_schema(record["columns"]) if record["columns"] else None
+    schema = sanitize.dataset_schema(record["columns"]) if record["columns"] else None
     where = json.dumps({"uri": source[:_MAX_SOURCE]})
     kind = "local" if "://" not in source else "uri"
     dataset = Dataset(record["name"], record["digest"][:_MAX_DIGEST], kind, where, schema, facts)

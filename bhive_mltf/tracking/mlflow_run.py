@@ -10,13 +10,13 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from bhive_mltf.tracking import connection, convert
+from bhive_mltf.tracking import connection, sanitize
 from bhive_mltf.tracking.failures import one_line
 from bhive_mltf.tracking.journal import Journal, folder_of
 from bhive_mltf.tracking.record import RunRecord
 from bhive_mltf.tracking.run import FLUSH_TIMEOUT, Run
+from bhive_mltf.tracking.run_resolver import Runs
 from bhive_mltf.tracking.sender import Sender
-from bhive_mltf.tracking.target import Runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,18 +90,18 @@ class MlflowRun(Run):
         self, values: Mapping[str, float], step: int, timestamp: float | None = None, of: str = ""
     ) -> None:
         milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
-        numbers = {convert.name(key): self._number(key, value) for key, value in values.items()}
+        numbers = {sanitize.name(key): self._number(key, value) for key, value in values.items()}
         good = {key: value for key, value in numbers.items() if value is not None}
         self._journal.metrics(good, int(step), milliseconds, child=self._name, of=of)
         self._sender.notify()
 
     @_safe
     def params(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        self._put("params", values={key: convert.as_text(value) for key, value in values.items()})
+        self._put("params", values={key: sanitize.as_text(value) for key, value in values.items()})
 
     @_safe
     def tags(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        self._put("tags", values=convert.run_tags(values))
+        self._put("tags", values=sanitize.run_tags(values))
 
     @_safe
     def text(self, text: str, artifact_file: str) -> None:  # noqa: D102
@@ -109,7 +109,7 @@ class MlflowRun(Run):
 
     @_safe
     def json(self, value: Any, artifact_file: str) -> None:  # noqa: ANN401, D102
-        self.text(convert.json_text(value), artifact_file)
+        self.text(sanitize.json_text(value), artifact_file)
 
     @_safe
     def artifact(self, path: str | Path, folder: str | None = None) -> None:  # noqa: D102
@@ -151,11 +151,11 @@ class MlflowRun(Run):
         self._put(
             "model",
             folder=folder,
-            name=convert.model_name(name),
+            name=sanitize.model_name(name),
             step=step,
-            metrics={key: self._stamped(convert.name(key), value, step) for key, value in (metrics or {}).items()},
-            params={convert.name(k): convert.as_text(v)[: convert.MAX_PARAM] for k, v in (params or {}).items()},
-            tags=convert.run_tags(tags or {}),
+            metrics={key: self._stamped(sanitize.name(key), value, step) for key, value in (metrics or {}).items()},
+            params={sanitize.name(k): sanitize.as_text(v)[: sanitize.MAX_PARAM] for k, v in (params or {}).items()},
+            tags=sanitize.run_tags(tags or {}),
         )
 
     def _stamped(self, key: str, value: float, step: int) -> tuple[float, int]:

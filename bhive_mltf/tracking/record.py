@@ -20,7 +20,7 @@ class RunRecord:
     external : the run was given from outside; its status is never touched.
     parent_run_id : set for a training that became the child of a run given from outside.
     pending : what it takes to make the run, while the store has not answered yet (`run_id` is empty then); None once
-        it exists. `bhive_mltf.tracking.target` makes it.
+        it exists. `bhive_mltf.tracking.run_resolver` makes it.
     """
 
     tracking_uri: str

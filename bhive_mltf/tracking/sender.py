@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from bhive_mltf.tracking import deliver, journal
 from bhive_mltf.tracking.failures import Failure, classify, one_line
 from bhive_mltf.tracking.journal import Record
-from bhive_mltf.tracking.target import Runs
+from bhive_mltf.tracking.run_resolver import Runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

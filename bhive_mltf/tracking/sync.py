@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bhive_mltf.tracking import closing, deliver, journal
+from bhive_mltf.tracking import abandoned_runs, deliver, journal
 from bhive_mltf.tracking.record import FILE_NAME
 from bhive_mltf.tracking.run import FLUSH_TIMEOUT, attach
 
@@ -42,7 +42,7 @@ def undelivered(directory: Path) -> Counter[str]:
 def sync(
     directory: Path,
     ended_as: Callable[[Path], str] = lambda directory: "KILLED",  # noqa: ARG005
-    at_work: Callable[[Path], bool] = closing.is_at_work,
+    at_work: Callable[[Path], bool] = abandoned_runs.is_at_work,
     timeout: float = FLUSH_TIMEOUT,
 ) -> Synced:
     """Close the run of a training that was killed, and deliver what its journal holds.
@@ -53,7 +53,7 @@ def sync(
     at_work : see `closing.close_abandoned`.
     """
     status = ended_as(directory)
-    closed = status if closing.close_abandoned(directory, status, at_work) else ""
+    closed = status if abandoned_runs.close_abandoned(directory, status, at_work) else ""
     before = undelivered(directory)
     if before:
         attach(directory).finish(timeout=timeout)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bhive_mltf.tracking import RunRecord, attach, convert, journal, prepare
+from bhive_mltf.tracking import RunRecord, attach, journal, prepare, sanitize
 from tests.waiting import wait_for
 
 
@@ -261,11 +261,11 @@ def test_a_store_that_is_gone_or_locked(tmp_path, said):
 def test_any_text_becomes_a_name_that_mlflow_takes(text):
     from mlflow.utils.validation import _validate_metric_name
 
-    name = convert.name(text)
+    name = sanitize.name(text)
     _validate_metric_name(name)
-    assert convert.name(name) == name
+    assert sanitize.name(name) == name
 
 
 @pytest.mark.parametrize("name", ["Training Loss", "system/node0/cpu", "auc_b:l", "a.b-c"])
 def test_good_names_stay(name):
-    assert convert.name(name) == name
+    assert sanitize.name(name) == name

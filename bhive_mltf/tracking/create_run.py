@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bhive_mltf.errors import TrackingError
-from bhive_mltf.tracking import connection, convert, environment, store
+from bhive_mltf.tracking import connection, environment, sanitize, store
 from bhive_mltf.tracking.failures import is_missing, one_line
 from bhive_mltf.tracking.journal import Journal
 from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.tracking.target import DIRECTORY_TAG, make, pending
+from bhive_mltf.tracking.run_resolver import DIRECTORY_TAG, make, pending
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,8 +70,8 @@ def prepare(
         with connection.short_http(), connection.quiet_with_warnings():
             record, client = _continued(record, wanted) or _begun(wanted)
             record.write(wanted.directory)
-            convert.log_params(client, record.run_id, params or {})
-            convert.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
+            sanitize.log_params(client, record.run_id, params or {})
+            sanitize.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
     except ImportError as error:
         logger.warning("no tracking: %s; install mlflow, or pass --tracking False", one_line(error))
         return None
@@ -107,8 +107,8 @@ def _note(record: RunRecord, wanted: _Wanted, params: Mapping[str, object], jour
         record.write(wanted.directory)
         journal.append("status", status=wanted.status)
         tags = {**(_made_by(wanted) if record.pending else {}), **_own_tags(wanted), **wanted.tags}
-        journal.append("tags", values=convert.run_tags(tags))
-        journal.append("params", values={key: convert.as_text(value) for key, value in params.items()})
+        journal.append("tags", values=sanitize.run_tags(tags))
+        journal.append("params", values={key: sanitize.as_text(value) for key, value in params.items()})
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
         logger.warning("parameters and tags of %s are not tracked (%s)", wanted.directory, one_line(error))
 
@@ -213,7 +213,7 @@ def _create(client: MlflowClient, record: RunRecord, wanted: _Wanted) -> RunReco
 
 
 def _all_tags(wanted: _Wanted) -> dict[str, str]:
-    return convert.run_tags({**_made_by(wanted), **_own_tags(wanted)})
+    return sanitize.run_tags({**_made_by(wanted), **_own_tags(wanted)})
 
 
 def _made_by(wanted: _Wanted) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from bhive_mltf.tracking import connection, journal
 from bhive_mltf.tracking.failures import one_line
 from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.tracking.target import Runs
+from bhive_mltf.tracking.run_resolver import Runs
 
 logger = logging.getLogger(__name__)
 
