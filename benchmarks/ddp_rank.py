@@ -23,7 +23,8 @@ import torch
 from bhive_mltf.interface import Batch
 from bhive_mltf.models.base import count_parameters
 from bhive_mltf.ranks.distributed import World, join_world, size_from_environment
-from bhive_mltf.training import build, engine
+from bhive_mltf.training import build as ingredients
+from bhive_mltf.training import engine
 from bhive_mltf.training.build import Ingredients, Loader
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
@@ -61,7 +62,7 @@ class Gate:
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     alone = world.size == 1
     seen = World(rank=int(os.environ["SHARE"]), size=2) if alone else world
-    parts = build.build(plan, seen)
+    parts = ingredients.build(plan, seen)
     about = {"parameters": count_parameters(parts.model), "batches": parts.training.n_batches(0)}
     return replace(parts, training=Gate(parts.training, about, alone))
 

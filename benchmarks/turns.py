@@ -16,7 +16,8 @@ from torch import nn
 
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.training import build, engine, precision
+from bhive_mltf.training import build as ingredients
+from bhive_mltf.training import engine, precision
 from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.optim.optimisers import create_optimizer
@@ -83,7 +84,7 @@ class Bare:
 
 def take_batches(plan: TrainingPlan, number: int) -> list[Batch]:
     """The first batches of the plan's training, held in memory."""
-    parts = build.build(plan, World())
+    parts = ingredients.build(plan, World())
     # the loader may use their memory again
     return [batch.map(torch.clone) for batch in itertools.islice(parts.training.epoch(0), number)]
 
@@ -95,8 +96,8 @@ def train_in_turns(
     turns: list[Turns] = []
 
     def build(plan: TrainingPlan, world: World) -> Ingredients:
-        parts = build.build(plan, world)
-        bare = Bare(build.build(plan, world).model, batches, plan)
+        parts = ingredients.build(plan, world)
+        bare = Bare(ingredients.build(plan, world).model, batches, plan)
         turns.append(Turns(batches, {"bare": bare, **others}, rounds=rounds, warm_up=warm_up))
         return replace(parts, training=turns[0])
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 import torch
 
-from bhive_mltf.data.loader import buffers, order, prefetch
+from bhive_mltf.data.loader import buffers as buffers_module
+from bhive_mltf.data.loader import order, prefetch
 from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import TrainingError
@@ -130,7 +131,7 @@ def test_a_pinned_buffer_waits_for_the_gpu(monkeypatch):
         cudaHostUnregister=lambda _: calls.append(("unpin",)),
     )
     cuda = SimpleNamespace(Event=Event, cudart=lambda: runtime, synchronize=lambda: calls.append(("wait",)))
-    monkeypatch.setattr(buffers.torch, "cuda", cuda)
+    monkeypatch.setattr(buffers_module.torch, "cuda", cuda)
     buffers = SharedBuffers(2, 10)
     buffers.pin()
     assert buffers.pinned

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.errors import CorruptFileError, ParameterError
-from bhive_mltf.evaluation.inputs import figures, histograms
+from bhive_mltf.evaluation.inputs import figures
+from bhive_mltf.evaluation.inputs import histograms as filling
 from bhive_mltf.evaluation.inputs.features import check_parameters, count_workers, features, figure_names
 from bhive_mltf.evaluation.inputs.figures import Look, draw_inputs
 from bhive_mltf.evaluation.inputs.histograms import write_histograms
@@ -17,7 +18,7 @@ from bhive_mltf.testing.jets import write_btag
 from tests.data.building import build, small_config
 from tests.data.memory_dataset import SCHEMA, MemoryDataset, make_dataset
 
-fill = histograms.input_histograms
+fill = filling.input_histograms
 
 
 def with_features(dataset, **changes):
@@ -70,19 +71,19 @@ def test_w40_the_order_of_files_and_jets_does_not_matter(n_jets, seed, weighted)
 
 
 def test_w40_the_number_of_processes_does_not_matter(monkeypatch):
-    monkeypatch.setattr(histograms, "_MIN_PIECE", 100)
-    monkeypatch.setattr(histograms, "BLOCK_JETS", 64)
+    monkeypatch.setattr(filling, "_MIN_PIECE", 100)
+    monkeypatch.setattr(filling, "BLOCK_JETS", 64)
     dataset = make_dataset(450)
     weight = np.random.default_rng(3).random(450).astype(np.float32)
     dataset = dataclasses.replace(dataset, block=dataclasses.replace(dataset.block, weight=weight))
-    assert len(histograms.pieces(len(dataset))) == 5
+    assert len(filling.pieces(len(dataset))) == 5
     one, two = (fill(dataset, n_workers=n, weighted=True) for n in (1, 2))
     assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 
 
 def test_pieces_cover_the_set_and_are_not_too_many():
     for n_jets in (0, 1, 65_536, 65_537, 100_000_000):
-        work = histograms.pieces(n_jets)
+        work = filling.pieces(n_jets)
         assert sum(map(len, work)) == n_jets
         assert len(work) <= 256
         assert all(a.stop == b.start for a, b in itertools.pairwise(work))

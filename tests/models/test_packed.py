@@ -21,7 +21,7 @@ from tests.training.threads import as_ranks
 COUNTS = ([5, 1, 9, 3, 9], [1], [1, 1], [0, 4, 2], [0, 0], [])
 
 
-def network(**options):
+def make_network(**options):
     torch.manual_seed(0)
     sizes = {"embed_dims": (8, 12, 8), "pair_embed_dims": (6, 5), "num_layers": 2, "num_cls_layers": 2, "num_heads": 2}
     made = PartNetwork(4, 3, **{**sizes, "dropout": 0.0, **options}).double()
@@ -56,16 +56,16 @@ def results(model, arguments, monkeypatch, packed):
 @pytest.mark.parametrize("counts", COUNTS)
 def test_packed_is_padded(counts, options, scattered, train, monkeypatch):
     arguments = inputs(counts, scattered=scattered)
-    padded = results(network(**options).train(train), arguments, monkeypatch, packed=False)
-    packed = results(network(**options).train(train), arguments, monkeypatch, packed=True)
+    padded = results(make_network(**options).train(train), arguments, monkeypatch, packed=False)
+    packed = results(make_network(**options).train(train), arguments, monkeypatch, packed=True)
     torch.testing.assert_close(packed, padded, rtol=1e-9, atol=1e-11)
 
 
 def test_no_slots_at_all(monkeypatch):
     arguments = inputs([0, 0], length=0)
     torch.testing.assert_close(
-        results(network(), arguments, monkeypatch, packed=True),
-        results(network(), arguments, monkeypatch, packed=False),
+        results(make_network(), arguments, monkeypatch, packed=True),
+        results(make_network(), arguments, monkeypatch, packed=False),
     )
 
 
@@ -196,14 +196,14 @@ def test_ranks_with_unequal_shares_are_one(shares, train, monkeypatch):
     """Norms of the global batch, packed, on several ranks: outputs, sums of gradients, running statistics."""
     features, momenta, mask = inputs([5, 1, 9, 3, 9])
     weight = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)
-    models = [network().train(train) for _ in shares]
+    models = [make_network().train(train) for _ in shares]
 
     def pass_of(model, arguments, own):
         logits = model(*arguments)
         (logits * own).sum().backward()
         return logits.detach(), {name: p.grad for name, p in model.named_parameters()}, dict(model.named_buffers())
 
-    expected = pass_of(network().train(train), (features, momenta, mask), weight)
+    expected = pass_of(make_network().train(train), (features, momenta, mask), weight)
     sent, gather, reduce = [], dist.all_gather, dist.all_reduce
     monkeypatch.setattr(dist, "all_gather", lambda *a, **k: (sent.append("forward"), gather(*a, **k)))
     monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (sent.append("backward"), reduce(*a, **k)))
@@ -239,6 +239,6 @@ def test_attacks_have_gradients_of_the_features(monkeypatch):
     for packed in (True, False):
         monkeypatch.setattr(network, "can_pack", lambda *_, packed=packed: packed)
         changed = features.clone().requires_grad_()
-        network()(changed, momenta, mask).square().sum().backward()
+        make_network()(changed, momenta, mask).square().sum().backward()
         found.append(changed.grad)
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

@@ -8,7 +8,7 @@ from bhive_mltf import config as configs
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.testing.jets import write_btag, write_jetclass
-from bhive_mltf.training import build
+from bhive_mltf.training import build as ingredients
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.best_model import load_best_model
 from bhive_mltf.training.plan import TrainingPlan
@@ -67,7 +67,7 @@ def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd
 def test_w29_process_weights_of_the_config_reach_the_training(tmp_path, dataset, tops, least, most):
     config = dataset[1].model_copy(update={"process_weights": {"TT": tops, "QCD": 1.0}})
     made = plan(tmp_path, (dataset[0], config), loss_weighting=False, batch_size=2)
-    training = build.build(made, World()).training
+    training = ingredients.build(made, World()).training
     process = torch.cat([batch.process for epoch in range(5) for batch in training.epoch(epoch)])
     assert len(process) > 20
     assert least < (process == config.processes.index("TT")).double().mean() < most
