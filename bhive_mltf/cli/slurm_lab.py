@@ -27,15 +27,15 @@ def add_to(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def up(options: argparse.Namespace) -> None:
     """Start the cluster. SlurmError when packages are missing or a daemon does not start."""
-    from bhive_mltf.slurm import lab
-    from bhive_mltf.slurm.lab import packages
+    from bhive_mltf.testing import slurm_lab
+    from bhive_mltf.testing.slurm_lab import packages
 
     if options.install and (installed := packages.install(options.accounting)):
         print(f"installed {' '.join(installed)}")
     asked = {"port": options.port, "names": options.names, "accounting": options.accounting}
     if options.directory:
         asked["directory"] = options.directory.absolute()
-    found = lab.up(lab.Settings(**asked))
+    found = slurm_lab.up(slurm_lab.Settings(**asked))
     if options.accounting and not found.settings.accounting:
         raise SlurmError(f"the lab in {found.directory} runs without accounting: 'bhive-mltf slurm lab down' stops it")
     names = ", ".join(name for name, _ in found.settings.nodes)
@@ -45,16 +45,16 @@ def up(options: argparse.Namespace) -> None:
 
 def down(options: argparse.Namespace) -> None:
     """Stop the cluster."""
-    from bhive_mltf.slurm import lab
+    from bhive_mltf.testing import slurm_lab
 
-    print("stopped" if lab.down(options.directory) else "there is no lab cluster of this user")
+    print("stopped" if slurm_lab.down(options.directory) else "there is no lab cluster of this user")
 
 
 def environment(options: argparse.Namespace) -> None:  # noqa: ARG001
     """Print the exports of the lab. SlurmError when none runs."""
-    from bhive_mltf.slurm import lab
+    from bhive_mltf.testing import slurm_lab
 
-    found = lab.find()
+    found = slurm_lab.find()
     if found is None:
         raise SlurmError("no lab cluster of this user runs on this machine: start one with 'make slurm-up'")
     for name, value in found.environment.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from bhive_mltf.slurm import outcome
-from bhive_mltf.slurm.answers import JobInfo
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 

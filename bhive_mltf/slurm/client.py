@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from bhive_mltf.errors import QueryFailedError, SlurmError, SubmissionError
-from bhive_mltf.slurm import answers
-from bhive_mltf.slurm.answers import JobInfo
+from bhive_mltf.slurm import parsing
 from bhive_mltf.slurm.job import job_name
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.states import JobState
 
@@ -89,7 +89,7 @@ class Slurm:
             raise QueryFailedError(f"sbatch failed: {_last_words(done)}")
         if done.returncode != 0:
             raise SubmissionError(f"sbatch refused {script}: {_last_words(done)}")
-        return answers.job_id(done.stdout)
+        return parsing.job_id(done.stdout)
 
     def query(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
         """What is known about these jobs; one that the scheduler does not know any more is GONE.
@@ -112,8 +112,8 @@ class Slurm:
         """All jobs of this user that the controller knows, those that ended minutes ago included."""
         now = time.monotonic()
         if self._listed is None or now - self._listed[0] > self.fresh_s:
-            command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--Format={answers.FORMAT}"]
-            self._listed = (now, answers.squeue(self._ask(command)))
+            command = ["squeue", f"--user={os.getuid()}", "--states=all", "--noheader", f"--Format={parsing.FORMAT}"]
+            self._listed = (now, parsing.squeue(self._ask(command)))
         return self._listed[1]
 
     def forget(self) -> None:
@@ -153,7 +153,7 @@ class Slurm:
             raise SlurmError(f"'{' '.join(command)}' failed: {_last_words(done)}")
 
     def _accounted(self, job_ids: Sequence[str]) -> dict[str, JobInfo]:
-        command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={answers.SACCT_FORMAT}"]
+        command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={parsing.SACCT_FORMAT}"]
         try:
             done = self._run([*command, f"--jobs={','.join(job_ids)}"])
         except QueryFailedError:
@@ -162,7 +162,7 @@ class Slurm:
                 return {}
             raise
         if done.returncode == 0:
-            return {info.job_id: info for info in answers.sacct(done.stdout) if info.state.is_final}
+            return {info.job_id: info for info in parsing.sacct(done.stdout) if info.state.is_final}
         if self.accounting == "auto":
             if "disabled" in done.stderr:
                 self.accounting = False
@@ -172,7 +172,7 @@ class Slurm:
     def _controlled(self, job_id: str) -> JobInfo:
         done = self._run(["scontrol", "--oneliner", "show", "job", job_id])
         if done.returncode == 0:
-            return answers.scontrol(done.stdout, job_id)
+            return parsing.scontrol(done.stdout, job_id)
         if "Invalid job id" in done.stderr:
             return JobInfo(job_id, JobState.GONE)
         raise QueryFailedError(f"scontrol failed: {_last_words(done)}")
@@ -234,9 +234,9 @@ def _last_words(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _lab_conf() -> str:
-    from bhive_mltf.slurm import lab
+    from bhive_mltf.testing import slurm_lab
 
-    found = lab.find()
+    found = slurm_lab.find()
     if found is None:
         raise SlurmError("no lab cluster of this user runs on this machine: start one with 'make slurm-up'")
     return str(found.settings.slurm_conf)

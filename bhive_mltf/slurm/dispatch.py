@@ -11,9 +11,9 @@ from bhive_mltf.errors import QueryFailedError, SubmissionError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.slurm import script
-from bhive_mltf.slurm.answers import JobInfo
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.job import OUTCOME_NAME, PROGRESS_NAME, SCRIPT_NAME, JobSpec
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from bhive_mltf.slurm.answers import JobInfo
 from bhive_mltf.slurm.outcome import Progress, duration
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.states import JobState
 
 PLAIN_EVERY_S: Final = 60.0

@@ -8,12 +8,12 @@ from typing import Final, Protocol
 
 from bhive_mltf.errors import JobFailedError, QueryFailedError, SlurmError
 from bhive_mltf.slurm import dispatch, outcome, timeout
-from bhive_mltf.slurm.answers import JobInfo
 from bhive_mltf.slurm.belief import Belief
 from bhive_mltf.slurm.client import Slurm, with_position
 from bhive_mltf.slurm.display import Display, choose
 from bhive_mltf.slurm.interrupts import Detached, Interrupts
 from bhive_mltf.slurm.outcome import Progress
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bhive_mltf.slurm.inside.verdict import SENTENCES as EXIT_CODES
-from bhive_mltf.slurm.inside.verdict import ExitCode
+from bhive_mltf.slurm.batch_step.verdict import SENTENCES as EXIT_CODES
+from bhive_mltf.slurm.batch_step.verdict import ExitCode
 from bhive_mltf.slurm.job import OUTCOME_NAME, PROGRESS_NAME
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState

@@ -12,7 +12,7 @@ from bhive_mltf.slurm.profiles import Profile
 
 # Relative to the folder that holds the script: sbatch is started there, so that no path is part of an #SBATCH line.
 LOG_PATTERN = "job_%j.log"
-INSIDE = "bhive_mltf.slurm.inside"
+INSIDE = "bhive_mltf.slurm.batch_step"
 
 
 def render(profile: Profile, spec: JobSpec) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bhive_mltf.slurm import lab, profiles
+from bhive_mltf.slurm import profiles
 from bhive_mltf.slurm.client import Slurm
-from bhive_mltf.slurm.lab import packages
+from bhive_mltf.testing import slurm_lab
+from bhive_mltf.testing.slurm_lab import packages
 from tests.slurm.fake_scheduler import FakeScheduler
 from tests.tasks.conftest import Sandbox
 
@@ -30,7 +31,7 @@ def start_lab(**settings):
     directory = Path(tempfile.mkdtemp(prefix="bhive-lab-", dir="/tmp"))
     directory.chmod(0o755)
     try:
-        return lab.up(lab.Settings(directory=directory, **settings))
+        return slurm_lab.up(slurm_lab.Settings(directory=directory, **settings))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -75,7 +76,7 @@ def small_disk(disk_of_the_session):
 def lab_of_the_session(disk_of_the_session):
     cluster = start_lab()
     yield cluster
-    lab.down(cluster.directory)
+    slurm_lab.down(cluster.directory)
 
 
 @pytest.fixture

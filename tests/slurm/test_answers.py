@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bhive_mltf.errors import QueryFailedError, SubmissionError
-from bhive_mltf.slurm import answers
+from bhive_mltf.slurm import parsing
 from bhive_mltf.slurm.states import JobState
 
 SQUEUE = """\
@@ -26,7 +26,7 @@ c
 
 
 def test_squeue():
-    held, running, failed, cancelled = answers.squeue(SQUEUE)
+    held, running, failed, cancelled = parsing.squeue(SQUEUE)
     assert (held.state, held.reason, held.start, held.nodes) == (JobState.PENDING, "JobHeldUser", None, "")
     assert (running.job_id, running.restarts, running.nodes) == ("3_1", 2, "n[1-2]")
     assert running.name == "bhive-abc1234567890123456789012345"
@@ -36,32 +36,32 @@ def test_squeue():
 
 
 def test_squeue_without_jobs():
-    assert answers.squeue("\n") == []
+    assert parsing.squeue("\n") == []
 
 
 def test_a_line_that_is_no_job_is_no_answer():
     with pytest.raises(QueryFailedError, match="which is no job"):
-        answers.squeue("slurm_load_jobs error: nothing\n")
+        parsing.squeue("slurm_load_jobs error: nothing\n")
 
 
 def test_sacct():
-    timeout, cancelled = answers.sacct(SACCT)
+    timeout, cancelled = parsing.sacct(SACCT)
     assert (timeout.state, timeout.exit_code, timeout.name) == (JobState.TIMEOUT, 0, "bhive-abc")
     assert (cancelled.state, cancelled.signal, cancelled.nodes, cancelled.start) == (JobState.CANCELLED, 15, "", None)
 
 
 def test_scontrol_reads_no_fields_out_of_paths():
-    info = answers.scontrol(SCONTROL, "1")
+    info = parsing.scontrol(SCONTROL, "1")
     assert (info.state, info.reason, info.restarts) == (JobState.PENDING, "BeginTime", 1)
     assert (info.exit_code, info.signal, info.nodes, info.partition) == (0, 53, "", "main")
 
 
 @pytest.mark.parametrize("text", ["17\n", "17;cluster\n", "a word of the site\n17\n"])
 def test_job_id(text):
-    assert answers.job_id(text) == "17"
+    assert parsing.job_id(text) == "17"
 
 
 @pytest.mark.parametrize("text", ["", "Submitted batch job", "17a"])
 def test_no_job_id(text):
     with pytest.raises(SubmissionError, match="which has no job id"):
-        answers.job_id(text)
+        parsing.job_id(text)

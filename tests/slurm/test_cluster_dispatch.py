@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from bhive_mltf.errors import JobFailedError, SubmissionError
-from bhive_mltf.slurm import dispatch, job, lab, profiles
+from bhive_mltf.slurm import dispatch, job, profiles
+from bhive_mltf.slurm.batch_step import preflight
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.display import Lines
 from bhive_mltf.slurm.follow import follow
-from bhive_mltf.slurm.inside import preflight
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
+from bhive_mltf.testing import slurm_lab
 from tests.slurm.conftest import programs, start_lab
 from tests.slurm.trainings import read_until
 from tests.waiting import wait_for
@@ -262,7 +263,7 @@ def test_a_job_that_the_controller_has_forgotten(accounting, tmp_path, monkeypat
             follow(bad, client, poll_s=0.5)
         assert cluster.submissions() == 2
     finally:
-        lab.down(cluster.directory)
+        slurm_lab.down(cluster.directory)
 
 
 def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
@@ -273,7 +274,7 @@ def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
         assert cluster.run("srun", "--nodes=2", "--ntasks=4", "hostname").stdout.count("\n") == 4
         submit_and_follow(profile, Slurm.of(profile), tmp_path, "true")
     finally:
-        lab.down(cluster.directory)
+        slurm_lab.down(cluster.directory)
 
 
 def test_gpus_are_asked_for_in_both_styles_and_missing_ones_are_named(cluster, client, tmp_path):

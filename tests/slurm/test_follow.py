@@ -8,11 +8,11 @@ from rich.console import Console
 
 from bhive_mltf.errors import JobFailedError
 from bhive_mltf.slurm import dispatch, display, job, profiles
-from bhive_mltf.slurm.answers import JobInfo
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.follow import follow
 from bhive_mltf.slurm.interrupts import Detached
 from bhive_mltf.slurm.outcome import Progress, duration
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 

@@ -10,8 +10,8 @@ import pytest
 
 from bhive_mltf import __version__
 from bhive_mltf.ranks import srun
-from bhive_mltf.slurm.inside import allocation, preflight, staging, steps
-from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.batch_step import allocation, preflight, staging, steps
+from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 from tests.slurm.conftest import programs
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bhive_mltf.slurm.inside.attempts import Attempt, read_attempts
-from bhive_mltf.slurm.inside.verdict import ExitCode, Outcome, Seen, first_reason, judge
+from bhive_mltf.slurm.batch_step.attempts import Attempt, read_attempts
+from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, first_reason, judge
 
 SAVED = {"attempt": 1, "step": 7, "signal": "SIGUSR2"}
 LOST = {"rank": 0, "kind": "RuntimeError", "message": "gloo/ closed", "lost": True, "time": 1.0}

@@ -89,7 +89,7 @@ def test_hostile_values_arrive_whole(tmp_path):
     # the folder has a pattern in it, so that the script writes its log itself
     arguments = (tmp_path / "job_.log").read_text().split("\0")
     assert done.stdout == ""
-    assert arguments == ["-m", "bhive_mltf.slurm.inside", str(folder / "slurm" / "spec.json"), value, ""]
+    assert arguments == ["-m", "bhive_mltf.slurm.batch_step", str(folder / "slurm" / "spec.json"), value, ""]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "python", "job_.log"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from bhive_mltf.slurm.inside.attempts import read_attempts
+from bhive_mltf.slurm.batch_step.attempts import read_attempts
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from bhive_mltf.tracking.record import RunRecord

@@ -21,4 +21,4 @@ export NCCL_IB_GID_INDEX=3
 export NCCL_P2P_LEVEL=NVL
 export DATA_PATH='/data/my out'
 export BHIVE_MLTF_HOST_PATH="$PATH"
-exec apptainer exec --nv --bind=/etc/slurm '--bind=/data/my out' --pid '/sw/a b.sif' python3 -m bhive_mltf.slurm.inside /data/out/slurm/spec.json
+exec apptainer exec --nv --bind=/etc/slurm '--bind=/data/my out' --pid '/sw/a b.sif' python3 -m bhive_mltf.slurm.batch_step /data/out/slurm/spec.json

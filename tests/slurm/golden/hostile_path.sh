@@ -14,5 +14,5 @@
 set -e
 export A='x'"'"'y
 z $HOME'
-exec /sw/bin/python -m bhive_mltf.slurm.inside '/data/it'"'"'s "a"
+exec /sw/bin/python -m bhive_mltf.slurm.batch_step '/data/it'"'"'s "a"
 $(touch x) ü; #/slurm/spec.json'

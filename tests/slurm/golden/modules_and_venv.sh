@@ -15,4 +15,4 @@ set -e
 module load gcc/12 cuda
 source '/sw/my env/bin/activate'
 ulimit -n 4096
-exec python -m bhive_mltf.slurm.inside /data/out/slurm/spec.json
+exec python -m bhive_mltf.slurm.batch_step /data/out/slurm/spec.json

@@ -14,4 +14,4 @@
 #SBATCH --signal=USR2@120
 
 set -e
-exec /sw/bin/python -m bhive_mltf.slurm.inside /data/out/slurm/spec.json
+exec /sw/bin/python -m bhive_mltf.slurm.batch_step /data/out/slurm/spec.json

@@ -13,4 +13,4 @@
 
 set -e
 exec >> "job_$SLURM_JOB_ID.log" 2>&1
-exec /sw/bin/python -m bhive_mltf.slurm.inside '/data/50%j\n/slurm/spec.json'
+exec /sw/bin/python -m bhive_mltf.slurm.batch_step '/data/50%j\n/slurm/spec.json'

@@ -1,6 +1,6 @@
 """Training sets on each node's own disk while the ranks run.
 
-`python -m bhive_mltf.slurm.inside.staging make|remove PLACE [FOLDER ...]` is started once per node.
+`python -m bhive_mltf.slurm.batch_step.staging make|remove PLACE [FOLDER ...]` is started once per node.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bhive_mltf.files import node_copy
-from bhive_mltf.slurm.inside import steps
-from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.batch_step import steps
+from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 
 _PREFIX = "bhive_"
@@ -58,7 +58,7 @@ def remove_copies(spec: JobSpec, variables: Mapping[str, str], within_s: float =
 
 def _on_each_node(spec: JobSpec, variables: Mapping[str, str], *arguments: str, within_s: float | None = None) -> bool:
     program, outside = steps.srun(spec, variables)
-    work = [sys.executable, "-m", "bhive_mltf.slurm.inside.staging", *arguments]
+    work = [sys.executable, "-m", "bhive_mltf.slurm.batch_step.staging", *arguments]
     # a controller that was away may take the ranks for still running
     command = [*steps.once_per_node(spec.nodes, spec, "--overlap"), *work]
     try:

@@ -6,7 +6,7 @@ One controller, two node daemons on loopback addresses, an authentication daemon
 database. Nothing outside its directory is written, and no system service is touched.
 """
 
-from bhive_mltf.slurm.lab.cluster import Lab, down, find, up
-from bhive_mltf.slurm.lab.settings import Settings
+from bhive_mltf.testing.slurm_lab.cluster import Lab, down, find, up
+from bhive_mltf.testing.slurm_lab.settings import Settings
 
 __all__ = ["Lab", "Settings", "down", "find", "up"]

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
 # Ranks find the job's folder by it; the same name as in `bhive_mltf.ranks.srun`, which is not imported here.

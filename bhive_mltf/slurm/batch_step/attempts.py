@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bhive_mltf.files import atomic
-from bhive_mltf.slurm.inside.verdict import Outcome
+from bhive_mltf.slurm.batch_step.verdict import Outcome
 
 FOLDER_NAME = "attempts"
 logger = logging.getLogger(__name__)

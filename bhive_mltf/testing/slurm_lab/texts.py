@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bhive_mltf.slurm.lab.settings import Settings
+from bhive_mltf.testing.slurm_lab.settings import Settings
 
 DATABASE = "slurm_acct"
 

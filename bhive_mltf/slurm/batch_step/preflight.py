@@ -1,6 +1,6 @@
 """Is each node fit for the job? One task per node looks around before hours are lost.
 
-`python -m bhive_mltf.slurm.inside.preflight PROBE TOKEN SCRATCH` prints one line of JSON; `check_nodes` starts it and
+`python -m bhive_mltf.slurm.batch_step.preflight PROBE TOKEN SCRATCH` prints one line of JSON; `check_nodes` starts it and
 judges.
 """
 
@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bhive_mltf import __version__
-from bhive_mltf.slurm.inside import steps
-from bhive_mltf.slurm.inside.allocation import Allocation
+from bhive_mltf.slurm.batch_step import steps
+from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 
 MAX_SKEW_S = 60.0
@@ -76,7 +76,7 @@ def _command(allocation: Allocation, spec: JobSpec) -> list[str]:
         *steps.once_per_node(len(allocation.nodes), spec),
         sys.executable,
         "-m",
-        "bhive_mltf.slurm.inside.preflight",
+        "bhive_mltf.slurm.batch_step.preflight",
         str(spec.folder / spec.probe),
         spec.token,
         spec.scratch,

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from bhive_mltf.errors import SlurmError
-from bhive_mltf.slurm.lab import packages, texts
-from bhive_mltf.slurm.lab.settings import Settings
+from bhive_mltf.testing.slurm_lab import packages, texts
+from bhive_mltf.testing.slurm_lab.settings import Settings
 
 START_S = 90.0
 STOP_S = 10.0

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any
 
 from bhive_mltf.files import atomic
-from bhive_mltf.slurm.inside import preflight, staging, steps
-from bhive_mltf.slurm.inside.allocation import Allocation
-from bhive_mltf.slurm.inside.attempts import Attempt
-from bhive_mltf.slurm.inside.verdict import ExitCode, Outcome, Seen, Verdict, judge
+from bhive_mltf.slurm.batch_step import preflight, staging, steps
+from bhive_mltf.slurm.batch_step.allocation import Allocation
+from bhive_mltf.slurm.batch_step.attempts import Attempt
+from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, Verdict, judge
 from bhive_mltf.slurm.job import OUTCOME_NAME, JobSpec
 
 STOPPED_NAME = "stopped.json"
