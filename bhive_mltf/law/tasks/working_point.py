@@ -6,10 +6,10 @@ from pathlib import Path
 
 import law
 
-from tasks.dispatch import dispatchable
-from tasks.inference import EvaluationBase, InferenceTask
-from tasks.messages import refuse_early
-from tasks.targets import DerivedFileTarget
+from bhive_mltf.law.dispatch import dispatchable
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.targets import DerivedFileTarget
+from bhive_mltf.law.tasks.inference import EvaluationBase, InferenceTask
 
 
 class WorkingPointTask(EvaluationBase):
@@ -29,6 +29,6 @@ class WorkingPointTask(EvaluationBase):
 
     @dispatchable
     def run(self) -> None:
-        from tasks.support import evaluation
+        from bhive_mltf.law.support import evaluation
 
         evaluation.make_working_points(self, Path(self.local_path()))

@@ -10,15 +10,15 @@ from bhive_mltf import tracking
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record
-from tasks import messages
-from tasks.support.training import log_dataset
+from bhive_mltf.law import messages
+from bhive_mltf.law.support.training import log_dataset
 
 if TYPE_CHECKING:
     from bhive_mltf.evaluation.inference import InferencePlan
     from bhive_mltf.evaluation.predictions import Predictions
-    from tasks.inference import EvaluationBase, InferenceTask
-    from tasks.plotting import ROCCurveTask
-    from tasks.working_point import WorkingPointTask
+    from bhive_mltf.law.tasks.inference import EvaluationBase, InferenceTask
+    from bhive_mltf.law.tasks.plotting import ROCCurveTask
+    from bhive_mltf.law.tasks.working_point import WorkingPointTask
 
 
 def infer(task: InferenceTask, directory: Path) -> None:
@@ -84,7 +84,7 @@ def run_of(task: EvaluationBase) -> tracking.Run:
 
 def evaluated(task: EvaluationBase) -> str:
     """What figures of a test set are of: this set, and this generation of the training."""
-    from tasks.inference import InferenceTask
+    from bhive_mltf.law.tasks.inference import InferenceTask
 
     record = Record.read(task.training().local_path())
     return "/".join((record.generation if record else "", *InferenceTask.req(task).store_parts()))
@@ -144,7 +144,7 @@ def _unmatched(task: InferenceTask) -> str:
 
 def _predictions(task: EvaluationBase) -> tuple[Predictions, list[str]]:
     from bhive_mltf.evaluation import prediction_files
-    from tasks.inference import InferenceTask
+    from bhive_mltf.law.tasks.inference import InferenceTask
 
     directory = Path(InferenceTask.req(task).local_path())
     record = Record.read(directory)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import law
 
 from bhive_mltf.errors import JobFailedError, SlurmError
+from bhive_mltf.law.dispatch import OVERRIDES
 from bhive_mltf.slurm import dispatch, follow, job
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.record import JobRecord
-from tasks.dispatch import OVERRIDES
 
 if TYPE_CHECKING:
     from bhive_mltf.slurm.profiles import Profile

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bhive_mltf.files import atomic
 
 if TYPE_CHECKING:
-    from tasks.training import TrainingTask
+    from bhive_mltf.law.tasks.training import TrainingTask
 
 TOKEN_VARIABLE = "BHIVE_MLTF_COMMAND"  # noqa: S105 - the name of a variable
 MARK_NAME = "last_change.txt"

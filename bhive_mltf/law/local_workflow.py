@@ -8,7 +8,7 @@ from typing import Any
 import law
 from law.workflow.local import LocalWorkflowProxy
 
-from tasks.messages import refuse_early
+from bhive_mltf.law.messages import refuse_early
 
 
 class PooledLocalWorkflowProxy(LocalWorkflowProxy):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
-from tasks.base import BaseTask
-from tasks.dataset import DatasetConstructorTask
-from tasks.dispatch import SlurmDependency, dispatchable
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import DatasetDependency, technical
-from tasks.targets import DerivedFileTarget
+from bhive_mltf.law.dispatch import SlurmDependency, dispatchable
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import DatasetDependency, technical
+from bhive_mltf.law.targets import DerivedFileTarget
+from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 
 if TYPE_CHECKING:
     from bhive_mltf.evaluation.inputs.features import Feature
@@ -47,7 +47,7 @@ class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
 
     @dispatchable
     def run(self) -> None:
-        from tasks.support import input_plotter
+        from bhive_mltf.law.support import input_plotter
 
         input_plotter.fill(self, Path(self.local_path()))
 
@@ -95,7 +95,7 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
 
     @dispatchable
     def run(self) -> None:
-        from tasks.support import input_plotter
+        from bhive_mltf.law.support import input_plotter
 
         input_plotter.draw(self, Path(self.local_path()))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import law
 import luigi
 
-from tasks.base import BaseTask
-from tasks.dataset import DatasetConstructorTask
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import DatasetDependency, TrainingDependency, technical
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import DatasetDependency, TrainingDependency, technical
+from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 
 
 class ScalingTask(TrainingDependency, DatasetDependency, BaseTask):
@@ -39,6 +39,6 @@ class ScalingTask(TrainingDependency, DatasetDependency, BaseTask):
         return {key: self.local_target(f"scaling.{key}") for key in ("json", "csv", "png", "pdf")}
 
     def run(self) -> None:
-        from tasks.support import scaling
+        from bhive_mltf.law.support import scaling
 
         scaling.measure(self, Path(self.local_path()))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from bhive_mltf.errors import DatasetMismatchError, FilelistError, ParameterError
 
 if TYPE_CHECKING:
-    from tasks.inference import EvaluationBase
-    from tasks.training import TrainingTask
+    from bhive_mltf.law.tasks.inference import EvaluationBase
+    from bhive_mltf.law.tasks.training import TrainingTask
 
 
 def refuse_small_numbers(**parameters: tuple[int, int]) -> None:

@@ -13,9 +13,9 @@ from bhive_mltf.files.lock import DirectoryLock
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bhive_mltf.law.tasks.scaling import ScalingTask
     from bhive_mltf.training.plan import TrainingPlan
     from bhive_mltf.training.scaling.table import Row
-    from tasks.scaling import ScalingTask
 
 
 def measure(task: ScalingTask, directory: Path) -> None:
@@ -50,7 +50,7 @@ def _plan(task: ScalingTask, directory: Path) -> TrainingPlan:
     """The training that would run, in this directory; on a CPU one rank has as many threads as one of several."""
     import torch
 
-    from tasks.training import TrainingTask
+    from bhive_mltf.law.tasks.training import TrainingTask
 
     plan = TrainingTask.req(task).plan()
     threads = plan.threads_per_rank or (0 if torch.cuda.is_available() else 1)

@@ -15,13 +15,13 @@ from bhive_mltf import tracking
 from bhive_mltf.errors import RecordMismatchError
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
+from bhive_mltf.law.support import commands, jobs
 from bhive_mltf.ranks.process import end_with_parent
-from tasks.support import commands, jobs
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
+    from bhive_mltf.law.tasks.training import TrainingTask
     from bhive_mltf.training.plan import TrainingPlan
-    from tasks.training import TrainingTask
 
 # Where a training on ROOT files keeps the manifest of what it read.
 ROOT_RECORD = "root_files"

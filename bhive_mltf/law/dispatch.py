@@ -12,9 +12,9 @@ import law
 import luigi
 
 from bhive_mltf.errors import ParameterError, SlurmError
-from tasks import messages
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import technical
+from bhive_mltf.law import messages
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import technical
 
 if TYPE_CHECKING:
     from bhive_mltf.slurm.profiles import Profile
@@ -94,7 +94,7 @@ def dispatchable(run: Callable[[Any], None]) -> Callable[[Any], None]:
         if not self.is_dispatched:
             run(self)
             return
-        from tasks.support import jobs
+        from bhive_mltf.law.support import jobs
 
         jobs.run_as_job(self)
 

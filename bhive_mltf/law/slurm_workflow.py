@@ -15,15 +15,15 @@ import luigi
 from law.parameter import NO_FLOAT, NO_STR
 
 from bhive_mltf.files.lock import DirectoryLock
-from tasks.dispatch import SlurmDependency, is_inside_job
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import technical
+from bhive_mltf.law.dispatch import SlurmDependency, is_inside_job
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import technical
 
 law.contrib.load("slurm")
 
 if TYPE_CHECKING:
+    from bhive_mltf.law.support.branch_jobs import BranchJobs
     from bhive_mltf.slurm.profiles import Profile
-    from tasks.support.branch_jobs import BranchJobs
 
 DEFAULT_PROFILE = "generic"
 
@@ -46,7 +46,7 @@ class SlurmBranchesProxy(law.slurm.SlurmWorkflow.workflow_proxy_cls):
         return bool(super().complete())
 
     def create_job_manager(self, **_: Any) -> BranchJobs:
-        from tasks.support.branch_jobs import BranchJobs
+        from bhive_mltf.law.support.branch_jobs import BranchJobs
 
         return BranchJobs(self.task)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import law
 import luigi
 
-from tasks.base import BaseTask
-from tasks.parameter_mixins import TrainingDependency
-from tasks.plotting import ROCCurveTask
-from tasks.working_point import WorkingPointTask
+from bhive_mltf.law.parameters import TrainingDependency
+from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.tasks.plotting import ROCCurveTask
+from bhive_mltf.law.tasks.working_point import WorkingPointTask
 
 
 class _Run(law.WrapperTask, TrainingDependency, BaseTask):

@@ -11,13 +11,13 @@ from typing import Any
 from law.job.base import BaseJobManager
 
 from bhive_mltf.errors import JobFailedError
+from bhive_mltf.law.support import jobs
 from bhive_mltf.slurm import dispatch, job, outcome
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.slurm.many import ManyJobs
 from bhive_mltf.slurm.record import JobRecord, find_all
 from bhive_mltf.slurm.states import JobState
-from tasks.support import jobs
 
 
 class BranchJobs(BaseJobManager):

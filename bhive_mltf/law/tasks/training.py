@@ -10,18 +10,19 @@ import luigi
 
 from bhive_mltf.attacks.options import SETTINGS
 from bhive_mltf.files import records
-from tasks import checks, messages
-from tasks.base import BaseTask
-from tasks.dataset import ConvertNtuples, DatasetConstructorTask
-from tasks.dispatch import SlurmDependency
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import (
+from bhive_mltf.law import messages
+from bhive_mltf.law.dispatch import SlurmDependency
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import (
     AttackDependency,
     DatasetDependency,
     TrainingDependency,
     ValDatasetDependency,
     technical,
 )
+from bhive_mltf.law.tasks import checks
+from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask
 
 if TYPE_CHECKING:
     from bhive_mltf.slurm.profiles import Profile
@@ -138,7 +139,7 @@ class TrainingTask(
         return True
 
     def run(self) -> None:
-        from tasks.support import training, training_job
+        from bhive_mltf.law.support import training, training_job
 
         train = training_job.train_as_job if self.is_dispatched else training.train
         train(self, Path(self.local_path()))
@@ -186,7 +187,7 @@ class TrainingTask(
 
     def asks_for_a_change(self) -> bool:
         """True while this command still has to restart the training or take it back to an epoch."""
-        from tasks.support import commands
+        from bhive_mltf.law.support import commands
 
         return (self.restart or self.resume_epoch > 0) and not commands.is_carried_out(self.local_path())
 

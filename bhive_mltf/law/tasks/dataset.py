@@ -11,13 +11,14 @@ import law
 import luigi
 
 from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
-from tasks import checks, messages
-from tasks.base import BaseTask
-from tasks.dispatch import SlurmDependency, dispatchable
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import DatasetDependency, technical
-from tasks.pooled import PooledLocalWorkflow
-from tasks.slurm_workflow import SlurmBranches
+from bhive_mltf.law import messages
+from bhive_mltf.law.dispatch import SlurmDependency, dispatchable
+from bhive_mltf.law.local_workflow import PooledLocalWorkflow
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import DatasetDependency, technical
+from bhive_mltf.law.slurm_workflow import SlurmBranches
+from bhive_mltf.law.tasks import checks
+from bhive_mltf.law.tasks.base import BaseTask
 
 if TYPE_CHECKING:
     from bhive_mltf.data.ntuples.jobs import StageJob
@@ -149,7 +150,7 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
 
     @dispatchable
     def run(self) -> None:
-        from tasks.support import dataset
+        from bhive_mltf.law.support import dataset
 
         dataset.construct(self, self.conversion(), Path(self.local_path()))
 

@@ -9,7 +9,7 @@ from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record, is_current
 
 if TYPE_CHECKING:
-    from tasks.input_plotter import HistogramPlotterTask, InputHistogrammerTask
+    from bhive_mltf.law.tasks.input_plotter import HistogramPlotterTask, InputHistogrammerTask
 
 
 def fill(task: InputHistogrammerTask, directory: Path) -> None:

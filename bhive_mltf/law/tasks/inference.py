@@ -8,20 +8,20 @@ from typing import Any
 import law
 
 from bhive_mltf.attacks.options import SETTINGS, AttackOptions
-from tasks import checks
-from tasks.base import BaseTask
-from tasks.dataset import DatasetConstructorTask
-from tasks.dispatch import SlurmDependency, dispatchable
-from tasks.messages import refuse_early
-from tasks.parameter_mixins import (
+from bhive_mltf.law.dispatch import SlurmDependency, dispatchable
+from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.parameters import (
     AttackDependency,
     DatasetDependency,
     TestAttackDependency,
     TestDatasetDependency,
     TrainingDependency,
 )
-from tasks.targets import DerivedFileTarget
-from tasks.training import TrainingTask
+from bhive_mltf.law.targets import DerivedFileTarget
+from bhive_mltf.law.tasks import checks
+from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
+from bhive_mltf.law.tasks.training import TrainingTask
 
 
 class EvaluationBase(
@@ -109,7 +109,7 @@ class InferenceTask(EvaluationBase):
 
     @dispatchable
     def run(self) -> None:
-        from tasks.support import evaluation
+        from bhive_mltf.law.support import evaluation
 
         evaluation.infer(self, Path(self.local_path()))
 

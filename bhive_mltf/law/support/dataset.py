@@ -12,7 +12,7 @@ from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record
 
 if TYPE_CHECKING:
-    from tasks.dataset import ConvertNtuples, DatasetConstructorTask
+    from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask
 
 
 def construct(task: DatasetConstructorTask, conversion: ConvertNtuples, directory: Path) -> None:

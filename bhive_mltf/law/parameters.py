@@ -44,7 +44,7 @@ class DatasetDependency:
 
     def recorded_flavour(self) -> str:
         from bhive_mltf.files.records import Record
-        from tasks.dataset import DatasetConstructorTask
+        from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 
         dataset = DatasetConstructorTask.req(self)
         record = Record.read(dataset.local_path()) if dataset.is_made() else None

@@ -10,7 +10,7 @@ import law
 import luigi
 
 from bhive_mltf.errors import ParameterError, RecordMismatchError
-from tasks import messages
+from bhive_mltf.law import messages
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from bhive_mltf import tracking
 from bhive_mltf.data import manifest
 from bhive_mltf.errors import SlurmError
+from bhive_mltf.law.support import jobs, training
 from bhive_mltf.slurm import dispatch, job
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.record import JobRecord
-from tasks.support import jobs, training
 
 if TYPE_CHECKING:
+    from bhive_mltf.law.tasks.training import TrainingTask
     from bhive_mltf.slurm.profiles import Profile
     from bhive_mltf.training.plan import TrainingPlan
-    from tasks.training import TrainingTask
 
-CURVES = "tasks.support.curves"
+CURVES = "bhive_mltf.law.plot_after_job"
 
 
 def train_as_job(task: TrainingTask, directory: Path) -> None:

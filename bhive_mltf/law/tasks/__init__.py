@@ -1,0 +1,1 @@
+"""B-Hive's task classes."""
