@@ -19,7 +19,7 @@ help: ## list the chores
 
 venv: $(VENV)/.installed ## create the environment, locked by constraints.txt
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard bhive_mltf/*/*.[ch])
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard bhive_mltf/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[evaluation,dev]'

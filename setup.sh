@@ -39,7 +39,7 @@ _bhive_mltf_setup() {
         return 1
     fi
     index="$LAW_HOME/index"
-    if [ ! -f "$index" ] || [ -n "$(find "$here/tasks" "$here/workflows" "$here/law.cfg" -newer "$index" \
+    if [ ! -f "$index" ] || [ -n "$(find "$here/bhive_mltf/law" "$here/law.cfg" -newer "$index" \
         \( -name '*.py' -o -name law.cfg \) | head -n 1)" ]; then
         law index --quiet || return 1
     fi

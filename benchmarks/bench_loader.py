@@ -54,8 +54,8 @@ from bhive_mltf.data.dataset import Dataset, open_dataset
 from bhive_mltf.data.loader import jagged
 from bhive_mltf.data.loader.benchmark import flat_copy, memcpy_seconds
 from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.interface import ModelInputs
 from bhive_mltf.models import registry
-from bhive_mltf.models.inputs import ModelInputs
 
 SETS: Mapping[str, Mapping[str, str]] = {
     "arrow float32": {},

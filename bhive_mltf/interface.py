@@ -1,16 +1,56 @@
-"""What the loader hands to a model.
+"""What data and models agree on: the columns that a model asks for, and the batches that it gets.
 
-B: jets of this rank; N: candidates, padding included; F: columns.
+No torch here: the loader's processes read it too. B: jets of this rank; N: candidates, padding included; F: columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Padding = Literal["longest", "configured"]
+
+
+@dataclass(frozen=True)
+class GroupInput:
+    """One group of inputs of a model.
+
+    name : group of the config (`global`, `cpf`, `npf`, `vtx`, `lt`).
+    columns : columns that become `features`, in this order.
+    length : candidates per jet at most; 1 for `global`.
+    four_vectors : the four columns of the four-vectors, in the order of their kind; empty if not asked for.
+    kind : "pxpypze" or "ptetaphie"; what the four columns are.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    length: int
+    four_vectors: tuple[str, ...] = ()
+    kind: Literal["pxpypze", "ptetaphie", ""] = ""
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """All that the loader must know of a model.
+
+    classes : ordered, class -> truth labels; a jet belongs to the last class that has one of its labels.
+    padding : `longest` of the global batch, or always the `configured` length.
+    """
+
+    classes: tuple[tuple[str, tuple[str, ...]], ...]
+    groups: tuple[GroupInput, ...]
+    padding: Padding
+
+    def group(self, name: str) -> GroupInput:
+        """The group called `name`; KeyError if the model does not read it."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
 
 
 @dataclass(frozen=True)

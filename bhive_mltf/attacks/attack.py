@@ -13,9 +13,8 @@ from bhive_mltf.attacks.integers import INTEGER_FEATURES
 from bhive_mltf.attacks.methods import METHODS
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.attacks.space import Space
-from bhive_mltf.interface import Batch
+from bhive_mltf.interface import Batch, ModelInputs
 from bhive_mltf.models.base import Outputs
-from bhive_mltf.models.inputs import ModelInputs
 
 Attack = Callable[[Batch], Batch]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.protocols import JetSource
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import ModelInputs
 
 SAMPLE = 32_768  # jets
 SLICES = 16

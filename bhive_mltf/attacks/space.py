@@ -13,8 +13,7 @@ from torch import Tensor
 
 from bhive_mltf.attacks.factors import Factors
 from bhive_mltf.attacks.options import AttackOptions
-from bhive_mltf.interface import Batch, GroupBatch
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import Batch, GroupBatch, ModelInputs
 
 Changes = list[Tensor]
 """Per group [B,N,F], in the features' own units."""

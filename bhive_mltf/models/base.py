@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bhive_mltf.config import Config
-    from bhive_mltf.interface import Batch, GroupBatch
+    from bhive_mltf.interface import Batch, GroupBatch, ModelInputs, Padding
     from bhive_mltf.models.classes import Classes
-    from bhive_mltf.models.inputs import ModelInputs, Padding
 
 
 class Outputs(NamedTuple):

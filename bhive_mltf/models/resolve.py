@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bhive_mltf.errors import ModelError, nearest
+from bhive_mltf.interface import GroupInput, ModelInputs, Padding
 from bhive_mltf.models.classes import Classes, resolve_classes
-from bhive_mltf.models.inputs import GroupInput, ModelInputs, Padding
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config, Group

@@ -29,7 +29,7 @@ from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from bhive_mltf.models.inputs import ModelInputs
+    from bhive_mltf.interface import ModelInputs
 
 logger = logging.getLogger(__name__)
 

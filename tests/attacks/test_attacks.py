@@ -13,8 +13,7 @@ from bhive_mltf.attacks.factors import feature_factors
 from bhive_mltf.attacks.integers import INTEGER_FEATURES
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.interface import Batch, GroupBatch
-from bhive_mltf.models.inputs import GroupInput, ModelInputs
+from bhive_mltf.interface import Batch, GroupBatch, GroupInput, ModelInputs
 from tests.data.memory_dataset import inputs as memory_inputs
 from tests.data.memory_dataset import make_dataset
 from tests.models.factory import jets, logits_of, small

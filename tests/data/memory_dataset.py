@@ -15,7 +15,7 @@ from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.loader import philox
 from bhive_mltf.data.schema import GLOBAL, GroupSchema, Schema
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.models.inputs import GroupInput, ModelInputs, Padding
+from bhive_mltf.interface import GroupInput, ModelInputs, Padding
 
 SCHEMA = Schema(
     groups=(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.loader import BatchLoader, rank_slice
 from bhive_mltf.errors import CorruptFileError, DataError, ModelError, ParameterError, TrainingError
-from bhive_mltf.models.inputs import GroupInput, ModelInputs
+from bhive_mltf.interface import GroupInput, ModelInputs
 from tests.data.memory_dataset import CLASSES, inputs, make_dataset
 
 DATASET = make_dataset(900)

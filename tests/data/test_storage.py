@@ -16,7 +16,7 @@ from bhive_mltf.data.layouts.mapped import ArrowWindows
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import ConfigError, CorruptFileError, DataError
-from bhive_mltf.models.inputs import GroupInput, ModelInputs
+from bhive_mltf.interface import GroupInput, ModelInputs
 from tests.data.building import build, same, small_config, write_hand_made
 
 N_JETS = 900

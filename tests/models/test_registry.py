@@ -12,7 +12,8 @@ from bhive_mltf.models import registry
 
 def test_w28_names_and_classes_need_no_torch():
     code = (
-        "import sys; from bhive_mltf.models import registry as r; from bhive_mltf.models import inputs, resolve; "
+        "import sys; from bhive_mltf.models import registry as r; from bhive_mltf import interface; "
+        "from bhive_mltf.models import resolve; "
         "assert all(r.classes(n) for n in r.names()); "
         "assert not {'torch', 'mlflow', 'uproot'} & set(sys.modules)"
     )

@@ -4,9 +4,9 @@ import pytest
 
 from bhive_mltf.config import load
 from bhive_mltf.errors import ModelError
+from bhive_mltf.interface import ModelInputs
 from bhive_mltf.models import registry
 from bhive_mltf.models.classes import JETCLASS, OFFLINE, OFFLINE_UD, resolve_classes
-from bhive_mltf.models.inputs import ModelInputs
 from bhive_mltf.models.resolve import GroupRequest, resolve_inputs
 
 

@@ -17,8 +17,7 @@ from bhive_mltf.data.loader.schedule import BatchTask
 from bhive_mltf.data.loader.workers import Decode, Fill, positions_in
 from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError
-from bhive_mltf.interface import Batch
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import Batch, ModelInputs
 
 STAGES: Mapping[str, str] = {
     "plan": "order of the jets, sampling, padding",

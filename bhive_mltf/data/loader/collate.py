@@ -22,8 +22,7 @@ from bhive_mltf.data.loader.jagged import Chosen, Scratch, assemble
 from bhive_mltf.data.loader.windows import WindowTable
 from bhive_mltf.data.protocols import JetIndexLike
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.interface import Batch, GroupBatch
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import Batch, GroupBatch, ModelInputs
 
 _ALIGNMENT = 64
 _JET_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {

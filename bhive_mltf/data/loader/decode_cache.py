@@ -22,7 +22,7 @@ from bhive_mltf.data.loader.windows import Candidates, LoaderView, WindowTable
 from bhive_mltf.data.protocols import MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.models.inputs import GroupInput, ModelInputs
+from bhive_mltf.interface import GroupInput, ModelInputs
 
 _ALIGNMENT = 64
 # Padded rows of a block are large: a part of a block is decoded at a time.

@@ -16,8 +16,7 @@ from bhive_mltf.data.loader.windows import LoaderView
 from bhive_mltf.data.loader.workers import BatchReader, rank_slice
 from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError, ModelError, ParameterError, nearest
-from bhive_mltf.interface import Batch
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import Batch, ModelInputs
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config

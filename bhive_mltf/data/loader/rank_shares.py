@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bhive_mltf.data.loader import compiled
 from bhive_mltf.data.protocols import JetIndexLike
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import ModelInputs
 
 DEAL = compiled.installed("deal")
 

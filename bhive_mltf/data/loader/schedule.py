@@ -17,7 +17,7 @@ from bhive_mltf.data.loader.collate import BatchShape, padded_lengths
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.pool import Pool
 from bhive_mltf.data.loader.workers import Decode, Fill, Work, positions_in, rank_slice
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import ModelInputs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unmatched
 from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.models.inputs import ModelInputs
+from bhive_mltf.interface import ModelInputs
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,14 @@
-"""B-Hive's task classes."""
+"""B-Hive's task classes; importing this package makes all of them known to law."""
+
+from bhive_mltf.law.tasks import (
+    dataset,
+    inference,
+    input_plotter,
+    plotting,
+    scaling,
+    training,
+    working_point,
+    wrappers,
+)
+
+__all__ = ["dataset", "inference", "input_plotter", "plotting", "scaling", "training", "working_point", "wrappers"]

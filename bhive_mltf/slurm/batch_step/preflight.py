@@ -1,7 +1,7 @@
 """Is each node fit for the job? One task per node looks around before hours are lost.
 
-`python -m bhive_mltf.slurm.batch_step.preflight PROBE TOKEN SCRATCH` prints one line of JSON; `check_nodes` starts it and
-judges.
+`python -m bhive_mltf.slurm.batch_step.preflight PROBE TOKEN SCRATCH` prints one line of JSON;
+`check_nodes` starts it and judges.
 """
 
 from __future__ import annotations
