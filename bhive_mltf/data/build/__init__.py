@@ -1,0 +1,1 @@
+"""From accepted jets to a training set: staged files, weights, global order, shards."""
