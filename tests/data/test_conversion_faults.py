@@ -25,9 +25,9 @@ COMMAND = """
 import sys
 from pathlib import Path
 from bhive_mltf import config as configs
-from bhive_mltf.data.construct import construct
-from bhive_mltf.data.jobs import ReadOptions, StageJob
-from bhive_mltf.data.stage import stage_many
+from bhive_mltf.data.build.construct import construct
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
+from bhive_mltf.data.build.stage import stage_many
 
 folder, place, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 config = configs.load(str(folder / "small.yml"))

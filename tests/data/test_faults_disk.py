@@ -24,10 +24,10 @@ CHILD = """
 import json, subprocess, sys
 from pathlib import Path
 from bhive_mltf import config as configs
-from bhive_mltf.data import construct as construction
-from bhive_mltf.data.jobs import StageJob
-from bhive_mltf.data.root_dataset import open_root
-from bhive_mltf.data.stage import stage
+from bhive_mltf.data.build import construct as construction
+from bhive_mltf.data.ntuples.jobs import StageJob
+from bhive_mltf.data.ntuples.root_dataset import open_root
+from bhive_mltf.data.build.stage import stage
 from bhive_mltf.errors import BhiveError
 
 action, source, folder, path, half = sys.argv[1:6]

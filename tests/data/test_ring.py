@@ -166,7 +166,7 @@ def test_a_dead_worker_is_noticed_at_once():
 CHILD = """
 import os, sys
 from tests.data.memory_dataset import inputs, make_dataset
-from bhive_mltf.data.loader import BatchLoader
+from bhive_mltf.data.loader.loader import BatchLoader
 data = make_dataset(900)
 this = BatchLoader(data, range(900), inputs(), mode="training", batch_size=20, seed=1, weighted=False, n_threads=2)
 next(this.epoch(0))

@@ -147,7 +147,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from bhive_mltf import config
-from bhive_mltf.data.root_dataset import open_root
+from bhive_mltf.data.ntuples.root_dataset import open_root
 opened = open_root(config.load(sys.argv[1]), sys.argv[3:], seed=1, scratch=Path(sys.argv[2]))
 print(len(opened), flush=True)
 time.sleep(60)

@@ -351,7 +351,8 @@ def test_the_record_tells_the_whole_story(cluster, profile, client, tmp_path):
 ORDINARY = textwrap.dedent("""
     import os, sys
     from pathlib import Path
-    from bhive_mltf.slurm import dispatch, job, lab, profiles
+    from bhive_mltf.slurm import dispatch, job, profiles
+    from bhive_mltf.testing import slurm_lab as lab
     from bhive_mltf.slurm.client import Slurm
     from bhive_mltf.slurm.follow import follow
 

@@ -59,7 +59,7 @@ ACCEPTED = {
 }
 LOOK = """
 import json, sys
-from tasks.training import TrainingTask
+from bhive_mltf.law.tasks.training import TrainingTask
 from bhive_mltf.errors import BhiveError
 
 def look(values):

@@ -26,8 +26,8 @@ THEIRS = """
 import numpy as np
 import torch
 from bhive_mltf.models.base import Tagger
-from bhive_mltf.models.convert import PartFromWeaver, renamed_state
-from bhive_mltf.models.part_network import PartNetwork
+from bhive_mltf.models.import_weights import PartFromWeaver, renamed_state
+from bhive_mltf.models.part.network import PartNetwork
 from bhive_mltf.models.resolve import GroupRequest
 
 class Part(Tagger):

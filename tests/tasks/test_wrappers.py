@@ -10,8 +10,8 @@ from tests.tasks.conftest import REPOSITORY, flat
 
 LOOK = """
 import json, sys
-from workflows import DeepFlavour
-from tasks.messages import looking
+from bhive_mltf.law.tasks import wrappers as DeepFlavour
+from bhive_mltf.law.messages import looking
 
 found = {}
 with looking():

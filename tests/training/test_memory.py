@@ -10,7 +10,7 @@ from bhive_mltf.models.cpu_kernels.memory import VARIABLE, keep_memory
 
 CODE = """
 import resource, torch
-from bhive_mltf.training.memory import keep_memory
+from bhive_mltf.models.cpu_kernels.memory import keep_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):

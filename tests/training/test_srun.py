@@ -59,10 +59,10 @@ def test_word_for_the_job_only_inside_one(tmp_path, monkeypatch):
 
 EARLY = """
 import os, signal, sys
-from bhive_mltf.training.process import begin_rank
+from bhive_mltf.ranks.process import begin_rank
 begin_rank()
 os.kill(os.getpid(), signal.SIGUSR2)
-from bhive_mltf.training.signals import StopSignals
+from bhive_mltf.ranks.signals import StopSignals
 with StopSignals() as signals:
     print(signals.received.name, os.environ["RANK"])
 """
