@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bhive_mltf.data.ntuples.jobs import StageJob
-from bhive_mltf.data.build.stale_files import temporary_part
-from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
-from bhive_mltf.data.ntuples.processes import match_process
-from bhive_mltf.data.ntuples.root_reader import RootTree, open_tree
 from bhive_mltf.data.build.staged_writer import StagedWriter
 from bhive_mltf.data.build.staging import StagedChunk, StagedRecord
+from bhive_mltf.data.build.stale_files import temporary_part
+from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
+from bhive_mltf.data.ntuples.jobs import StageJob
+from bhive_mltf.data.ntuples.processes import match_process
+from bhive_mltf.data.ntuples.root_reader import RootTree, open_tree
 from bhive_mltf.errors import CorruptFileError
 
 

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from bhive_mltf.gc_freeze import modules_set_aside
 from bhive_mltf.errors import DataError
+from bhive_mltf.gc_freeze import modules_set_aside
 
 Task = tuple[Callable[[Any], Any], Any]
 

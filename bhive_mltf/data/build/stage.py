@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bhive_mltf.data.ntuples.selection import Converter
-from bhive_mltf.data.ntuples.jobs import StageJob
-from bhive_mltf.data.build.stale_files import sweeping
-from bhive_mltf.data.manifest import Accounting
 from bhive_mltf.data.build.pieces import Ledger, Outcome, Piece, Span, cut, edges_of, join, source_of
-from bhive_mltf.data.ntuples.processes import match_process
-from bhive_mltf.data.ntuples.root_reader import open_tree
-from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.build.spread import Task, spread
 from bhive_mltf.data.build.staged_writer import StagedWriter
 from bhive_mltf.data.build.staging import StagedRecord, global_keys
+from bhive_mltf.data.build.stale_files import sweeping
+from bhive_mltf.data.manifest import Accounting
+from bhive_mltf.data.ntuples.jobs import StageJob
+from bhive_mltf.data.ntuples.processes import match_process
+from bhive_mltf.data.ntuples.root_reader import open_tree
+from bhive_mltf.data.ntuples.selection import Converter
+from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.files import atomic, disk
 

@@ -14,8 +14,17 @@ import xxhash
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.build.staging import (
+    ALIGNMENT,
+    LENGTH,
+    MAGIC,
+    Contents,
+    StagedChunk,
+    StagedRecord,
+    chunk_arrays,
+    padded,
+)
 from bhive_mltf.data.schema import GLOBAL, Schema
-from bhive_mltf.data.build.staging import ALIGNMENT, LENGTH, MAGIC, Contents, StagedChunk, StagedRecord, chunk_arrays, padded
 from bhive_mltf.errors import CorruptFileError
 
 _PIECE_BYTES = 16 << 20

@@ -24,8 +24,8 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from bhive_mltf.data.loader import philox
 from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.loader import philox
 from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
 from bhive_mltf.data.schema import GLOBAL, Schema
 from bhive_mltf.errors import CorruptFileError
