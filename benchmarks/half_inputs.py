@@ -37,8 +37,8 @@ from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.evaluation.discriminators import VS_REST, discriminators, softmax
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.evaluation.statistics import Area, area
-from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.training.checkpointing.best_model import load_best_model
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.plan import TrainingPlan
 
 PRECISIONS = ("float32", "float16")

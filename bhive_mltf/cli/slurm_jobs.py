@@ -90,8 +90,10 @@ def _client(found: JobRecord) -> Slurm:
 
 def print_log(options: argparse.Namespace) -> None:
     """Print a job's log, and what is added to it. SlurmError when there is none."""
+    from bhive_mltf.ranks.files import log_path
+
     found = _find(options)
-    path = found.log if options.rank is None else found.directory / "logs" / f"rank_{options.rank}.log"
+    path = found.log if options.rank is None else log_path(found.directory, options.rank)
     position = 0
     while True:
         over = found.is_over or not options.follow

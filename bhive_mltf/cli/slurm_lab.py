@@ -52,10 +52,6 @@ def down(options: argparse.Namespace) -> None:
 
 def environment(options: argparse.Namespace) -> None:  # noqa: ARG001
     """Print the exports of the lab. SlurmError when none runs."""
-    from bhive_mltf.testing import slurm_lab
+    from bhive_mltf.slurm.local_cluster import running_conf
 
-    found = slurm_lab.find()
-    if found is None:
-        raise SlurmError("no lab cluster of this user runs on this machine: start one with 'make slurm-up'")
-    for name, value in found.environment.items():
-        print(f"export {name}={shlex.quote(value)}")
+    print(f"export SLURM_CONF={shlex.quote(str(running_conf()))}")

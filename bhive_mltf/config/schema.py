@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bhive_mltf.config import digests
 from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.four_vectors import FourVectors
 from bhive_mltf.config.truths import Truth
@@ -16,6 +17,8 @@ Layout = Literal["ArrowDataset", "LZ4Dataset"]
 Processor = Literal["LZ4Processing", "PFCandidateAndVertexProcessing"]
 Precision = Literal["float32", "float16"]
 Compression = Literal["none", "lz4", "zstd"]
+# Part of every digest: raise it when the meaning of a config changes.
+DIGEST_FORMAT = 1
 
 
 class _Frozen(BaseModel):
@@ -71,6 +74,15 @@ class Group(_Frozen):
         custom = {feature.name for feature in self.custom}
         # A custom feature may be called like a branch of the file only when nothing of its group reads that name.
         return tuple(name for name in dict.fromkeys(names) if name not in custom)
+
+    def digest_content(self) -> dict[str, Any]:
+        """What of the group decides the content of a training set."""
+        return {
+            "name": self.name,
+            "plain": self.plain,
+            "custom": [(feature.name, feature.parse().canonical) for feature in self.custom],
+            "length": self.length,
+        }
 
 
 class Config(_Frozen):
@@ -133,9 +145,49 @@ class Config(_Frozen):
     @property
     def dataset_digest(self) -> str:
         """SHA-256 of what decides the content of a training set."""
-        return digests.digest(digests.dataset_content(self))
+        return _digest(self._dataset_content())
 
     @property
     def digest(self) -> str:
         """SHA-256 of all settings; the name and the path of the file do not matter."""
-        return digests.digest(digests.all_content(self))
+        return _digest(self._all_content())
+
+    def _dataset_content(self) -> dict[str, Any]:
+        """What decides the content of a training set: not the figures' cuts, sampling weights, or layout on disk."""
+        content = {
+            "format": DIGEST_FORMAT,
+            "treename": self.treename,
+            "bins_pt": self.bins_pt,
+            "bins_eta": self.bins_eta,
+            "processes": self.processes,
+            "groups": [group.digest_content() for group in self.groups],
+            "truths": [truth.model_dump(mode="json") for truth in self.truths],
+            "reference_flavour": self.reference_flavour,
+            "pt_key": self.pt_key,
+            "eta_key": self.eta_key,
+            "data_precision": self.data_precision,
+        }
+        if self.data_precision == "float16":
+            # Four-vectors are not narrowed, so that which columns they are decides the content.
+            content["full_width"] = {g.name: g.four_vectors.columns for g in self.groups if g.four_vectors}
+        return content
+
+    def _all_content(self) -> dict[str, Any]:
+        four_vectors = {g.name: g.four_vectors.model_dump(mode="json") for g in self.groups if g.four_vectors}
+        return {
+            **self._dataset_content(),
+            "four_vectors": four_vectors,
+            "process_cuts": {name: cuts.model_dump() for name, cuts in self.process_cuts.items()},
+            "process_weights": self.process_weights,
+            "processor": self.processor,
+            "dataset": self.dataset,
+            # Younger than the digests of existing runs, which stay as they are.
+            **({"compression": self.compression} if self.compression != "none" else {}),
+            **({"storage_order": self.storage_order} if self.storage_order else {}),
+        }
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Hex SHA-256 of canonical JSON: what is equal in meaning has the same digest, whatever the file looks like."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

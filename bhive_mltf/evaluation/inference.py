@@ -19,7 +19,7 @@ from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions, collect, conclude, join
 from bhive_mltf.files import atomic
-from bhive_mltf.training.rank import as_process
+from bhive_mltf.ranks.process import run_rank
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
@@ -116,13 +116,14 @@ def _n_ranks(plan: InferencePlan, n_jets: int) -> int:
 
 
 def _launch(plan: InferencePlan, launcher: Launcher | None) -> Predictions:
-    from bhive_mltf.ranks.launcher import LocalRanks
+    from bhive_mltf.ranks.launcher import LaunchRequest, LocalRanks
 
     folder = plan.directory / PARTS_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     atomic.write_text(plan.path, plan.model_dump_json(indent=2) + "\n")
-    (launcher or LocalRanks(ENTRYPOINT, what="inference")).launch(plan)
+    launcher = launcher or LocalRanks(ENTRYPOINT, what="inference")
+    launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
     found = join([_read(folder / f"rank_{rank}.npz") for rank in range(plan.ranks_per_node)])
     shutil.rmtree(folder)
     return found
@@ -193,4 +194,4 @@ def _rank(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    as_process(sys.argv[1:], _rank)
+    run_rank(sys.argv[1:], _rank)

@@ -1,28 +1,19 @@
-"""Which rank failed first, and what a person is told of it."""
+"""Which rank failed first, and the error that says so."""
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bhive_mltf.errors import RankFailedError
+from bhive_mltf.ranks.files import RankError, error_path, log_path
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
-from bhive_mltf.training.rank import LOG_FOLDER, error_path
 
 SHOWN_LINES = 15
 _SHOWN_BYTES = 8192
-
-Reasons = Mapping[int, dict[str, Any]]
-
-
-def log_path(directory: Path, rank: int) -> Path:
-    """Where the errors and warnings of a rank go."""
-    return directory / LOG_FOLDER / f"rank_{rank}.log"
 
 
 def explain(
@@ -37,17 +28,16 @@ def explain(
         return TrainingInterruptedError(
             f"The {what} in {directory} was stopped by a signal to a rank: the same command goes on."
         )
-    reasons = {rank: found for rank in range(size) if (found := _read_reason(directory, rank))}
+    reasons = {rank: found for rank in range(size) if (found := RankError.read(directory, rank)) is not None}
     rank = _first(size, failures, reasons)
     reason = reasons.get(rank)
-    if reason is not None and not reason["lost"]:
-        first_line = reason["message"].splitlines()[0] if reason["message"] else ""
-        what = f"{reason['kind']}: {first_line}".rstrip(". ")
+    if reason is not None and not reason.lost:
+        what = f"{reason.kind}: {reason.first_line}".rstrip(". ")
         where = f"its traceback is in {error_path(directory, rank)}"
-        shown = [] if reason.get("by_user") else reason["traceback"].rstrip().splitlines()
+        shown = [] if reason.by_user else reason.traceback.rstrip().splitlines()
     else:
         # the launcher itself kills a rank that does not end
-        waited = any("Timed out" in other["message"] for other in reasons.values())
+        waited = any("Timed out" in other.message for other in reasons.values())
         what = _how_it_ended(None if waited else failures.get(rank))
         where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
         shown = _last_lines(log_path(directory, rank))
@@ -55,20 +45,20 @@ def explain(
     return RankFailedError("\n    ".join([sentence, *shown[-SHOWN_LINES:]]))
 
 
-def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Reasons) -> int:
+def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[int, RankError]) -> int:
     # SIGTERM is what the launcher itself sends to those that are left
     killed = [
         rank for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
     ]
-    own = [rank for rank, reason in reasons.items() if not reason["lost"]]
+    own = [rank for rank, reason in reasons.items() if not reason.lost]
     silent = [rank for rank in range(size) if rank not in reasons]
-    own.sort(key=lambda rank: reasons[rank]["time"])
+    own.sort(key=lambda rank: reasons[rank].time)
     # errors of its own first: a rank that was killed may have been slow to end when the launcher ended all; then
     # killed by somebody; then whoever is silent while all others lost it
     for candidates in (own, killed, silent if reasons else []):
         if candidates:
             return candidates[0]
-    return min(reasons, key=lambda rank: reasons[rank]["time"]) if reasons else min(failures)
+    return min(reasons, key=lambda rank: reasons[rank].time) if reasons else min(failures)
 
 
 def _how_it_ended(failure: ProcessFailure | None) -> str:
@@ -76,14 +66,6 @@ def _how_it_ended(failure: ProcessFailure | None) -> str:
         return "it stopped answering"
     name = failure.signal_name() if failure.exitcode < 0 else ""
     return f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
-
-
-def _read_reason(directory: Path, rank: int) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(error_path(directory, rank).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content
 
 
 def _last_lines(path: Path) -> list[str]:

@@ -1,7 +1,6 @@
-"""Starting the ranks of a training.
+"""Starting several ranks on one machine, by torch's own elastic launcher and without restarts.
 
-One rank runs in this process; several on one machine are started by torch's own elastic launcher, without
-restarts: the same command, typed again, goes on.
+The same command, typed again, goes on.
 """
 
 from __future__ import annotations
@@ -16,20 +15,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bhive_mltf.errors import ParameterError
-from bhive_mltf.ranks.failures import explain, log_path
+from bhive_mltf.ranks.failures import explain
+from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
 from bhive_mltf.ranks.signals import TrainingInterruptedError, restore_handlers
-from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.rank import LOG_FOLDER, error_path
 
-ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
 # How long ranks have to save when asked to stop, or to end when another one failed.
 SHUTDOWN_SECONDS = 15
 # Not SIGHUP: torch would undo what nohup did.
@@ -38,39 +34,25 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 
 
-class RankPlan(Protocol):
-    """What a launcher has to know of a plan."""
+@dataclass(frozen=True)
+class LaunchRequest:
+    """Ranks to start.
 
-    @property
-    def directory(self) -> Path:
-        """Where logs go."""
+    directory : of their outputs, where logs and errors go, see `ranks.files`.
+    plan : file that is the last argument of each rank.
+    ranks_per_node : how many to start on each machine, at least 1.
+    """
 
-    @property
-    def path(self) -> Path:
-        """The plan's file, which each rank is given."""
-
-    @property
-    def ranks_per_node(self) -> int:
-        """How many to start."""
+    directory: Path
+    plan: Path
+    ranks_per_node: int
 
 
 class Launcher(Protocol):
-    """Starts the ranks of a plan and waits for them."""
+    """Starts ranks and waits for them."""
 
-    def launch(self, plan: Any) -> None:  # noqa: ANN401 - the kind of plan that its ranks read
-        """Return when the training is done; raise when it is not."""
-
-
-@dataclass(frozen=True)
-class InProcess:
-    """One rank, here."""
-
-    def launch(self, plan: TrainingPlan) -> None:
-        """Train in this process; what the engine raises passes through."""
-        from bhive_mltf.ranks.distributed import World, pick_device
-        from bhive_mltf.training.engine import train
-
-        train(plan, World(device=pick_device(0)))
+    def launch(self, request: LaunchRequest) -> None:
+        """Return when all ranks have done their work; raise when they have not."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +62,19 @@ class LocalRanks:
     entrypoint : command of a rank, without the plan; what : that the ranks do, for messages.
     """
 
-    entrypoint: Sequence[str] = ENTRYPOINT
+    entrypoint: Sequence[str]
     what: str = "training"
 
-    def launch(self, plan: RankPlan) -> None:
-        """Start `plan.ranks_per_node` ranks on the plan's file and wait.
+    def launch(self, request: LaunchRequest) -> None:
+        """Start the ranks and wait.
 
         Raises
         ------
         RankFailedError : a rank failed; all others have ended. Names rank, reason and traceback.
         TrainingInterruptedError : the ranks were asked to stop, and saved.
         """
-        size = plan.ranks_per_node
-        logs = _prepare_logs(plan.directory, size)
+        size = request.ranks_per_node
+        logs = _prepare_logs(request.directory, size)
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -107,42 +89,13 @@ class LocalRanks:
             signals_to_handle=",".join(number.name for number in _SIGNALS),
             shutdown_timeout=SHUTDOWN_SECONDS,
         )
-        failure = _run_agent(config, [*self.entrypoint, str(plan.path)])
+        failure = _run_agent(config, [*self.entrypoint, str(request.plan)])
         if isinstance(failure, signal.Signals):
             raise TrainingInterruptedError(
-                f"The {self.what} in {plan.directory} was stopped by {failure.name}: the same command goes on."
+                f"The {self.what} in {request.directory} was stopped by {failure.name}: the same command goes on."
             )
         if failure:
-            raise explain(plan.directory, size, failure, self.what)
-
-
-def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
-    """Write the plan to its directory and train; returns when the training is done.
-
-    Raises
-    ------
-    ParameterError : more nodes than this launcher can reach.
-    RankFailedError, TrainingInterruptedError : see `LocalRanks.launch`.
-    """
-    plan = plan.model_copy(update={"ranks_per_node": resolve_ranks(plan), "directory": plan.directory.absolute()})
-    plan.write()
-    if launcher is None:
-        if plan.nodes > 1:
-            raise ParameterError(
-                f"nodes is {plan.nodes}, but ranks are started on this machine only, also inside an allocation: train "
-                "as a job (--slurm PROFILE), or leave nodes at 1"
-            )
-        launcher = InProcess() if plan.ranks_per_node == 1 else LocalRanks()
-    launcher.launch(plan)
-
-
-def resolve_ranks(plan: TrainingPlan) -> int:
-    """Ranks per node; 0 in the plan means one per visible GPU, else one."""
-    if plan.ranks_per_node > 0:
-        return plan.ranks_per_node
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
+            raise explain(request.directory, size, failure, self.what)
 
 
 def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, ProcessFailure] | signal.Signals:
@@ -213,6 +166,5 @@ class _RankLogs(LogsSpecs):
 def _prepare_logs(directory: Path, size: int) -> LogsSpecs:
     folder = directory / LOG_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for rank in range(size):
-        error_path(directory, rank).unlink(missing_ok=True)
+    remove_errors(directory, size)
     return _RankLogs(folder)

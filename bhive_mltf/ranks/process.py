@@ -1,10 +1,11 @@
-"""Life and death of a rank's process: it does not outlive its launcher, and it ends without a crash."""
+"""A rank as a process: it ends with its launcher, leaves the reason of a failure, and exits without a crash."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import ctypes
+import errno
 import logging
 import multiprocessing
 import os
@@ -12,13 +13,74 @@ import signal
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from bhive_mltf.errors import BhiveError
 from bhive_mltf.ranks import signals, srun
+from bhive_mltf.ranks.files import RankError
 
 LAUNCHER_VARIABLE = "BHIVE_MLTF_LAUNCHER_PID"
 _PR_SET_PDEATHSIG = 1
 _CHECK_INTERVAL = 1.0  # s
+# What messages of gloo and NCCL say when the other side is gone.
+_LOST = ("gloo/", "Connection closed by peer", "Connection reset", "NCCL", "ProcessGroup", "TCPStore", "Broken pipe")
+logger = logging.getLogger(__name__)
+
+
+def run_rank(arguments: Sequence[str], work: Callable[[Path], int]) -> NoReturn:
+    """Do the work of a rank on the plan named by the only argument, see `run_reporting`, and end the process."""
+    # before the slow imports: the launcher may go away, and a batch system may warn, at any time
+    begin_rank()
+    if len(arguments) != 1:
+        spec = sys.modules["__main__"].__spec__
+        module = spec.name.removesuffix(".__main__") if spec is not None else sys.argv[0]
+        sys.stderr.write(f"usage: python -m {module} PLAN\n")
+        leave(2)
+    path = Path(arguments[0])
+    leave(run_reporting(path.absolute().parent, lambda: work(path)))
+
+
+def run_reporting(directory: Path, work: Callable[[], int]) -> int:
+    """Do a rank's work; its exit code, 1 for an error, whose reason is left in `directory` (`ranks.files`)."""
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - the last stop: told to the launcher, and to the log
+        _leave_reason(directory, error)
+        return 1
+
+
+def _leave_reason(directory: Path, error: Exception) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    text = traceback.format_exc()
+    by_user = isinstance(error, BhiveError)
+    lost = not by_user and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    if by_user:
+        logger.error("rank %d: %s", rank, error)
+    elif lost:
+        logger.error("rank %d lost the connection to another rank", rank)
+    else:
+        logger.error("rank %d failed:\n%s", rank, text)
+    reason = RankError(
+        rank=rank,
+        time=time.time(),
+        kind=type(error).__name__,
+        message=str(error),
+        lost=lost,
+        by_user=by_user,
+        no_space=isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
+        traceback=text,
+    )
+    try:
+        reason.write(directory)
+    except OSError:
+        logger.exception("rank %d cannot write its error file", rank)
 
 
 def begin_rank() -> None:

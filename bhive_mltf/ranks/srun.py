@@ -10,12 +10,8 @@ import time
 from pathlib import Path
 from signal import Signals
 
-from bhive_mltf.files import atomic
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, StoppedNote
 
-# Set by the job for its ranks: the folder of the job's own files, beside the training's outputs.
-FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
-STOPPED_NAME = "stopped.json"
-PROGRESS_NAME = "progress.json"
 # SLURM's name -> torch's; the first decides data and who writes, the last only picks the device.
 _IDENTITY = {"SLURM_PROCID": "RANK", "SLURM_STEP_NUM_TASKS": "WORLD_SIZE", "SLURM_LOCALID": "LOCAL_RANK"}
 
@@ -33,7 +29,7 @@ def take_identity() -> None:
 
 def job_folder() -> Path | None:
     """Where the job around this rank keeps its files; None outside a job."""
-    given = os.environ.get(FOLDER_VARIABLE)
+    given = os.environ.get(JOB_FOLDER_VARIABLE)
     return Path(given) if given else None
 
 
@@ -50,14 +46,11 @@ def goes_on(received: Signals | None) -> bool:
     return job_folder() is not None and received is not Signals.SIGTERM
 
 
-def tell_stopped(step: int, received: Signals | None) -> None:
-    """Leave word for the job that the ranks stopped in order, with everything saved; nothing outside a job."""
+def leave_stopped_note(step: int, received: Signals | None) -> None:
+    """Leave a note for the job that the ranks stopped in order, with everything saved; nothing outside a job."""
     folder = job_folder()
     if folder is not None:
-        atomic.write_json(
-            folder / STOPPED_NAME,
-            {"attempt": attempt(), "step": step, "signal": received.name if received else "", "time": time.time()},
-        )
+        StoppedNote(attempt(), step, received.name if received else "").write(folder)
 
 
 def facts() -> dict[str, str]:

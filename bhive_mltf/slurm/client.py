@@ -19,6 +19,7 @@ from typing import Final, Literal
 from bhive_mltf.errors import QueryFailedError, SlurmError, SubmissionError
 from bhive_mltf.slurm import parsing
 from bhive_mltf.slurm.job import job_name
+from bhive_mltf.slurm.local_cluster import running_conf
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.states import JobState
@@ -58,7 +59,9 @@ class Slurm:
     @classmethod
     def of(cls, profile: Profile) -> Slurm:
         """The scheduler of a profile; SlurmError when that is a lab and none runs."""
-        return cls(_lab_conf() if profile.cluster == "lab" else "", profile.accounting, profile.poll_seconds / 2)
+        return cls(
+            str(running_conf()) if profile.cluster == "lab" else "", profile.accounting, profile.poll_seconds / 2
+        )
 
     def submit(self, script: Path, passed: Iterable[str] = ()) -> str:
         """Hand in a script from the folder it lies in; the job id.
@@ -231,12 +234,3 @@ def _environment_for_job(passed: Iterable[str]) -> dict[str, str]:
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"exit code {done.returncode}"
-
-
-def _lab_conf() -> str:
-    from bhive_mltf.testing import slurm_lab
-
-    found = slurm_lab.find()
-    if found is None:
-        raise SlurmError("no lab cluster of this user runs on this machine: start one with 'make slurm-up'")
-    return str(found.settings.slurm_conf)

@@ -10,9 +10,10 @@ from typing import Final
 from bhive_mltf.errors import QueryFailedError, SubmissionError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.slurm import script
 from bhive_mltf.slurm.client import Slurm
-from bhive_mltf.slurm.job import OUTCOME_NAME, PROGRESS_NAME, SCRIPT_NAME, JobSpec
+from bhive_mltf.slurm.job import OUTCOME_NAME, SCRIPT_NAME, JobSpec
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.record import JobRecord

@@ -16,7 +16,6 @@ from bhive_mltf.slurm.profiles import Profile
 FOLDER: Final = "slurm"
 SPEC_NAME: Final = "spec.json"
 SCRIPT_NAME: Final = "job.sh"
-PROGRESS_NAME: Final = "progress.json"
 OUTCOME_NAME: Final = "outcome.json"
 # PATH outside the image, for what is started inside it.
 HOST_PATH: Final = "BHIVE_MLTF_HOST_PATH"

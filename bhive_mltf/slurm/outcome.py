@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bhive_mltf.ranks.files import RankProgress
 from bhive_mltf.slurm.batch_step.verdict import SENTENCES as EXIT_CODES
 from bhive_mltf.slurm.batch_step.verdict import ExitCode
-from bhive_mltf.slurm.job import OUTCOME_NAME, PROGRESS_NAME
+from bhive_mltf.slurm.job import OUTCOME_NAME
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 
@@ -31,29 +31,8 @@ SENTENCES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far the ranks are; None where they do not say.
-
-    time : when that was written, seconds since 1970.
-    """
-
-    epoch: int | None = None
-    of_epochs: int | None = None
-    step: int | None = None
-    jets_per_s: float | None = None
-    eta_s: float | None = None
-    time: float = 0.0
-
-    @classmethod
-    def read(cls, folder: Path) -> Progress | None:
-        """The progress in a job's folder; None when there is none, or it cannot be read just now."""
-        content = _json(folder / PROGRESS_NAME)
-        if content is None:
-            return None
-        fields = cls.__dataclass_fields__
-        known: dict[str, Any] = {name: content[name] for name in fields if content.get(name) is not None}
-        return cls(**known)
+class Progress(RankProgress):
+    """How far the ranks are, as a sentence."""
 
     def sentence(self, now: float | None = None) -> str:
         """Epoch, step, rate and time left, in one line."""

@@ -16,6 +16,7 @@ from bhive_mltf.models.cpu_kernels.memory import keep_memory
 from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from bhive_mltf.ranks.distributed import World, set_threads
+from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import build as making
 from bhive_mltf.training.build import Ingredients
@@ -77,7 +78,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             status = "SCHEDULED" if srun.goes_on(signals.received) else "KILLED"
             if world.is_first:
                 # before tracking delivers what is left: little time may remain
-                srun.tell_stopped(error.step, signals.received)
+                srun.leave_stopped_note(error.step, signals.received)
             raise
         except KeyboardInterrupt:
             status = "KILLED"
@@ -117,10 +118,10 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
 
 
 def _default_observer() -> Observer:
-    from bhive_mltf.ranks.progress_file import ProgressFile
     from bhive_mltf.training.monitoring.mlflow_observer import Tracked
     from bhive_mltf.training.monitoring.progress import Progress
+    from bhive_mltf.training.monitoring.progress_file import ProgressFile
 
     folder = srun.job_folder()
-    file = [] if folder is None else [ProgressFile(folder / srun.PROGRESS_NAME)]
+    file = [] if folder is None else [ProgressFile(folder / PROGRESS_NAME)]
     return Observers([Progress(), *file, Tracked()])

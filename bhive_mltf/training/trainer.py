@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bhive_mltf.errors import DataError, NonFiniteLossError, TrainingError
 from bhive_mltf.interface import Batch
+from bhive_mltf.ranks.agreement import RankAgreement
 from bhive_mltf.ranks.batchnorm import plain_batch_norms
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
@@ -25,7 +26,6 @@ from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
 from bhive_mltf.training.optim.ddp_buckets import fix_reduction_layout
 from bhive_mltf.training.optim.schedules import Schedule
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.rank_agreement import Control
 from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.transfer import Transfer
@@ -53,7 +53,7 @@ class Trainer:
         self._rounds = rounds_of(plan)
         self._schedule = Schedule(plan.lr_scheduler, self._rounds.planned, plan.lr_decay_factor)
         self._vault = Vault(plan, world, ingredients, stepper, rounds=self._rounds, schedule=self._schedule)
-        self._control = Control(world)
+        self._agreement = RankAgreement(world)
         self._position = self._vault.restore()
         self._layout_fixed = False
         self._learning_rate = plan.learning_rate
@@ -161,7 +161,7 @@ class Trainer:
 
     def _step_boundary(self) -> None:
         self._vault.check()
-        stop, save = self._control.at_step(self._signals.received is not None, self._vault.due_by_time())
+        stop, save = self._agreement.at_step(self._signals.received is not None, self._vault.due_by_time())
         if stop or save or self._vault.due_by_step(self._position.global_step):
             self._look_at_losses()
             self._tick()
@@ -247,7 +247,7 @@ class Trainer:
         self._observer.epoch(EpochResult(number, train, validation, position.seconds, seconds, is_best))
 
     def _stop_here_if_asked(self, save: bool) -> None:
-        if not self._control.now(self._signals.received is not None):
+        if not self._agreement.now(self._signals.received is not None):
             return
         if save:
             self._vault.save_step(self._position)

@@ -10,6 +10,7 @@ import pytest
 
 from bhive_mltf import __version__
 from bhive_mltf.ranks import srun
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
 from bhive_mltf.slurm.batch_step import allocation, preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
@@ -26,8 +27,9 @@ def spec(tmp_path):
 ALLOCATION = Allocation("41", 1, ("localhost", "n2"))
 
 
-def test_rank_and_job_agree_on_names():
-    assert steps.FOLDER_VARIABLE == srun.FOLDER_VARIABLE
+def test_a_rank_finds_the_folder_of_its_job(spec, monkeypatch):
+    monkeypatch.setenv(JOB_FOLDER_VARIABLE, steps.environment(spec, ALLOCATION)[JOB_FOLDER_VARIABLE])
+    assert srun.job_folder() == spec.folder
 
 
 def test_port_is_free_and_of_the_job(monkeypatch):

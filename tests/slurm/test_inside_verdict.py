@@ -1,19 +1,21 @@
 """How a job goes on after its ranks ended, as a table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step.attempts import Attempt, read_attempts
 from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, first_reason, judge
 
-SAVED = {"attempt": 1, "step": 7, "signal": "SIGUSR2"}
-LOST = {"rank": 0, "kind": "RuntimeError", "message": "gloo/ closed", "lost": True, "time": 1.0}
-USER = {"rank": 1, "kind": "NonFiniteLossError", "message": "The loss is NaN.", "by_user": True, "time": 2.0}
-LOCKED = {"rank": 0, "kind": "LockedError", "message": "in use", "by_user": True, "time": 2.0}
-BUG = {"rank": 1, "kind": "KeyError", "message": "'x'", "time": 2.0}
-CUDA = {"rank": 1, "kind": "RuntimeError", "message": "CUDA error: uncorrectable ECC error", "time": 2.0}
-FULL = {"rank": 0, "kind": "OSError", "message": "No space left on device", "no_space": True, "time": 2.0}
+SAVED = StoppedNote(attempt=1, step=7, signal="SIGUSR2")
+LOST = RankError(rank=0, kind="RuntimeError", message="gloo/ closed", lost=True, time=1.0)
+USER = RankError(rank=1, kind="NonFiniteLossError", message="The loss is NaN.", by_user=True, time=2.0)
+LOCKED = RankError(rank=0, kind="LockedError", message="in use", by_user=True, time=2.0)
+BUG = RankError(rank=1, kind="KeyError", message="'x'", time=2.0)
+CUDA = RankError(rank=1, kind="RuntimeError", message="CUDA error: uncorrectable ECC error", time=2.0)
+FULL = RankError(rank=0, kind="OSError", message="No space left on device", no_space=True, time=2.0)
 
 TABLE = [
     # seen, outcome, put back, exit code, words of the reason
@@ -59,7 +61,7 @@ def test_verdict(seen, outcome, requeue, code, words):
 
 
 def test_the_rank_that_failed_by_itself_is_named():
-    assert first_reason([LOST, {**BUG, "time": 5.0}, USER]) == USER
+    assert first_reason([LOST, replace(BUG, time=5.0), USER]) == USER
     assert first_reason([LOST]) is None
 
 

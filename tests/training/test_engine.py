@@ -12,11 +12,11 @@ from bhive_mltf.errors import CheckpointError, DataError, LockedError, NonFinite
 from bhive_mltf.files import lock
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import engine
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.monitoring.observers import Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan

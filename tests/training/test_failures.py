@@ -1,14 +1,13 @@
 """Which rank is named when several ended badly."""
 
-import json
 import signal
 from types import SimpleNamespace
 
 import pytest
 
-from bhive_mltf.ranks.failures import explain, log_path
+from bhive_mltf.ranks.failures import explain
+from bhive_mltf.ranks.files import RankError, log_path
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
-from bhive_mltf.training.rank import error_path
 
 LOST = "[gloo/transport/tcp/pair.cc] Connection closed by peer"
 TIMED_OUT = "[gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 4000ms for recv operation to complete"
@@ -19,10 +18,8 @@ def failure(code):
 
 
 def leave(directory, rank, kind, message, time, *, lost=False, by_user=False):
-    path = error_path(directory, rank)
-    path.parent.mkdir(exist_ok=True)
-    reason = {"kind": kind, "message": message, "time": time, "lost": lost, "by_user": by_user}
-    path.write_text(json.dumps({**reason, "traceback": f"Traceback ...\n{kind}: {message}\n"}))
+    text = f"Traceback ...\n{kind}: {message}\n"
+    RankError(rank, time, kind, message, lost=lost, by_user=by_user, traceback=text).write(directory)
 
 
 @pytest.mark.parametrize("slow_to_end", [False, True])

@@ -9,10 +9,11 @@ from torch import nn
 
 from bhive_mltf.errors import NonFiniteLossError, RankFailedError
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.ranks.launcher import LocalRanks, launch
+from bhive_mltf.ranks.launcher import LocalRanks
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.debugging.replay import replay
 from bhive_mltf.training.engine import train
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.monitoring import warnings
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes

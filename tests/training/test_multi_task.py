@@ -10,11 +10,11 @@ from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.predictions import predict
 from bhive_mltf.models import registry
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.testing.jets import write_hlt, write_lost_tracks
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.best_model import load_best_model
 from bhive_mltf.training.engine import train
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.monitoring.observers import Observer

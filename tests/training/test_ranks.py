@@ -15,11 +15,12 @@ import torch
 from bhive_mltf.errors import ParameterError, RankFailedError
 from bhive_mltf.ranks import launcher
 from bhive_mltf.ranks.distributed import TIMEOUT_VARIABLE, World, wait_limit
-from bhive_mltf.ranks.failures import log_path
-from bhive_mltf.ranks.launcher import LocalRanks, launch
+from bhive_mltf.ranks.files import log_path
+from bhive_mltf.ranks.launcher import LocalRanks
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.monitoring.observers import Observer
 from tests.training import standin
@@ -128,7 +129,7 @@ def start_command(directory, **values):
     """The typed command, as a process of its own."""
     code = (
         "import sys; from pathlib import Path; from tests.training import standin; "
-        "from bhive_mltf.ranks.launcher import LocalRanks, launch; "
+        "from bhive_mltf.ranks.launcher import LocalRanks; from bhive_mltf.training.launch import launch; "
         "launch(standin.TrainingPlan.read(sys.argv[1]), LocalRanks(standin.COMMAND))"
     )
     made = plan(directory, ranks_per_node=2, **values)

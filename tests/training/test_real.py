@@ -6,11 +6,11 @@ import torch
 
 from bhive_mltf import config as configs
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.ranks.launcher import launch
 from bhive_mltf.testing.jets import write_btag, write_jetclass
 from bhive_mltf.training import build as ingredients
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.best_model import load_best_model
+from bhive_mltf.training.launch import launch
 from bhive_mltf.training.plan import TrainingPlan
 from tests.data.building import build
 

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from bhive_mltf.ranks import srun
-from bhive_mltf.ranks.progress_file import ProgressFile
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
 from bhive_mltf.training.monitoring.observers import EpochResult
+from bhive_mltf.training.monitoring.progress_file import ProgressFile
 from tests.training.standin import REPOSITORY, plan
 
 TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
@@ -40,14 +41,14 @@ def test_a_batch_step_is_no_rank(task, monkeypatch):
 
 
 def test_word_for_the_job_only_inside_one(tmp_path, monkeypatch):
-    srun.tell_stopped(5, signal.SIGUSR2)
+    srun.leave_stopped_note(5, signal.SIGUSR2)
     assert not srun.goes_on(signal.SIGUSR2)
     assert srun.facts() == {}
-    monkeypatch.setenv(srun.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(JOB_FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
-    srun.tell_stopped(5, None)
+    srun.leave_stopped_note(5, None)
     content = json.loads((tmp_path / "stopped.json").read_text())
     assert (content["attempt"], content["step"], content["signal"]) == (3, 5, "")
     assert srun.goes_on(signal.SIGUSR2)
@@ -78,7 +79,7 @@ def test_a_warning_before_the_slow_imports_is_kept():
 
 
 def test_progress_for_who_follows(tmp_path, monkeypatch):
-    monkeypatch.setattr("bhive_mltf.ranks.progress_file.INTERVAL", 0.0)
+    monkeypatch.setattr("bhive_mltf.training.monitoring.progress_file.INTERVAL", 0.0)
     path = tmp_path / "slurm" / "progress.json"
     observer = ProgressFile(path)
     observer.begin(plan(tmp_path, epochs=3), first_epoch=1, global_step=10, world_size=4)

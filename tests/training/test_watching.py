@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from bhive_mltf.ranks.agreement import RankAgreement
 from bhive_mltf.ranks.distributed import World, join_world, pick_device, set_threads
 from bhive_mltf.tracking.run import Run
 from bhive_mltf.training.engine import train
@@ -15,7 +16,6 @@ from bhive_mltf.training.monitoring import mlflow_observer, progress
 from bhive_mltf.training.monitoring.mlflow_observer import Tracked
 from bhive_mltf.training.monitoring.observers import Observers
 from bhive_mltf.training.monitoring.progress import Progress
-from bhive_mltf.training.rank_agreement import Control
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.threads import as_ranks
@@ -94,14 +94,14 @@ def test_the_run_gets_upstreams_metrics_and_the_best_model(tmp_path, monkeypatch
 
 def test_all_ranks_get_one_answer_a_step_later():
     def rank_of(group, rank):
-        control = Control(World(rank=rank, size=2, host_group=group))
+        control = RankAgreement(World(rank=rank, size=2, host_group=group))
         answers = [control.at_step(stop=rank == 1 and step == 1, save=rank == 0 and step == 2) for step in range(4)]
         return answers, control.now(stop=False), control.now(stop=rank == 0)
 
     results = as_ranks(2, rank_of)
     assert results[0] == results[1]
     assert results[0] == ([(False, False), (False, False), (True, False), (False, True)], False, True)
-    alone = Control(World())
+    alone = RankAgreement(World())
     assert alone.at_step(stop=True, save=False) == (True, False)
     assert alone.now(stop=True)
 

@@ -38,8 +38,8 @@ def train(task: TrainingTask, directory: Path) -> None:
     RecordMismatchError : the directory was made with other parameters.
     TrainingError : the training cannot go on; the same command continues it.
     """
-    from bhive_mltf.ranks.launcher import launch
     from bhive_mltf.ranks.signals import TrainingInterruptedError
+    from bhive_mltf.training.launch import launch
 
     with one_command(directory):
         jobs.refuse_while_a_job_lives(directory)

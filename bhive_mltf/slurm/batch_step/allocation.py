@@ -9,8 +9,6 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bhive_mltf.slurm.ports import is_free
-
 _FIRST_PORT, _PORTS = 20_000, 20_000
 _TIMEOUT = 60.0  # s, for a question to the controller
 _NODE_ADDRESS = re.compile(r"\bNodeAddr=(\S+)")
@@ -57,6 +55,17 @@ class Allocation:
         if found and resolves(found[1]):
             return found[1]
         return os.environ.get("SLURM_LAUNCH_NODE_IPADDR", head)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server may listen on this port of all interfaces, as torch's store and SLURM's daemons do."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def resolves(name: str) -> bool:

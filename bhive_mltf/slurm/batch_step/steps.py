@@ -6,16 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, STOPPED_NAME, log_path, remove_errors
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
-# Ranks find the job's folder by it; the same name as in `bhive_mltf.ranks.srun`, which is not imported here.
-FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
 # A command that runs inside a job never makes another one.
 INSIDE_VARIABLE = "BHIVE_MLTF_INSIDE_JOB"
-LOG_FOLDER = "logs"
 # Variables of the batch step that would shape every srun in it.
 _SHAPING = (
     "SLURM_CPU_BIND",
@@ -31,7 +28,7 @@ def environment(spec: JobSpec, allocation: Allocation) -> dict[str, str]:
     """Variables of all that is started."""
     kept = {name: value for name, value in os.environ.items() if name not in (*_SHAPING, *_NOT_HANDED_ON)}
     threads = str(spec.threads_per_rank or spec.cpus_per_rank)
-    ours = {FOLDER_VARIABLE: str(spec.folder), "PYTHONUNBUFFERED": "1"}
+    ours = {JOB_FOLDER_VARIABLE: str(spec.folder), "PYTHONUNBUFFERED": "1"}
     if spec.scratch:
         # made on every node by the check of the nodes
         ours["TMPDIR"] = os.path.expandvars(spec.scratch)
@@ -67,11 +64,13 @@ def once_per_node(nodes: int, spec: JobSpec, *options: str) -> list[str]:
 
 def ranks(spec: JobSpec) -> list[str]:
     """The srun command of all ranks; each rank's output is added to `logs/rank_<r>.log` beside the outputs."""
-    folder = str(spec.directory / LOG_FOLDER)
+    pattern = log_path(spec.directory, "%t")
+    folder = str(pattern.parent)
     # in the folder's own part a % would be a pattern, and a \\ ends all patterns: there each rank opens its log
     odd = "\\" in folder
-    log = "/dev/null" if odd else f"{folder.replace('%', '%%')}/rank_%t.log"
-    opening = ["bash", "-c", 'exec "$@" >> "$0/rank_$SLURM_PROCID.log" 2>&1', folder] if odd else []
+    log = "/dev/null" if odd else f"{folder.replace('%', '%%')}/{pattern.name}"
+    own = log_path(spec.directory, "$SLURM_PROCID").name
+    opening = ["bash", "-c", f'exec "$@" >> "$0/{own}" 2>&1', folder] if odd else []
     return [
         "srun",
         "--kill-on-bad-exit=1",
@@ -98,9 +97,8 @@ def start(spec: JobSpec, variables: Mapping[str, str]) -> subprocess.Popen[bytes
     return subprocess.Popen(ranks(spec), executable=program, env=outside, cwd=workdir)
 
 
-def clear(directory: Path, size: int, *names: Path) -> None:
-    """Remove what an earlier attempt left that could be taken for this one's."""
-    for rank in range(size):
-        (directory / LOG_FOLDER / f"rank_{rank}.error.json").unlink(missing_ok=True)
-    for path in names:
-        path.unlink(missing_ok=True)
+def clear(spec: JobSpec) -> None:
+    """Make the folder of logs; remove what an earlier attempt left that could be taken for this one's."""
+    log_path(spec.directory, 0).parent.mkdir(exist_ok=True)
+    remove_errors(spec.directory, spec.nodes * spec.ranks_per_node)
+    (spec.folder / STOPPED_NAME).unlink(missing_ok=True)

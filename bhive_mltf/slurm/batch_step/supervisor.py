@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import secrets
 import shutil
@@ -14,16 +13,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from bhive_mltf.files import atomic
+from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step import preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.batch_step.attempts import Attempt
 from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, Verdict, judge
 from bhive_mltf.slurm.job import OUTCOME_NAME, JobSpec
 
-STOPPED_NAME = "stopped.json"
 REQUEUE_TRIES_S = 600.0
 # SLURM ends the batch step of a job that was put back within this time.
 _END_WITHIN_S = 120.0
@@ -69,8 +67,7 @@ class Supervisor:
             problem = preflight.check_nodes(self._allocation, spec, variables)
             if problem:
                 return Verdict(Outcome.FAILED, problem, ExitCode.BAD_NODE)
-            steps.clear(spec.directory, spec.nodes * spec.ranks_per_node, spec.folder / STOPPED_NAME)
-            (spec.directory / steps.LOG_FOLDER).mkdir(exist_ok=True)
+            steps.clear(spec)
             self._variables = staging.make_copies(spec, self._allocation, variables)
             code = self._wait(steps.start(spec, self._variables))
         except OSError as error:
@@ -91,14 +88,13 @@ class Supervisor:
 
     def _seen(self, code: int) -> Seen:
         spec = self._spec
-        stopped = _json(spec.folder / STOPPED_NAME)
-        found = [_json(path) for path in sorted((spec.directory / steps.LOG_FOLDER).glob("rank_*.error.json"))]
+        stopped = StoppedNote.read(spec.folder)
         return Seen(
             exit_code=code,
             attempt=self._attempt.number,
             max_attempts=spec.max_attempts if spec.requeue else 1,
-            stopped=stopped if stopped and stopped.get("attempt") == self._attempt.number else None,
-            reasons=tuple(reason for reason in found if reason),
+            stopped=stopped if stopped is not None and stopped.attempt == self._attempt.number else None,
+            reasons=tuple(RankError.read_all(spec.directory)),
             terminated=self._terminated,
             no_space=code != 0 and not _can_write(spec.folder),
             can_go_on=spec.kind == "ranks",
@@ -164,14 +160,6 @@ def _requeued(job_id: str) -> bool:
     if done.returncode:
         logger.warning("scontrol requeue %s: %s", job_id, done.stderr.strip())
     return done.returncode == 0
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _can_write(folder: Path) -> bool:

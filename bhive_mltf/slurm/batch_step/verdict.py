@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any
+
+from bhive_mltf.ranks.files import RankError, StoppedNote
 
 
 class Outcome(Enum):
@@ -65,8 +66,8 @@ class Seen:
     """What is known when the ranks have ended.
 
     exit_code : of srun, or of the command.
-    stopped : rank 0's word that all stopped in order, None without it.
-    reasons : what ranks left behind, in any order.
+    stopped : rank 0's note that all stopped in order, None without it.
+    reasons : errors that ranks left, in any order.
     terminated : SLURM told the batch step to end.
     no_space : nothing can be written where the outputs go.
     can_go_on : ranks go on from a checkpoint, a command does not.
@@ -75,8 +76,8 @@ class Seen:
     exit_code: int
     attempt: int
     max_attempts: int
-    stopped: dict[str, Any] | None = None
-    reasons: Sequence[dict[str, Any]] = field(default_factory=tuple)
+    stopped: StoppedNote | None = None
+    reasons: Sequence[RankError] = ()
     terminated: bool = False
     no_space: bool = False
     can_go_on: bool = True
@@ -97,11 +98,11 @@ def judge(seen: Seen) -> Verdict:
     if seen.exit_code == 0 and seen.stopped is None:
         return Verdict(Outcome.DONE, "done", ExitCode.DONE)
     if seen.terminated:
-        saved = f"saved at step {seen.stopped['step']}" if seen.stopped else "the last checkpoint holds"
+        saved = f"saved at step {seen.stopped.step}" if seen.stopped else "the last checkpoint holds"
         saved = saved if seen.can_go_on else "the same command begins anew"
         return Verdict(Outcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
     if seen.stopped is not None:
-        why = f"stopped by {seen.stopped['signal'] or 'a signal'} and saved at step {seen.stopped['step']}"
+        why = f"stopped by {seen.stopped.signal or 'a signal'} and saved at step {seen.stopped.step}"
         return _again(seen, Outcome.STOPPED, why)
     return _failed(seen)
 
@@ -109,12 +110,12 @@ def judge(seen: Seen) -> Verdict:
 def _failed(seen: Seen) -> Verdict:
     reason = first_reason(seen.reasons)
     what = sentence(reason) if reason else _by_exit_code(seen.exit_code, "a rank" if seen.can_go_on else "the command")
-    if seen.no_space or any(r.get("no_space") for r in seen.reasons):
+    if seen.no_space or any(r.no_space for r in seen.reasons):
         return Verdict(Outcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
-    if reason and reason["kind"] not in _PASSING:
-        if reason.get("by_user"):
+    if reason and reason.kind not in _PASSING:
+        if reason.by_user:
             return Verdict(Outcome.FAILED, what, ExitCode.WRONG_INPUT)
-        if reason["kind"] in _SURE_TO_RETURN:
+        if reason.kind in _SURE_TO_RETURN:
             return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
     if not seen.can_go_on:
         return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
@@ -131,19 +132,18 @@ def _again(seen: Seen, outcome: Outcome, why: str) -> Verdict:
     )
 
 
-def first_reason(reasons: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def first_reason(reasons: Sequence[RankError]) -> RankError | None:
     """The reason of the rank that failed by itself, not of those that lost it; None when no rank left one of its own.
 
     A rank that was killed leaves none: the others then only tell that they lost it.
     """
-    own = [reason for reason in reasons if not reason.get("lost")]
-    return min(own, key=lambda reason: float(reason.get("time", 0))) if own else None
+    own = [reason for reason in reasons if not reason.lost]
+    return min(own, key=lambda reason: reason.time) if own else None
 
 
-def sentence(reason: dict[str, Any]) -> str:
-    """A rank's reason in one line."""
-    message = str(reason.get("message") or "").strip()
-    return f"rank {reason.get('rank')} failed ({reason.get('kind')}: {message.splitlines()[0] if message else ''})"
+def sentence(reason: RankError) -> str:
+    """A rank's error in one line."""
+    return f"rank {reason.rank} failed ({reason.kind}: {reason.first_line})"
 
 
 def _by_exit_code(code: int, who: str) -> str:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bhive_mltf.errors import SlurmError
+from bhive_mltf.slurm.local_cluster import default_directory
 from bhive_mltf.testing.slurm_lab import daemons, packages, texts
-from bhive_mltf.testing.slurm_lab.settings import LONGEST_DIRECTORY, STATE_NAME, Settings, default_directory
+from bhive_mltf.testing.slurm_lab.settings import LONGEST_DIRECTORY, STATE_NAME, Settings
 
 _FOLDERS = ("etc", "run", "log", "state", "dev", "database")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from bhive_mltf.errors import SlurmError
+from bhive_mltf.slurm import local_cluster
 from bhive_mltf.testing.slurm_lab import packages, texts
 from bhive_mltf.testing.slurm_lab.settings import Settings
 
@@ -132,18 +133,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 def pid_of(lab: Settings, name: str) -> int | None:
     """Process id of a running daemon of this lab; None when it does not run."""
-    try:
-        pid = int((lab.folder("run") / f"{name}.pid").read_text())
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE or str(lab.directory) not in " ".join(_traces(process)):
-            return None
-    except (OSError, ValueError, psutil.Error):
-        return None
-    return pid
-
-
-def _traces(process: psutil.Process) -> list[str]:
-    return [*process.cmdline(), process.environ().get("SLURM_CONF", "")]
+    return local_cluster.pid_of(lab.directory, name)
 
 
 def stop(lab: Settings, name: str, number: signal.Signals = signal.SIGTERM) -> None:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from bhive_mltf.errors import SlurmError
 from bhive_mltf.files import atomic
-from bhive_mltf.slurm.ports import is_free
+from bhive_mltf.slurm.batch_step.allocation import is_free
+from bhive_mltf.slurm.local_cluster import default_directory, slurm_conf
 
-DIRECTORY_VARIABLE = "BHIVE_SLURM_LAB"
 STATE_NAME = "lab.json"
 NODES = ("n1", "n2")
 FIRST_PORT = 16800
 PORT_STEP = 10
 # munge's socket path has to fit into the 108 bytes of a socket address
 LONGEST_DIRECTORY = 80
-
-
-def default_directory() -> Path:
-    """`$BHIVE_SLURM_LAB`, else a folder of this user in the folder for temporary files."""
-    chosen = os.environ.get(DIRECTORY_VARIABLE)
-    return Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"bhive-slurm-lab-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Settings:
     @property
     def slurm_conf(self) -> Path:
         """What SLURM_CONF has to be."""
-        return self.directory / "etc" / "slurm.conf"
+        return slurm_conf(self.directory)
 
     @property
     def is_root(self) -> bool:

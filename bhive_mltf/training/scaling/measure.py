@@ -15,10 +15,10 @@ from pathlib import Path
 from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import atomic
 from bhive_mltf.ranks.distributed import World, join_world
-from bhive_mltf.ranks.launcher import Launcher, LocalRanks
+from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
+from bhive_mltf.ranks.process import run_rank
 from bhive_mltf.training.build import Ingredients, build
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.rank import as_process
 from bhive_mltf.training.scaling.stopwatch import MeasuredError, Stopwatch, TimedLoader
 from bhive_mltf.training.scaling.table import KINDS, PARTS, Row
 
@@ -59,7 +59,7 @@ def _plan_of(plan: TrainingPlan, kind: str, ranks: int, batch_size: int) -> Trai
 def _measure(plan: TrainingPlan, steps: int, warm_up: int, launcher: Launcher) -> Row:
     plan.write()
     atomic.write_json(plan.directory / STEPS_NAME, {"steps": steps, "warm_up": warm_up})
-    launcher.launch(plan)
+    launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
     size = plan.nodes * plan.ranks_per_node
     found = [_read(plan.directory / f"times_{rank}.json") for rank in range(size)]
     means = {part: sum(times[part] for times in found) / size / steps for part in PARTS}
@@ -109,4 +109,4 @@ class _Measurement:
 
 
 if __name__ == "__main__":
-    as_process(sys.argv[1:], _rank)
+    run_rank(sys.argv[1:], _rank)

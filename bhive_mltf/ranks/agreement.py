@@ -9,7 +9,7 @@ from torch import Tensor
 from bhive_mltf.ranks.distributed import World
 
 
-class Control:
+class RankAgreement:
     """Agreement at step boundaries; each rank may ask, all get the same answer.
 
     The question of a step travels while the next step is computed, so that nobody waits for it: the answer

@@ -1,4 +1,4 @@
-"""Progress for whoever follows a training from another machine: a small JSON file, written now and then."""
+"""Progress of a training inside a job, for the command that follows it: a small JSON file, written now and then."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from bhive_mltf.files import atomic
+from bhive_mltf.ranks.files import RankProgress
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
@@ -73,16 +73,16 @@ class ProgressFile(Observer):
     def _write(self) -> None:
         self._written = time.monotonic()
         first = 0 if self._by_iterations else 1
-        content = {
-            "epoch": min(self._epoch + first, self._epochs),
-            "of_epochs": self._epochs - 1 + first,
-            "step": self._step,
-            "jets_per_s": self._rate,
-            "eta_s": self._left(),
-            "time": time.time(),
-        }
+        progress = RankProgress(
+            epoch=min(self._epoch + first, self._epochs),
+            of_epochs=self._epochs - 1 + first,
+            step=self._step,
+            jets_per_s=self._rate,
+            eta_s=self._left(),
+            time=time.time(),
+        )
         with contextlib.suppress(OSError):
-            atomic.write_json(self._path, content)
+            progress.write(self._path)
 
     def _left(self) -> float | None:
         """Seconds for the batches that are left to train, at the pace of this epoch; None before the first one."""
