@@ -32,7 +32,7 @@ from peer import Partner, Peer
 
 from bhive_mltf import config as configs
 from bhive_mltf.data.loader.loader import BatchLoader
-from bhive_mltf.data.loader.rank_shares import deal, work
+from bhive_mltf.data.loader.rank_shares import assign, work
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.models import registry
 from bhive_mltf.training.plan import TrainingPlan
@@ -110,7 +110,7 @@ def write_batches(plan: TrainingPlan, files: Sequence[str], n_batches: int, path
             for name, values in weaver_inputs(model, batch).items():
                 arrays[name].append(values)
             positions = np.concatenate([part.positions for part in next(tasks).parts])
-            arrays["dealt"].append(deal(work(dataset.index, positions, model.inputs), 2))
+            arrays["dealt"].append(assign(work(dataset.index, positions, model.inputs), 2))
             arrays["halves"].append(np.arange(len(batch)) // (len(batch) // 2))
         np.savez(path, **{name: np.stack(values) for name, values in arrays.items()})
 

@@ -51,7 +51,7 @@ from synthetic import distinct_copies
 from bhive_mltf import config as configs
 from bhive_mltf.config import Config
 from bhive_mltf.data.dataset import Dataset, open_dataset
-from bhive_mltf.data.loader import jagged
+from bhive_mltf.data.loader import collate
 from bhive_mltf.data.loader.benchmark import flat_copy, memcpy_seconds
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.interface import ModelInputs
@@ -284,7 +284,7 @@ def main() -> None:
     torch.set_num_threads(1)
     files = jetclass_files(arguments.data)
     conditions(files)
-    print("copies of candidates:", "in Python" if jagged.PAD_JETS is None else "compiled")
+    print("copies of candidates:", "in Python" if collate.PAD_JETS is None else "compiled")
     cores = sorted(os.sched_getaffinity(0), reverse=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         many = distinct_copies(files, arguments.copies, Path(folder) / "copies")

@@ -1,17 +1,22 @@
-"""A run of jets in memory: columns, candidates jagged, no padding.
+"""A run of jets in memory: columns, candidates jagged; how blocks are cut, joined, padded and gathered.
 
-J: jets; S: candidates of one group, summed over the jets; F: columns of a group; K: truth labels.
+A candidate whose features are all zero at the end of a jet is padding.
+J: jets; S: candidates of one group, summed over the jets; N: candidates kept per jet; F: columns; K: truth labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from bhive_mltf.data.schema import GLOBAL
+from bhive_mltf.data.schema import GLOBAL, ColumnChoice, Schema
+
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,15 @@ class JetBlock:
             kinematics=self.kinematics[jets],
         )
 
+    def choose(self, choice: ColumnChoice) -> JetBlock:
+        """The chosen columns of a block that has all columns."""
+        features = {
+            name: self.features[name] if columns is None else self.features[name][:, columns]
+            for name, _, columns in choice.groups
+        }
+        counts = {name: counts for name, counts in self.counts.items() if name in features}
+        return replace(self, features=features, counts=counts)
+
     @staticmethod
     def concatenate(blocks: Sequence[JetBlock]) -> JetBlock:
         """Blocks of one schema, end to end."""
@@ -78,3 +92,133 @@ def candidate_rows(counts: NDArray[np.int32], jets: NDArray[np.int64]) -> NDArra
     starts = ends[jets] - taken
     offsets = np.cumsum(taken) - taken
     return np.repeat(starts - offsets, taken) + np.arange(taken.sum())
+
+
+def empty_block(schema: Schema) -> JetBlock:
+    """A block without jets."""
+    return JetBlock(
+        features={group.name: np.zeros((0, len(group.columns)), np.float32) for group in schema.groups},
+        counts={group.name: np.zeros(0, np.int32) for group in schema.candidate_groups},
+        truth=np.zeros((0, len(schema.truths)), np.bool_),
+        process=np.zeros(0, np.int16),
+        weight=np.zeros(0, np.float32),
+        jet_id=np.zeros((0, 2), np.int64),
+        kinematics=np.zeros((0, 2), np.float32),
+    )
+
+
+def slice_jets(block: JetBlock, start: int, stop: int) -> JetBlock:
+    """The jets [start, stop) of a block, as views."""
+    if start == 0 and stop == len(block):
+        return block
+    features = {}
+    for name, values in block.features.items():
+        if name == GLOBAL:
+            features[name] = values[start:stop]
+        else:
+            first = int(block.counts[name][:start].sum(dtype=np.int64))
+            features[name] = values[first : first + int(block.counts[name][start:stop].sum(dtype=np.int64))]
+    return JetBlock(
+        features=features,
+        counts={name: counts[start:stop] for name, counts in block.counts.items()},
+        truth=block.truth[start:stop],
+        process=block.process[start:stop],
+        weight=block.weight[start:stop],
+        jet_id=block.jet_id[start:stop],
+        kinematics=block.kinematics[start:stop],
+    )
+
+
+def regroup(blocks: Iterator[JetBlock], sizes: Iterator[int]) -> Iterator[JetBlock]:
+    """The same jets in the same order, cut anew into blocks of the given `sizes`.
+
+    The sizes have to add up to the number of jets.
+    """
+    pending: list[JetBlock] = []
+    held = 0
+    for size in sizes:
+        while held < size:
+            block = next(blocks)
+            pending.append(block)
+            held += len(block)
+        joined = JetBlock.concatenate(pending)
+        yield slice_jets(joined, 0, size)
+        pending = [slice_jets(joined, size, held)] if held > size else []
+        held -= size
+
+
+def first_rows(offsets: NDArray[np.int64], jets: NDArray[np.int64], length: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows of the first `length` candidates of some jets.
+
+    Parameters
+    ----------
+    offsets : [J+1], where each jet's candidates begin in a flat array.
+    jets : [J'], the jets wanted.
+
+    Returns
+    -------
+    rows : int64 [S']
+    counts : int32 [J']
+    """
+    starts = offsets[jets]
+    counts = np.minimum(offsets[jets + 1] - starts, length)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(starts - (ends - counts), counts) + np.arange(total), counts.astype(np.int32)
+
+
+def strip(values: NDArray[Kind], counts: NDArray[np.int32]) -> tuple[NDArray[Kind], NDArray[np.int32]]:
+    """Features [S,F] and counts [J] without the all-zero candidates at the end of each jet."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    if (values[ends[counts > 0] - 1] != 0).any(axis=1).all():
+        return values, counts
+    filled = (values != 0).any(axis=1)
+    within = np.arange(len(values)) - np.repeat(ends - counts, counts) + 1
+    kept = np.zeros_like(counts)
+    some = counts > 0
+    kept[some] = np.maximum.reduceat(np.where(filled, within, 0), (ends - counts)[some])
+    keep = within <= np.repeat(kept, counts)
+    return values[keep], kept
+
+
+def pad(values: NDArray[Kind], counts: NDArray[np.int32], length: int) -> NDArray[Kind]:
+    """Candidates [S,F] as [J,N,F], zero where a jet has fewer than N."""
+    padded = np.zeros((len(counts), length, values.shape[1]), values.dtype)
+    padded[np.arange(length) < counts[:, None]] = values
+    return padded
+
+
+def unpad(padded: NDArray[Kind]) -> tuple[NDArray[Kind], NDArray[np.int32]]:
+    """Candidates [S,F] and counts [J] of a padded array [J,N,F]."""
+    length = padded.shape[1]
+    filled = (padded != 0).any(axis=2)
+    counts = np.where(filled.any(axis=1), length - np.argmax(filled[:, ::-1], axis=1), 0).astype(np.int32)
+    return padded[np.arange(length) < counts[:, None]], counts
+
+
+def gather(blocks: Sequence[JetBlock], jets: NDArray[np.int64]) -> JetBlock:
+    """Jets of the blocks, counted through all of them, in this order: `JetBlock.concatenate(blocks).take(jets)`.
+
+    One memory copy per jet instead of one per candidate.
+    """
+    features, counts = {}, {}
+    for name in blocks[0].features:
+        values = np.concatenate([block.features[name] for block in blocks])
+        if name == GLOBAL:
+            features[name] = values[jets]
+        else:
+            numbers = np.concatenate([block.counts[name] for block in blocks])
+            features[name], counts[name] = _take_lists(values, numbers, jets), numbers[jets]
+    narrow = JetBlock.concatenate([replace(block, features={}, counts={}) for block in blocks]).take(jets)
+    return replace(narrow, features=features, counts=counts)
+
+
+def _take_lists(values: NDArray[Kind], counts: NDArray[np.int32], jets: NDArray[np.int64]) -> NDArray[Kind]:
+    # The candidates of a jet lie next to each other: to Arrow they are one string of bytes.
+    width = values.shape[1] * values.itemsize
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, dtype=np.int64, out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets * width), pa.py_buffer(np.ascontiguousarray(values))]
+    strings = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(counts), buffers)
+    data = strings.take(pa.array(jets)).buffers()[2]
+    return np.frombuffer(data if data is not None else b"", values.dtype).reshape(-1, values.shape[1])

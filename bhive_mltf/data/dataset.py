@@ -14,17 +14,14 @@ from numpy.typing import NDArray
 
 from bhive_mltf.config import Config
 from bhive_mltf.data import manifest as manifests
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, empty_block
 from bhive_mltf.data.build.set_writer import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
-from bhive_mltf.data.columns import Selection
-from bhive_mltf.data.content import file_checksum
 from bhive_mltf.data.index import JetIndex
 from bhive_mltf.data.layouts.arrow_reader import ArrowShard
 from bhive_mltf.data.layouts.lz4_rows import LZ4Shard
 from bhive_mltf.data.layouts.upstream_lz4 import derive
-from bhive_mltf.data.manifest import Manifest
-from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.slices import empty_block
+from bhive_mltf.data.manifest import Manifest, file_checksum
+from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
 from bhive_mltf.files.lock import DirectoryLock
 
@@ -34,7 +31,7 @@ _REBUILD = "build the training set again"
 class ShardReader(Protocol):
     """What a layout gives to read one shard."""
 
-    def read(self, start: int, stop: int, selection: Selection) -> JetBlock:
+    def read(self, start: int, stop: int, choice: ColumnChoice) -> JetBlock:
         """The jets in rows [start, stop)."""
 
     def forget_pages(self) -> None:
@@ -112,9 +109,9 @@ class Dataset:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"jets {start} to {stop} of {len(self)}")
-        selection = Selection.of(self.schema, columns)
+        choice = ColumnChoice.of(self.schema, columns)
         if start == stop:
-            return selection.apply(empty_block(self.schema))
+            return empty_block(self.schema).choose(choice)
         edges = self.shard_edges
         first = int(np.searchsorted(edges, start, side="right")) - 1
         last = int(np.searchsorted(edges, stop, side="left"))
@@ -122,7 +119,7 @@ class Dataset:
         for shard in range(first, last):
             low, high = int(edges[shard]), int(edges[shard + 1])
             rows = max(start, low) - low, min(stop, high) - low
-            pieces.append(self._reader(shard).read(*rows, selection))
+            pieces.append(self._reader(shard).read(*rows, choice))
         block = JetBlock.concatenate(pieces)
         if self.manifest.layout == "LZ4Dataset":
             block = dataclasses.replace(block, jet_id=self.index[start:stop].ids())
@@ -317,3 +314,19 @@ def _writable(directory: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+FILE_AND_ENTRY, SHARD_AND_ROW = "file and entry", "shard and row"
+
+
+def describe_files(dataset: Dataset) -> dict[str, Any]:
+    """What jet ids mean, and path and content id of each index: plain JSON values."""
+    manifest = dataset.manifest
+    if manifest.jet_ids:
+        files = [(source.path, source.content_id) for source in manifest.sources]
+    else:
+        files = [(shard.file, shard.checksum) for shard in manifest.shards]
+    return {
+        "jet_id": FILE_AND_ENTRY if manifest.jet_ids else SHARD_AND_ROW,
+        "files": {str(i): {"path": str(path), "content_id": str(content)} for i, (path, content) in enumerate(files)},
+    }

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.errors import CorruptFileError, DatasetMismatchError
+from bhive_mltf.errors import CorruptFileError, DatasetMismatchError, FilelistError
 from bhive_mltf.files import atomic
 
 FORMAT_VERSION = 1
@@ -183,3 +188,92 @@ def _checksum(value: Mapping[str, object]) -> str:
 
 _CHECKSUM = "checksum"
 _ADAPTER: TypeAdapter[Manifest] = TypeAdapter(Manifest)
+
+
+class DatasetDigest:
+    """Collects the digest over the jets in stored order, block by block of any size.
+
+    Parameters
+    ----------
+    schema : what the set holds; part of the digest.
+    content_ids : uint64, content id of each source file of the manifest.
+    """
+
+    def __init__(self, schema: Schema, content_ids: NDArray[np.uint64]) -> None:
+        self._schema = schema
+        self._content_ids = content_ids
+        self._columns: dict[str, xxhash.xxh3_128] = {}
+
+    def update(self, block: JetBlock) -> None:
+        """Add the jets of `block`."""
+        for name, values in block.features.items():
+            self._add(f"features/{name}", values, "<f4")
+        for name, counts in block.counts.items():
+            self._add(f"counts/{name}", counts, "<i4")
+        self._add("truth", block.truth, "u1")
+        self._add("process", block.process, "<i2")
+        self._add("weight", block.weight, "<f4")
+        self._add("kinematics", block.kinematics, "<f4")
+        self._add("content_id", self._content_ids[block.jet_id[:, 0]], "<u8")
+        self._add("entry", block.jet_id[:, 1], "<i8")
+
+    def _add(self, name: str, values: NDArray[Any], kind: str) -> None:
+        column = self._columns.setdefault(name, xxhash.xxh3_128())
+        column.update(np.ascontiguousarray(values, kind).data)
+
+    def hexdigest(self) -> str:
+        """SHA-256 over schema and columns, 64 hexadecimal digits."""
+        columns = {name: column.hexdigest() for name, column in self._columns.items()}
+        text = json.dumps({"schema": dataclasses.asdict(self._schema), "columns": columns}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+_PIECE_BYTES = 16 << 20
+
+
+def content_id(path: str | Path) -> int:
+    """64-bit XXH3 of the bytes of a local file.
+
+    Raises
+    ------
+    CorruptFileError
+        The file cannot be read, or is empty.
+    """
+    return int(file_hash(path).intdigest())
+
+
+def file_checksum(path: str | Path) -> str:
+    """XXH3-64 of a file, as 16 hexadecimal digits."""
+    return str(file_hash(path).hexdigest())
+
+
+def file_hash(path: str | Path) -> xxhash.xxh3_64:
+    """XXH3-64 over the bytes of a local file, read piece by piece."""
+    state = xxhash.xxh3_64()
+    try:
+        with Path(path).open("rb") as handle:
+            if os.fstat(handle.fileno()).st_size == 0:
+                raise CorruptFileError(f"the file '{path}' is empty: remove it from the list, or pass --skip-bad-files")
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
+                for start in range(0, len(content), _PIECE_BYTES):
+                    state.update(content[start : start + _PIECE_BYTES])
+    except OSError as error:
+        raise CorruptFileError(f"the file '{path}' cannot be read ({error.strerror or error})") from error
+    return state
+
+
+def remote_content_id(uuid: str, size: int) -> int:
+    """The id of a remote file, from the identifier that ROOT gave it and its size in bytes."""
+    return int(xxhash.xxh3_64_intdigest(f"{uuid}/{size}".encode()))
+
+
+def refuse_equal_contents(sources: Iterable[tuple[str, int]]) -> None:
+    """FilelistError when two of the (path, content id) hold the same bytes: their jets would count double."""
+    seen: dict[int, str] = {}
+    for path, identity in sources:
+        if identity in seen:
+            raise FilelistError(
+                f"'{seen[identity]}' and '{path}' hold the same bytes: their jets would count double; remove one of "
+                "them from the list"
+            )
+        seen[identity] = path

@@ -1,9 +1,15 @@
-"""What a training set holds: groups of columns, truth labels, processes."""
+"""What a training set holds (groups of columns, truth labels, processes), and the columns of it that a reader wants."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhive_mltf.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -56,3 +62,50 @@ class Schema:
             pt_key=config.pt_key,
             eta_key=config.eta_key,
         )
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """Groups to read: name, number of stored columns, positions of the wanted ones (None: all, in stored order)."""
+
+    groups: tuple[tuple[str, int, NDArray[np.int64] | None], ...]
+    n_truths: int
+
+    @classmethod
+    def of(cls, schema: Schema, columns: Mapping[str, Sequence[str]] | None = None) -> ColumnChoice:
+        """Resolve names of columns.
+
+        Parameters
+        ----------
+        columns : per group the columns, in the order wanted; groups not named are left out. None: everything.
+
+        Raises
+        ------
+        DataError
+            The training set has no such group or column.
+        """
+        groups: list[tuple[str, int, NDArray[np.int64] | None]] = []
+        if columns is not None:
+            stored = [group.name for group in schema.groups]
+            for name in columns:
+                if name not in stored:
+                    raise DataError(f"the training set has no group {name}; there are {', '.join(stored)}")
+        for group in schema.groups:
+            if columns is None:
+                groups.append((group.name, len(group.columns), None))
+            elif group.name in columns:
+                wanted = tuple(columns[group.name])
+                positions = _positions(group.name, group.columns, wanted)
+                groups.append((group.name, len(group.columns), None if wanted == group.columns else positions))
+        return cls(tuple(groups), len(schema.truths))
+
+
+def _positions(group: str, stored: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64]:
+    places = {name: i for i, name in enumerate(stored)}
+    for name in wanted:
+        if name not in places:
+            raise DataError(
+                f"the training set has no column `{name}` in the group {group}; nearest: "
+                f"{', '.join(nearest(name, stored))}: build it with a config that has the column"
+            )
+    return np.array([places[name] for name in wanted], np.int64)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.build.set_writer import BATCH_JETS, WEIGHTS, side_file
-from bhive_mltf.data.content import file_checksum
 from bhive_mltf.data.dataset import Dataset
-from bhive_mltf.data.digest import DatasetDigest
 from bhive_mltf.data.index import truth_bits
+from bhive_mltf.data.manifest import DatasetDigest, file_checksum
 from bhive_mltf.errors import CorruptFileError
 
 Progress = Callable[[int], None]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bhive_mltf.data.jet_ids import describe_files
+from bhive_mltf.data.dataset import describe_files
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation.discriminators import are_probabilities, softmax
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions

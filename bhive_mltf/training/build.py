@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bhive_mltf.attacks.factors import Factors, feature_factors
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.files import node_copy
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World
@@ -56,7 +56,7 @@ class Ingredients:
 
 def seed_model(seed: int) -> None:
     """Seed torch for the first weights, alike on all ranks."""
-    torch.manual_seed(philox.key(seed, "model"))
+    torch.manual_seed(order.random_key(seed, "model"))
 
 
 def open_training_set(plan: TrainingPlan) -> Dataset:
@@ -89,7 +89,7 @@ def open_validation_set(plan: TrainingPlan) -> Dataset | None:
 
 def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, range]]:
     """The jets that train, and those that validate with the set that they are in."""
-    from bhive_mltf.data.loader.split import split_ranges, training_range
+    from bhive_mltf.data.loader.batch_plan import split_ranges, training_range
 
     validation_set = open_validation_set(plan)
     if validation_set is None:
@@ -100,7 +100,7 @@ def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, 
 
 def build(plan: TrainingPlan, world: World) -> Ingredients:
     """Open the training set and build model and loaders of this rank."""
-    from bhive_mltf.data.jet_ids import describe_files
+    from bhive_mltf.data.dataset import describe_files
     from bhive_mltf.data.loader.loader import BatchLoader
     from bhive_mltf.models import registry
     from bhive_mltf.training.losses import class_weights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bhive_mltf.attacks.attack import Attack
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.ranks.distributed import World
@@ -86,7 +86,7 @@ class Stepper:
 
     def seed(self, global_step: int) -> None:
         """Seed torch for one step of this rank, so that a resumed training needs no generator state."""
-        key = philox.key(self.plan.seed, "step", global_step, self.world.rank)
+        key = order.random_key(self.plan.seed, "step", global_step, self.world.rank)
         if self.world.device.type == "cpu":
             # `torch.manual_seed` also notes the call, with its stack, for GPUs that nobody uses
             torch.default_generator.manual_seed(key)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.schema import GLOBAL, GroupSchema, Schema
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.interface import GroupInput, ModelInputs, Padding
@@ -138,7 +138,7 @@ def make_dataset(
         truth_bits=(np.uint64(1) << label.astype(np.uint64)),
         n={name: n.astype(np.uint16) for name, n in counts.items()},
     )
-    content = philox.random_bits(7, np.zeros(3, np.uint64), np.arange(3, dtype=np.uint64))
+    content = order.random_bits(7, np.zeros(3, np.uint64), np.arange(3, dtype=np.uint64))
     edges = np.array(edges if edges is not None else [0, n_jets // 3, n_jets // 2, n_jets], np.int64)
     return MemoryDataset(block, index, content, edges, MemoryManifest(derived))
 

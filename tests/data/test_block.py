@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data.block import JetBlock, candidate_rows
-from bhive_mltf.data.gather import gather
-from bhive_mltf.data.loader import jagged
+from bhive_mltf.data.block import JetBlock, candidate_rows, gather
+from bhive_mltf.data.loader import collate
 from tests.data.memory_dataset import make_dataset
 
 
@@ -54,7 +53,7 @@ def test_gather_takes_jets_of_several_blocks(compiled, ends, data):
     jets = np.array(data.draw(st.lists(st.integers(0, 59), max_size=80)), np.int64)
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr(jagged, "PAD_JETS", None)
+            patch.setattr(collate, "PAD_JETS", None)
         found, expected = gather(pieces, jets), block.take(jets)
     for name in ("truth", "process", "weight", "jet_id", "kinematics"):
         assert np.array_equal(getattr(found, name), getattr(expected, name))

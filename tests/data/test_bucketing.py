@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.batch_plan import BatchPlan, Selection
-from bhive_mltf.data.loader.bucketing import Buckets
+from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.rank_shares import work
 from bhive_mltf.errors import ParameterError
@@ -32,7 +31,7 @@ def plan(batch_size, number, *, weighted=False, seed=5, jets=range(1500)):
     factors = order.process_factors(DATASET.schema.processes, None) if weighted else None
     buckets = Buckets(number, cost) if number else None
     options = {"batch_size": batch_size, "shuffle": True, "drop_last": True, "buckets": buckets}
-    return BatchPlan(Selection(DATASET, seed, None, factors), jets, **options)
+    return BatchPlan(JetFilter(DATASET, seed, None, factors), jets, **options)
 
 
 def positions(plan, epoch, start=0):

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.collate import BatchShape, Collator, buffer_bytes, padded_lengths, unpack
+from bhive_mltf.data.loader.batch_plan import padded_lengths
+from bhive_mltf.data.loader.buffers import BatchShape, buffer_bytes, unpack
+from bhive_mltf.data.loader.collate import Collator
 from bhive_mltf.data.loader.decode_cache import Arenas, read_columns
 from bhive_mltf.data.loader.windows import LoaderView
 from bhive_mltf.errors import CorruptFileError

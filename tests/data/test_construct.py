@@ -16,7 +16,7 @@ from bhive_mltf.data.build import merge, set_writer
 from bhive_mltf.data.build.construct import check_parameters
 from bhive_mltf.data.build.stage import stage
 from bhive_mltf.data.dataset import open_dataset
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.manifest import FILE_NAME, Manifest
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.data.weighting.grid import reference_shape
@@ -50,10 +50,10 @@ def jets_of(dataset):
 
 def test_order_is_that_of_the_keys(world):
     _, _, _, dataset = world
-    key = philox.key(1, "global order")
+    key = order.random_key(1, "global order")
     every = [(int(c), e) for c, n in zip(dataset.content_ids, SIZES, strict=True) for e in range(n)]
     expected = sorted(
-        (int(philox.random_bits(key, np.array([c], np.uint64), np.array([e], np.uint64))[0]), c, e) for c, e in every
+        (int(order.random_bits(key, np.array([c], np.uint64), np.array([e], np.uint64))[0]), c, e) for c, e in every
     )
     assert jets_of(dataset) == [(c, e) for _, c, e in expected]
 

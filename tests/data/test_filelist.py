@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bhive_mltf.data.content import content_id, refuse_equal_contents
+from bhive_mltf.data.manifest import content_id, refuse_equal_contents
 from bhive_mltf.data.ntuples.filelist import read_filelist
 from bhive_mltf.data.ntuples.processes import match_process, one_file_per_process
 from bhive_mltf.errors import CorruptFileError, FilelistError
@@ -106,7 +106,7 @@ def test_content_id_is_of_the_content(folder):
 def test_content_id_of_many_pieces(tmp_path, monkeypatch):
     (tmp_path / "big").write_bytes(os.urandom(10_000))
     whole = content_id(tmp_path / "big")
-    monkeypatch.setattr("bhive_mltf.data.content._PIECE_BYTES", 999)
+    monkeypatch.setattr("bhive_mltf.data.manifest._PIECE_BYTES", 999)
     assert content_id(tmp_path / "big") == whole
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bhive_mltf.data.layouts.column_planes import Plane
-from bhive_mltf.data.loader import compiled, jagged
-from bhive_mltf.data.loader.jagged import Chosen, Memory, Recipe, Scratch, assemble
+from bhive_mltf.data.loader import collate
+from bhive_mltf.data.loader.collate import Chosen, Memory, Recipe, Scratch, assemble
 from bhive_mltf.errors import CorruptFileError
 from tests.compiling import shared_library
 
@@ -16,8 +16,8 @@ LENGTH = 6
 
 @pytest.fixture(scope="session")
 def pad_jets(tmp_path_factory):
-    library = shared_library(tmp_path_factory.mktemp("compiled"), compiled.source("pad_jets"))
-    function = compiled.load(library, "pad_jets")
+    library = shared_library(tmp_path_factory.mktemp("compiled"), collate.PAD_JETS_SOURCE)
+    function = collate.load_pad_jets(library)
     assert function is not None
     return function
 
@@ -25,7 +25,7 @@ def pad_jets(tmp_path_factory):
 @pytest.fixture(params=["compiled", "python"])
 def way(request, monkeypatch):
     function = request.getfixturevalue("pad_jets") if request.param == "compiled" else None
-    monkeypatch.setattr(jagged, "PAD_JETS", function)
+    monkeypatch.setattr(collate, "PAD_JETS", function)
 
 
 PLANES = {
@@ -92,5 +92,5 @@ def test_a_jet_outside_of_its_memory_is_an_error(wrong):
 
 def test_a_library_that_cannot_be_loaded_is_not_used(tmp_path):
     (tmp_path / "broken.so").write_bytes(b"not a library")
-    assert compiled.load(tmp_path / "broken.so", "pad_jets") is None
-    assert compiled.load(tmp_path / "missing.so", "pad_jets") is None
+    assert collate.load_pad_jets(tmp_path / "broken.so") is None
+    assert collate.load_pad_jets(tmp_path / "missing.so") is None

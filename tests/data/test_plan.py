@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.batch_plan import BatchPlan, Selection
+from bhive_mltf.data.loader.batch_plan import BatchPlan, JetFilter
 from tests.data.memory_dataset import CLASSES, make_dataset
 
 DATASET = make_dataset(1500, labels=(0, 1, 2, 3, 4))
@@ -16,8 +16,8 @@ RANGES = st.tuples(st.integers(0, 700), st.integers(1, 700)).map(lambda t: range
 
 def plan(jets, batch_size, *, shuffle=True, drop_last=True, matched=None, weighted=False, seed=5, dataset=DATASET):
     factors = order.process_factors(dataset.schema.processes, None) if weighted else None
-    selection = Selection(dataset, seed, matched, factors)
-    return BatchPlan(selection, jets, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+    wanted = JetFilter(dataset, seed, matched, factors)
+    return BatchPlan(wanted, jets, batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
 
 
 def positions(plan, epoch, start=0):
@@ -105,7 +105,7 @@ def test_counts_are_kept_per_epoch():
     this = plan(range(1500), 10, weighted=True)
     numbers = [this.n_selected(epoch) for epoch in range(5)]
     assert len(set(numbers)) > 1
-    with patch.object(Selection, "mask", side_effect=AssertionError):
+    with patch.object(JetFilter, "mask", side_effect=AssertionError):
         assert [this.n_selected(epoch) for epoch in range(5)] == numbers
 
 

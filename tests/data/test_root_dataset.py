@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bhive_mltf.data.dataset import Dataset
+from bhive_mltf.data.loader.batch_plan import split_ranges
 from bhive_mltf.data.loader.loader import BatchLoader
-from bhive_mltf.data.loader.split import split_ranges
 from bhive_mltf.data.ntuples import root_dataset
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, ParameterError

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bhive_mltf.data.loader.split import split_ranges, training_range
+from bhive_mltf.data.loader.batch_plan import split_ranges, training_range
 from bhive_mltf.errors import DataError, ParameterError
 from tests.data.memory_dataset import make_dataset
 

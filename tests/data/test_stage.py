@@ -11,7 +11,7 @@ import pytest
 from bhive_mltf.data.build import spread, stage
 from bhive_mltf.data.build.stage import stage_many
 from bhive_mltf.data.build.staging import StagedFile
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, staged_name
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, MissingBranchError
@@ -47,7 +47,7 @@ def test_chunks_are_sorted_by_the_global_key(config, tmp_path):
     for chunk in range(3):
         block = staged.read(chunk, 0, len(staged.keys[chunk]))
         counters = np.full(len(block), content_id, np.uint64), block.jet_id[:, 1].astype(np.uint64)
-        expected = philox.random_bits(philox.key(5, "global order"), *counters)
+        expected = order.random_bits(order.random_key(5, "global order"), *counters)
         np.testing.assert_array_equal(staged.keys[chunk], expected)
         assert (np.diff(expected.astype(object)) > 0).all()
         np.testing.assert_array_equal(block.features["global"][:, 2], block.jet_id[:, 1])

@@ -12,9 +12,9 @@ from bhive_mltf.data.dataset import Dataset, open_dataset
 from bhive_mltf.data.layouts import arrow_reader
 from bhive_mltf.data.layouts.arrow_format import checksum
 from bhive_mltf.data.layouts.column_planes import planes_of
-from bhive_mltf.data.layouts.mapped import ArrowWindows
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.windows import ArrowWindows
 from bhive_mltf.errors import ConfigError, CorruptFileError, DataError
 from bhive_mltf.interface import GroupInput, ModelInputs
 from tests.data.building import build, same, small_config, write_hand_made

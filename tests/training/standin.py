@@ -25,8 +25,8 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from bhive_mltf import config  # noqa: E402
+from bhive_mltf.data.loader.batch_plan import split_ranges  # noqa: E402
 from bhive_mltf.data.loader.loader import BatchLoader  # noqa: E402
-from bhive_mltf.data.loader.split import split_ranges  # noqa: E402
 from bhive_mltf.interface import Batch, GroupBatch, GroupInput, ModelInputs  # noqa: E402  # noqa: E402
 from bhive_mltf.training.build import Ingredients, seed_model  # noqa: E402
 from bhive_mltf.training.plan import TrainingPlan  # noqa: E402

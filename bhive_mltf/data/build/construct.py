@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 import bhive_mltf
 from bhive_mltf.config import Config
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, strip
 from bhive_mltf.data.build.merge import DEFAULT_BYTES, merged
 from bhive_mltf.data.build.set_writer import clear, publish, write_jets
 from bhive_mltf.data.build.staging import StagedFile
-from bhive_mltf.data.content import refuse_equal_contents
 from bhive_mltf.data.layouts.column_planes import full_width
 from bhive_mltf.data.layouts.lz4_rows import check_layout
-from bhive_mltf.data.manifest import Accounting, Manifest, Source
+from bhive_mltf.data.manifest import Accounting, Manifest, Source, refuse_equal_contents
 from bhive_mltf.data.ntuples.jobs import BASE_MB, DEFAULT_MB, check_memory
-from bhive_mltf.data.padding import strip
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels
 from bhive_mltf.data.weighting.methods import Weighting, check_weighting, weigh

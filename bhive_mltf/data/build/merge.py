@@ -10,9 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, gather
 from bhive_mltf.data.build.staging import StagedFile
-from bhive_mltf.data.gather import gather
 
 DEFAULT_BYTES = 64 << 20
 # Blocks of this size stay in the caches, and in memory that the allocator has at hand.

@@ -18,17 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data import manifest as manifests
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, regroup
 from bhive_mltf.data.build.merge import in_background
-from bhive_mltf.data.content import file_checksum
-from bhive_mltf.data.digest import DatasetDigest
 from bhive_mltf.data.index import IndexWriter, write_index
 from bhive_mltf.data.layouts.arrow_format import ArrowShardWriter
 from bhive_mltf.data.layouts.column_planes import planes_of
 from bhive_mltf.data.layouts.lz4_frame import FrameReader, SeekPoints
 from bhive_mltf.data.layouts.lz4_rows import LZ4ShardWriter
-from bhive_mltf.data.manifest import Manifest, Shard
-from bhive_mltf.data.slices import regroup
+from bhive_mltf.data.manifest import DatasetDigest, Manifest, Shard, file_checksum
 from bhive_mltf.data.weighting.report import FILE_NAME as WEIGHTING
 from bhive_mltf.files import atomic
 

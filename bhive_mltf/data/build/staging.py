@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.loader import philox
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
 from bhive_mltf.data.schema import GLOBAL, Schema
 from bhive_mltf.errors import CorruptFileError
@@ -38,7 +38,7 @@ LENGTH = struct.Struct("<Q")
 def global_keys(seed: int, content_id: int, entries: NDArray[np.int64]) -> NDArray[np.uint64]:
     """The key of each entry of a source file; jets are stored by ascending key."""
     identity = np.full(len(entries), content_id, np.uint64)
-    return philox.random_bits(philox.key(seed, "global order"), identity, entries.astype(np.uint64))
+    return order.random_bits(order.random_key(seed, "global order"), identity, entries.astype(np.uint64))
 
 
 @dataclass(frozen=True)

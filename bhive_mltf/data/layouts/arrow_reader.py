@@ -13,10 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.columns import Selection
 from bhive_mltf.data.layouts.arrow_format import CHECKSUMS, FORMATS, checksum, numbers
 from bhive_mltf.data.layouts.column_planes import Plane, from_json
-from bhive_mltf.data.schema import GLOBAL, Schema
+from bhive_mltf.data.schema import GLOBAL, ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError
 
 JET_FIELDS = ("file", "entry", "process", "weight", "kinematics", "truth")
@@ -132,7 +131,7 @@ class ArrowShard:
             # What describes the numbers is damaged.
             return ""
 
-    def read(self, start: int, stop: int, selection: Selection) -> JetBlock:
+    def read(self, start: int, stop: int, choice: ColumnChoice) -> JetBlock:
         """The jets in rows [start, stop)."""
         first = max(0, int(np.searchsorted(self.edges, start, side="right")) - 1)
         pieces: list[JetBlock] = []
@@ -141,15 +140,15 @@ class ArrowShard:
             if low >= stop and pieces:
                 break
             begin = max(start, low) - low
-            pieces.append(self._read_block(number, begin, max(begin, min(stop, high) - low), selection))
+            pieces.append(self._read_block(number, begin, max(begin, min(stop, high) - low), choice))
         return JetBlock.concatenate(pieces)
 
-    def _read_block(self, block: int, begin: int, end: int, selection: Selection) -> JetBlock:
-        fields = {*JET_FIELDS, *(field for name, _, wanted in selection.groups for field in self.fields(name, wanted))}
+    def _read_block(self, block: int, begin: int, end: int, choice: ColumnChoice) -> JetBlock:
+        fields = {*JET_FIELDS, *(field for name, _, wanted in choice.groups for field in self.fields(name, wanted))}
         batch = self._batch(block, fields)
         rows = slice(begin, end)
         features, counts = {}, {}
-        for name, width, wanted in selection.groups:
+        for name, width, wanted in choice.groups:
             if name == GLOBAL:
                 values = self._matrix(batch, name, width)[rows]
                 features[name] = values if wanted is None else values[:, wanted]
@@ -161,7 +160,7 @@ class ArrowShard:
         return JetBlock(
             features=features,
             counts=counts,
-            truth=self._matrix(batch, "truth", selection.n_truths)[rows].view(np.bool_),
+            truth=self._matrix(batch, "truth", choice.n_truths)[rows].view(np.bool_),
             process=numbers(batch.column("process"))[1][rows],
             weight=numbers(batch.column("weight"))[1][rows],
             jet_id=jet_id,

@@ -14,11 +14,9 @@ import lz4.frame
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.columns import Selection
+from bhive_mltf.data.block import JetBlock, pad, unpad
 from bhive_mltf.data.layouts.lz4_frame import FrameReader
-from bhive_mltf.data.padding import pad, unpad
-from bhive_mltf.data.schema import GLOBAL, Schema
+from bhive_mltf.data.schema import GLOBAL, ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError, DataError
 
 HEADER_NUMBERS = 2
@@ -85,10 +83,10 @@ def check_layout(schema: Schema, precision: str, config_name: str) -> None:
         )
 
 
-def from_rows(rows: NDArray[Any], schema: Schema, selection: Selection, jet_id: NDArray[np.int64]) -> JetBlock:
+def from_rows(rows: NDArray[Any], schema: Schema, choice: ColumnChoice, jet_id: NDArray[np.int64]) -> JetBlock:
     """Rows [J,C] of float32 or float16 as a block; candidates that are all zero at the end of a jet are padding."""
     features, counts = {}, {}
-    wanted = {name: columns for name, _, columns in selection.groups}
+    wanted = {name: columns for name, _, columns in choice.groups}
     first = 0
     for group in schema.groups:
         last = first + len(group.columns) * group.length
@@ -203,19 +201,19 @@ class LZ4Shard:
             )
         return rows
 
-    def read(self, start: int, stop: int, selection: Selection) -> JetBlock:
+    def read(self, start: int, stop: int, choice: ColumnChoice) -> JetBlock:
         """The jets in rows [start, stop); their ids are (0, row)."""
         columns = n_columns(self._schema)
         first = HEADER_NUMBERS + start * columns
         last = HEADER_NUMBERS + stop * columns
         content = self._frame.read(first * self._kind.itemsize, last * self._kind.itemsize)
-        return self.block(np.frombuffer(content, self._kind).reshape(-1, columns), start, selection)
+        return self.block(np.frombuffer(content, self._kind).reshape(-1, columns), start, choice)
 
     def forget_pages(self) -> None:
         """Give back what is mapped of the file; it comes again when it is read again."""
         self._frame.forget_pages()
 
-    def block(self, rows: NDArray[Any], start: int, selection: Selection) -> JetBlock:
+    def block(self, rows: NDArray[Any], start: int, choice: ColumnChoice) -> JetBlock:
         """Rows [J,C] of which the first is row `start` of the file."""
         jet_id = np.stack([np.zeros(len(rows), np.int64), np.arange(start, start + len(rows))], axis=1)
-        return from_rows(rows, self._schema, selection, jet_id)
+        return from_rows(rows, self._schema, choice, jet_id)

@@ -27,14 +27,11 @@ from bhive_mltf.data.build.set_writer import (
     side_checksums,
     write_array,
 )
-from bhive_mltf.data.columns import Selection
-from bhive_mltf.data.content import content_id, file_checksum
-from bhive_mltf.data.digest import DatasetDigest
 from bhive_mltf.data.index import IndexWriter, write_index
 from bhive_mltf.data.layouts.lz4_frame import BLOCK_CHECK, SeekPoints
 from bhive_mltf.data.layouts.lz4_rows import HEADER_NUMBERS, LZ4Shard, n_columns
-from bhive_mltf.data.manifest import Accounting, Manifest, Shard, Source
-from bhive_mltf.data.schema import Schema
+from bhive_mltf.data.manifest import Accounting, DatasetDigest, Manifest, Shard, Source, content_id, file_checksum
+from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.files import disk
 
@@ -146,7 +143,7 @@ def _derive_shard(
 def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints, checks: list[tuple[int, int]]) -> Iterator[JetBlock]:
     """All jets of a shard, at most 2048 at a time; seek points and block checksums are collected on the way."""
     schema = Schema.of(config)
-    selection = Selection.of(schema)
+    choice = ColumnChoice.of(schema)
     kind = np.dtype(config.data_precision).newbyteorder("<")
     width = n_columns(schema) * kind.itemsize
     held, row, total = bytearray(), 0, 0
@@ -161,9 +158,9 @@ def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints, checks: list[tu
             skip = 0
         while len(held) >= BATCH_JETS * width:
             rows = np.frombuffer(bytes(held[: BATCH_JETS * width]), kind).reshape(BATCH_JETS, -1)
-            yield shard.block(rows, row, selection)
+            yield shard.block(rows, row, choice)
             del held[: BATCH_JETS * width]
             row += BATCH_JETS
     shard.n_rows(total)
     if held:
-        yield shard.block(np.frombuffer(bytes(held), kind).reshape(-1, n_columns(schema)), row, selection)
+        yield shard.block(np.frombuffer(bytes(held), kind).reshape(-1, n_columns(schema)), row, choice)

@@ -5,19 +5,38 @@ B: jets of a global batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.loader import order, philox
-from bhive_mltf.data.loader.bucketing import Buckets
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Classes, class_targets
-from bhive_mltf.data.protocols import JetSource
+from bhive_mltf.data.protocols import JetIndexLike, JetSource
+from bhive_mltf.data.schema import GLOBAL
+from bhive_mltf.errors import DataError, ParameterError
+from bhive_mltf.interface import ModelInputs
 
 _CHUNK = order.BLOCK * order.WINDOW
+
+
+def padded_lengths(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
+    """N per group for the global batch at these stored positions.
+
+    `longest` is the longest jet of the batch, at least 1 and at most the group's length.
+    """
+    lengths = {}
+    for group in inputs.groups:
+        lengths[group.name] = group.length
+        if group.name != GLOBAL and inputs.padding == "longest":
+            longest = int(index.counts(group.name)[positions].max(initial=1))
+            lengths[group.name] = max(1, min(longest, group.length))
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class GlobalBatch:
 
 
 @dataclass(frozen=True)
-class Selection:
+class JetFilter:
     """Which jets of a training set an epoch takes.
 
     matched : classes of the model if jets in none of them are left out, else None.
@@ -110,7 +129,7 @@ class BatchPlan:
 
     Parameters
     ----------
-    selection : which jets the epochs take.
+    wanted : which jets the epochs take.
     batch_size : jets of a global batch.
     shuffle : the order of the epoch; else the stored order.
     drop_last : leave out the last batch when it is incomplete.
@@ -119,7 +138,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        selection: Selection,
+        wanted: JetFilter,
         jets: range,
         *,
         batch_size: int,
@@ -127,7 +146,7 @@ class BatchPlan:
         drop_last: bool,
         buckets: Buckets | None = None,
     ) -> None:
-        self.selection = selection
+        self.wanted = wanted
         self.jets = jets
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -137,14 +156,14 @@ class BatchPlan:
 
     def n_selected(self, epoch: int) -> int:
         """Jets that the epoch takes, those of a dropped last batch included; counted, not estimated."""
-        if self.selection.is_everything:
+        if self.wanted.is_everything:
             return len(self.jets)
         # Without sampling all epochs take the same jets.
-        which = 0 if self.selection.factors is None else epoch
+        which = 0 if self.wanted.factors is None else epoch
         if which not in self._selected:
             starts = range(self.jets.start, self.jets.stop, _CHUNK)
             pieces = (slice(start, min(start + _CHUNK, self.jets.stop)) for start in starts)
-            self._selected[which] = sum(int(self.selection.mask(piece, epoch).sum()) for piece in pieces)
+            self._selected[which] = sum(int(self.wanted.mask(piece, epoch).sum()) for piece in pieces)
         return self._selected[which]
 
     def n_batches(self, epoch: int) -> int:
@@ -170,11 +189,11 @@ class BatchPlan:
 
     def _from(self, epoch: int, skip: int) -> Iterator[tuple[Window, NDArray[np.int64]]]:
         """Jets of the epoch by window, the first `skip` of them left out."""
-        source, seed, before = self.selection.source, self.selection.seed, 0
+        source, seed, before = self.wanted.source, self.wanted.seed, 0
         for window in order.windows(self.jets, (seed, epoch) if self.shuffle else None):
             positions = order.window_positions(self.jets, window)
-            if not self.selection.is_everything:
-                positions = positions[self.selection.mask(positions, epoch)]
+            if not self.wanted.is_everything:
+                positions = positions[self.wanted.mask(positions, epoch)]
             before += len(positions)
             if skip >= len(positions):
                 # A window before the first wanted batch is only counted, not put in order.
@@ -184,7 +203,107 @@ class BatchPlan:
                 content = source.content_ids[source.index.file[positions]]
                 positions = order.shuffled(positions, content, source.index.entry[positions], seed, epoch)
                 if self.buckets is not None:
-                    key, begun = philox.key(seed, "buckets", epoch), before - len(positions)
+                    key, begun = order.random_key(seed, "buckets", epoch), before - len(positions)
                     positions = self.buckets.arrange(positions, begun, self.batch_size, key, window[0])
             yield window, positions[skip:]
             skip = 0
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """How jets are sorted.
+
+    number : of buckets, equally full as far as whole batches allow.
+    cost : of the jets at stored positions [J], int64 [J]; see `rank_shares.work`.
+    """
+
+    number: int
+    cost: Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
+
+    def arrange(
+        self, positions: NDArray[np.int64], begun: int, batch_size: int, key: int, window: int
+    ) -> NDArray[np.int64]:
+        """The jets of a window in another order.
+
+        The first jets complete the batch that was begun, and the last ones begin the next one: both as they come, so
+        that every jet may be in any kind of batch.
+
+        Parameters
+        ----------
+        positions : int64 [J], in random order.
+        begun : jets of earlier windows in the batch that is not complete.
+        key, window : random key of the epoch, and a number of the window.
+        """
+        first = -begun % batch_size
+        n_batches = max(0, len(positions) - first) // batch_size
+        body = positions[first : first + n_batches * batch_size]
+        cost = self.cost(body) if n_batches > 1 else None
+        if cost is None:
+            return positions
+        by_cost = np.argsort(cost, kind="stable")
+        edges = np.arange(self.number + 1) * n_batches // self.number * batch_size
+        # Within a bucket the random order is kept.
+        by_cost = np.concatenate([np.sort(by_cost[a:z]) for a, z in itertools.pairwise(edges)])
+        numbers = np.arange(n_batches, dtype=np.uint64)
+        turns = np.argsort(order.random_bits(key, np.full_like(numbers, window), numbers), kind="stable")
+        arranged = body[by_cost].reshape(n_batches, batch_size)[turns].reshape(-1)
+        return np.concatenate([positions[:first], arranged, positions[first + len(body) :]])
+
+
+logger = logging.getLogger(__name__)
+
+
+def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
+    """All stored positions, or those of the first `n_train_files` shards: for a training with a validation set.
+
+    Raises
+    ------
+    ParameterError : a number of files that is neither -1 nor positive.
+    DataError : a training set without jets.
+    """
+    _check(dataset, n_train_files)
+    edges = dataset.shard_edges
+    return range(len(dataset) if n_train_files == -1 else int(edges[min(n_train_files, len(edges) - 1)]))
+
+
+def _check(dataset: JetSource, n_train_files: int) -> None:
+    if n_train_files != -1 and n_train_files < 1:
+        raise ParameterError(f"--n-train-files is {n_train_files}; give -1 for all files, or 1 and more.")
+    if len(dataset) == 0:
+        raise DataError("The training set has no jets; look at the rejected jets in its manifest.json.")
+
+
+def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int = -1) -> tuple[range, range]:
+    """The stored positions that train and those that validate.
+
+    The first `floor(N * train_val_split)` jets of the global permutation train, at least one, the rest
+    validate. Foreign sets are not permuted globally: there whole files train, as upstream, unless there
+    is only one. `n_train_files` cuts the training part after that many shards, -1 keeps it whole.
+    When no jet is left to validate, all jets do, with a warning, as upstream.
+
+    Raises
+    ------
+    ParameterError : a split outside (0, 1], or a number of files that is neither -1 nor positive.
+    DataError : a training set without jets.
+    """
+    if not 0 < train_val_split <= 1:
+        raise ParameterError(f"--train-val-split is {train_val_split}; give a fraction above 0 and at most 1.")
+    _check(dataset, n_train_files)
+    n_jets = len(dataset)
+    edges = [int(edge) for edge in dataset.shard_edges]
+    n_shards = len(edges) - 1
+    if dataset.manifest.derived and n_shards > 1:
+        n_train = edges[max(1, math.floor(n_shards * train_val_split))]
+    else:
+        n_train = max(1, math.floor(n_jets * train_val_split))
+    validation = range(n_train, n_jets)
+    if not validation:
+        logger.warning(
+            "No jet is left to validate at --train-val-split %s: all %d jets validate, those that train too.",
+            train_val_split,
+            n_jets,
+        )
+        validation = range(n_jets)
+    if n_train_files != -1:
+        n_train = min(n_train, edges[min(n_train_files, n_shards)])
+    return range(n_train), validation

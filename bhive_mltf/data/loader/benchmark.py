@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.loader.collate import buffer_bytes, unpack
+from bhive_mltf.data.loader.buffers import buffer_bytes, unpack
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.schedule import BatchTask
 from bhive_mltf.data.loader.workers import Decode, Fill, positions_in

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.layouts.column_planes import Plane
-from bhive_mltf.data.layouts.mapped import ArrowWindows, Piece
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.jagged import Memory, Recipe
+from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
-from bhive_mltf.data.loader.windows import Candidates, LoaderView, WindowTable
+from bhive_mltf.data.loader.windows import ArrowWindows, BlockRows, LoaderView
 from bhive_mltf.data.protocols import MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
@@ -121,7 +120,7 @@ class Arenas:
         if isinstance(self._view.source, MappingSource):
             self._view.source.forget_pages()
 
-    def _decode_arrow(self, piece: Piece, window: Window, first: int, buffer: NDArray[np.uint8]) -> None:
+    def _decode_arrow(self, piece: BlockRows, window: Window, first: int, buffer: NDArray[np.uint8]) -> None:
         found = cast("ArrowWindows", self._arrow).numbers(piece)
         for name, values in found.jets.items():
             self._regions[name].view(buffer)[first : first + len(values)] = values

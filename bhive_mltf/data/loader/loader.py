@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
 from bhive_mltf.data.loader import order, targets
-from bhive_mltf.data.loader.batch_plan import BatchPlan, Selection
-from bhive_mltf.data.loader.bucketing import Buckets
+from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter
 from bhive_mltf.data.loader.decode_cache import read_columns
 from bhive_mltf.data.loader.prefetch import START_METHOD, BatchStream
 from bhive_mltf.data.loader.rank_shares import work
@@ -41,7 +40,7 @@ class BatchLoader:
     inputs : what the model reads.
     mode : training, validation or inference.
     batch_size : jets of a global batch, all ranks together.
-    rank, world_size : this rank's share of each global batch. In training jets are dealt by work (`data.balance`),
+    rank, world_size : this rank's share of each global batch. In training jets are dealt by work (`rank_shares`),
         else the share is `rank_slice`, which may be empty in the last batch.
     n_threads : worker processes; 0 reads in this process.
     seed : of order and sampling.
@@ -51,7 +50,8 @@ class BatchLoader:
     process_weights : factors on the sampling probability by process, a larger one keeps more jets;
         default: those of `config`, if given.
     multiplicity_buckets : sort the jets of a window into so many buckets by their candidates and draw each batch of a
-        training from one of them (`data.bucketing`); 0: batches are random. The order then depends on `batch_size` too.
+        training from one of them (`batch_plan.Buckets`); 0: batches are random. The order then depends on `batch_size`
+        too.
     pin_memory : batches in pinned memory; without effect where there is no CUDA.
     start_method : of the workers, `fork` or `spawn`.
 
@@ -98,7 +98,7 @@ class BatchLoader:
         factors = order.process_factors(dataset.schema.processes, process_weights) if weighted else None
         self._check_classes(dataset)
         training = mode == "training"
-        selection = Selection(
+        wanted = JetFilter(
             dataset,
             seed,
             matched=inputs.classes if self._unmatched == "drop" and mode != "inference" else None,
@@ -106,7 +106,7 @@ class BatchLoader:
         )
         buckets = _buckets(multiplicity_buckets, dataset, inputs) if training else None
         self._plan = BatchPlan(
-            selection, jets, batch_size=batch_size, shuffle=training, drop_last=training, buckets=buckets
+            wanted, jets, batch_size=batch_size, shuffle=training, drop_last=training, buckets=buckets
         )
         if training:
             self.n_batches(0)

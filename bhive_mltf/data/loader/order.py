@@ -7,6 +7,7 @@ stays contiguous, memory stays bounded, and any part of the order can be had wit
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.loader import philox
 from bhive_mltf.errors import ParameterError, nearest
 
 BLOCK = 2048
@@ -45,7 +45,7 @@ def windows(jets: range, shuffle: tuple[int, int] | None = None) -> Iterator[Win
     blocks = np.arange(n_blocks(jets), dtype=np.uint64)
     if shuffle is not None:
         seed, epoch = shuffle
-        bits = philox.random_bits(philox.key(seed, "blocks", epoch), np.zeros_like(blocks), blocks)
+        bits = random_bits(random_key(seed, "blocks", epoch), np.zeros_like(blocks), blocks)
         blocks = blocks[np.argsort(bits, kind="stable")]
     for first in range(0, len(blocks), WINDOW):
         yield tuple(np.sort(blocks[first : first + WINDOW]).tolist())
@@ -86,7 +86,7 @@ def shuffled(
     positions : int64 [J], ascending.
     content_id, entry : [J], the ids of these jets.
     """
-    bits = philox.random_bits(philox.key(seed, "window", epoch), content_id, entry.astype(np.uint64))
+    bits = random_bits(random_key(seed, "window", epoch), content_id, entry.astype(np.uint64))
     # Twice as fast as a stable sort, which differs only where two numbers are equal.
     jets = np.argsort(bits)
     if (np.diff(bits[jets]) == 0).any():
@@ -98,8 +98,8 @@ def sampled(
     probability: NDArray[np.float64], content_id: NDArray[np.uint64], entry: NDArray[Any], seed: int, epoch: int
 ) -> NDArray[np.bool_]:
     """Which jets [J] a weighted epoch takes; each is a matter of its own id only."""
-    key = philox.key(seed, "sampling", epoch)
-    taken: NDArray[np.bool_] = philox.uniform(key, content_id, entry.astype(np.uint64)) < probability
+    key = random_key(seed, "sampling", epoch)
+    taken: NDArray[np.bool_] = uniform(key, content_id, entry.astype(np.uint64)) < probability
     return taken
 
 
@@ -134,3 +134,49 @@ def process_factors(processes: Sequence[str], weights: Mapping[str, float] | Non
         raise ParameterError("process_weights gives every process the weight 0; give at least one more than that.")
     largest = float(factors.max())
     return factors / largest
+
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_ROUNDS = 10
+
+
+def random_key(seed: int, purpose: str, *numbers: int) -> int:
+    """A 64-bit key for one purpose, e.g. `random_key(seed, "sampling", epoch)`."""
+    text = "/".join([str(seed), purpose, *map(str, numbers)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def random_bits(key: int, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 random bits per counter `(high, low)`.
+
+    Parameters
+    ----------
+    key : 64-bit key.
+    high, low : uint64 arrays of one shape [J]; the 128-bit counters.
+
+    Returns
+    -------
+    uint64 [J]
+    """
+    c0, c1 = low & _LOW, low >> _SHIFT
+    c2, c3 = high & _LOW, high >> _SHIFT
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0 | (c1 << _SHIFT)
+
+
+def uniform(key: int, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) per counter, shape [J]; 53 random bits each."""
+    bits = random_bits(key, high, low) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53

@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
-from bhive_mltf.data.loader.collate import BatchShape, buffer_bytes, unpack
+from bhive_mltf.data.loader.buffers import BatchShape, Ring, SharedBuffers, buffer_bytes, unpack
 from bhive_mltf.data.loader.pool import START_METHOD, Inline, Pool, Workers
 from bhive_mltf.data.loader.schedule import EpochTasks, Schedule, steps
 from bhive_mltf.data.loader.windows import LoaderView

@@ -9,12 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.loader import compiled
 from bhive_mltf.data.protocols import JetIndexLike
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.interface import ModelInputs
-
-DEAL = compiled.installed("deal")
 
 # Number of candidates at which the work on pairs of candidates equals the work on single ones; measured with the
 # published ParT, where they are nearly equal for jets of 60 candidates.
@@ -37,35 +34,13 @@ def work(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs)
     return cost
 
 
-def deal(cost: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
+def assign(cost: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
     """The rank [B] of each jet; numbers of jets differ by one at most, and the sums of `cost` [B] by little.
 
-    As cards are dealt: from the most work to the least, one jet to each rank per round, in each round the most work
-    to the rank that has the least so far. A pure function; ties by the order in the batch.
+    A snake deal: from the most work to the least, one jet to each rank per round, every other round in reverse order.
+    A pure function, the same on every rank; ties by the order in the batch.
     """
-    order = np.argsort(-cost, kind="stable")
+    turn, place = np.divmod(np.arange(len(cost)), world_size)
     ranks = np.empty(len(cost), np.int64)
-    ranks[order] = _dealt(cost[order], world_size)
+    ranks[np.argsort(-cost, kind="stable")] = np.where(turn % 2, world_size - 1 - place, place)
     return ranks
-
-
-def _dealt(falling: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
-    """The rank [B] of each jet, the jets in the order of their work."""
-    if DEAL is None:
-        return _dealt_one_by_one(falling, world_size)
-    ranks, room = np.empty(len(falling), np.int64), np.empty((2, world_size), np.int64)
-    DEAL(falling.ctypes.data, len(falling), world_size, room[0].ctypes.data, room[1].ctypes.data, ranks.ctypes.data)
-    return ranks
-
-
-def _dealt_one_by_one(falling: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
-    """What `deal.c` does."""
-    costs = falling.tolist()
-    loads = [0] * world_size
-    dealt: list[int] = []
-    for first in range(0, len(costs), world_size):
-        takers = sorted(range(world_size), key=loads.__getitem__)
-        for rank, more in zip(takers, costs[first : first + world_size], strict=False):
-            loads[rank] += more
-            dealt.append(rank)
-    return np.array(dealt, np.int64)

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.loader import rank_shares
-from bhive_mltf.data.loader.batch_plan import BatchPlan, GlobalBatch, Part
-from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
-from bhive_mltf.data.loader.collate import BatchShape, padded_lengths
+from bhive_mltf.data.loader.batch_plan import BatchPlan, GlobalBatch, Part, padded_lengths
+from bhive_mltf.data.loader.buffers import BatchShape, Ring, SharedBuffers
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.pool import Pool
 from bhive_mltf.data.loader.workers import Decode, Fill, Work, positions_in, rank_slice
@@ -49,7 +48,7 @@ class EpochTasks:
 
     def tasks(self, epoch: int, start: int) -> Iterator[BatchTask]:
         """The tasks of an epoch from batch `start` on."""
-        index = self.plan.selection.source.index
+        index = self.plan.wanted.source.index
         for batch in self.plan.batches(epoch, start):
             lengths = padded_lengths(index, batch.positions, self.inputs)
             parts = self._share(batch)
@@ -59,9 +58,9 @@ class EpochTasks:
     def _share(self, batch: GlobalBatch) -> tuple[Part, ...]:
         """Jets of a global batch for this rank, in their order."""
         if self.balanced and self.world_size > 1:
-            cost = rank_shares.work(self.plan.selection.source.index, batch.positions, self.inputs)
+            cost = rank_shares.work(self.plan.wanted.source.index, batch.positions, self.inputs)
             if cost is not None:
-                return batch.pick(rank_shares.deal(cost, self.world_size) == self.rank)
+                return batch.pick(rank_shares.assign(cost, self.world_size) == self.rank)
         return batch.cut(rank_slice(len(batch), self.rank, self.world_size))
 
 

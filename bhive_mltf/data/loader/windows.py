@@ -5,48 +5,25 @@ W: jets of a window, in stored order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data.layouts.arrow_reader import ArrowShard
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.jagged import Memory, Recipe
+from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unmatched
-from bhive_mltf.data.protocols import JetSource
+from bhive_mltf.data.protocols import ArrowSource, JetSource
 from bhive_mltf.data.schema import GLOBAL
+from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.interface import ModelInputs
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Candidates of one group.
-
-    counts : int64 [W], stored candidates, at most as many as the model reads.
-    begins : per plane of the recipe, int64 [W]: first byte of each jet in its piece of memory.
-    """
-
-    recipe: Recipe
-    counts: NDArray[np.int64]
-    begins: tuple[NDArray[np.int64], ...]
-
-
-@dataclass(frozen=True)
-class WindowTable:
-    """All that a batch takes from a window.
-
-    memory, where : pieces of memory, and the number of each jet's [W]; None: there is one piece.
-    groups : candidates by group.
-    jets : columns per jet by name: `global` (the model's columns) and those of `Batch`.
-    """
-
-    memory: Memory
-    where: NDArray[np.int64] | None
-    groups: Mapping[str, Candidates]
-    jets: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -99,3 +76,195 @@ class LoaderView:
 def _along(values: NDArray[Any], runs: Sequence[range]) -> NDArray[Any]:
     """Values at the stored positions of some runs, in memory."""
     return np.concatenate([values[run.start : run.stop] for run in runs])
+
+
+_PAGE = mmap.PAGESIZE
+_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap
+_MAX_MAPPED = 128 << 20
+
+
+class BlockRows(NamedTuple):
+    """Rows [begin, end) of a block of a shard."""
+
+    shard: ArrowShard
+    block: int
+    begin: int
+    end: int
+
+
+class Numbers(NamedTuple):
+    """Columns of a piece.
+
+    jets : columns per jet, by name.
+    candidates : by the name of a plane: offsets of the piece's jets in the block, and all numbers of the block as they
+        lie in memory.
+    """
+
+    jets: Mapping[str, NDArray[Any]]
+    candidates: Mapping[str, tuple[NDArray[np.int64], NDArray[Any]]]
+
+
+class ArrowWindows:
+    """Reads windows of an Arrow set.
+
+    recipes : by group of candidates.
+    """
+
+    def __init__(self, view: LoaderView, source: ArrowSource) -> None:
+        self._view = view
+        self._source = source
+        self.recipes = self._recipes()
+        planes = (plane.field for recipe in self.recipes.values() for plane in recipe.planes)
+        self._fields = {"kinematics", *planes, *([GLOBAL] if view.global_columns is not None else [])}
+
+    @classmethod
+    def of(cls, view: LoaderView) -> ArrowWindows | None:
+        """The windows of a set in Arrow shards; None for another one, or one without jets."""
+        source = view.source
+        if isinstance(source, ArrowSource) and len(view.source) and source.arrow_shard(0) is not None:
+            return cls(view, source)
+        return None
+
+    def _recipes(self) -> dict[str, Recipe]:
+        """All shards of a set are laid out alike."""
+        planes = self._shard(0).planes
+        return {
+            group.name: Recipe.of(
+                planes[group.name],
+                self._view.stored_positions(group.name, group.columns),
+                self._view.stored_positions(group.name, group.four_vectors),
+            )
+            for group in self._view.inputs.groups
+            if group.name != GLOBAL
+        }
+
+    @property
+    def compressed(self) -> bool:
+        """True if the numbers must be decoded."""
+        return bool(self._shard(0).compressed)
+
+    def _shard(self, number: int) -> ArrowShard:
+        shard = self._source.arrow_shard(number)
+        if shard is None:
+            raise CorruptFileError(f"shard {number} of the training set is of another kind: build it again")
+        return shard
+
+    def pieces(self, runs: Iterable[range]) -> Iterator[BlockRows]:
+        """Runs of stored positions, cut at the ends of shards and blocks."""
+        edges = self._view.source.shard_edges
+        for run in runs:
+            first, last = np.searchsorted(edges, [run.start, run.stop - 1], side="right") - 1
+            for number in range(int(first), int(last) + 1):
+                shard, low = self._shard(number), int(edges[number])
+                start, stop = max(run.start, low) - low, min(run.stop, int(edges[number + 1])) - low
+                first_block, last_block = np.searchsorted(shard.edges, [start, stop - 1], side="right") - 1
+                for block in range(int(first_block), int(last_block) + 1):
+                    base = int(shard.edges[block])
+                    yield BlockRows(shard, block, max(start - base, 0), min(stop, int(shard.edges[block + 1])) - base)
+
+    def numbers(self, piece: BlockRows) -> Numbers:
+        """The columns of a piece that the model reads.
+
+        Raises
+        ------
+        CorruptFileError
+            The block is not what was written, or its planes disagree.
+        """
+        jets: dict[str, NDArray[Any]] = {}
+        candidates: dict[str, tuple[NDArray[np.int64], NDArray[Any]]] = {}
+        for name, (offsets, flat) in piece.shard.raw(piece.block, self._fields).items():
+            if offsets is not None:
+                candidates[name] = offsets[piece.begin : piece.end + 1].astype(np.int64), flat
+                continue
+            values = flat.reshape(piece.shard.n_rows(piece.block), -1)[piece.begin : piece.end]
+            jets[name] = values[:, self._view.global_columns] if name == GLOBAL else values
+        for recipe in self.recipes.values():
+            first, *others = (candidates[plane.field][0] for plane in recipe.planes)
+            if not all(np.array_equal(first, other) for other in others):
+                raise CorruptFileError(
+                    f"'{piece.shard.path}' has columns of different lengths in block {piece.block}: build the training "
+                    "set again"
+                )
+        return Numbers(jets, candidates)
+
+    def was_read(self, piece: BlockRows) -> bool:
+        """True if this process has read the block before."""
+        return piece.shard.was_read(piece.block, self._fields)
+
+
+class MappedWindows:
+    """Makes the tables of windows that need no decoding."""
+
+    def __init__(self, view: LoaderView, windows: ArrowWindows) -> None:
+        self._view = view
+        self._windows = windows
+        self._memory: dict[ArrowShard, memoryview] = {}
+        self._pages = _Pages()
+
+    def table(self, window: Window) -> WindowTable:
+        """The table of a window; CorruptFileError for a block that is not what was written."""
+        pieces = list(self._windows.pieces(order.window_runs(self._view.jets, window)))
+        known = [self._windows.was_read(piece) for piece in pieces]
+        numbers = [self._windows.numbers(piece) for piece in pieces]
+        shards = list(dict.fromkeys(piece.shard for piece in pieces))
+        for shard in shards:
+            self._memory.setdefault(shard, memoryview(shard.map))
+        self._pages.use(
+            ((p.shard.map, p.shard.address(flat), flat.nbytes), was_read)
+            for p, found, was_read in zip(pieces, numbers, known, strict=True)
+            for _, flat in found.candidates.values()
+        )
+        jets = self._view.index_columns(window)
+        for name in numbers[0].jets:
+            jets[name] = np.concatenate([found.jets[name] for found in numbers])
+        where = np.repeat([shards.index(p.shard) for p in pieces], [p.end - p.begin for p in pieces])
+        return WindowTable(
+            memory=Memory([self._memory[shard] for shard in shards]),
+            where=where if len(shards) > 1 else None,
+            groups={name: self._candidates(name, pieces, numbers) for name in self._windows.recipes},
+            jets=jets,
+        )
+
+    def _candidates(self, name: str, pieces: list[BlockRows], numbers: list[Numbers]) -> Candidates:
+        recipe = self._windows.recipes[name]
+        counts = np.concatenate([np.diff(found.candidates[recipe.planes[0].field][0]) for found in numbers])
+        begins = []
+        for plane in recipe.planes:
+            parts = []
+            for piece, found in zip(pieces, numbers, strict=True):
+                offsets, flat = found.candidates[plane.field]
+                parts.append(piece.shard.address(flat) + offsets[:-1] * plane.row_bytes)
+            begins.append(np.concatenate(parts))
+        return Candidates(recipe, np.minimum(counts, self._view.inputs.group(name).length), tuple(begins))
+
+
+class _Pages:
+    """Which parts of files this process has mapped, so that they stay few; the system keeps their content."""
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[tuple[mmap.mmap, int, int], int] = OrderedDict()
+        self._n_bytes = 0
+        self._turn = 0
+
+    def use(self, parts: Iterable[tuple[tuple[mmap.mmap, int, int], bool]]) -> None:
+        """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed.
+
+        The flag says that a part may not be mapped yet; one whose checksum was just verified is.
+        """
+        self._turn += 1
+        for (file, start, size), may_be_away in parts:
+            begin = start // _PAGE * _PAGE
+            part = file, begin, start + size - begin
+            if part not in self._parts:
+                self._n_bytes += part[2]
+                if may_be_away:
+                    # Read in one go where they are not in memory; older systems have no such advice.
+                    with contextlib.suppress(OSError, ValueError):
+                        file.madvise(_POPULATE_READ, begin, part[2])
+            self._parts[part] = self._turn
+            self._parts.move_to_end(part)
+        while self._n_bytes > _MAX_MAPPED and next(iter(self._parts.values())) < self._turn - 1:
+            (file, begin, size), _ = self._parts.popitem(last=False)
+            self._n_bytes -= size
+            with contextlib.suppress(OSError, AttributeError):
+                file.madvise(mmap.MADV_DONTNEED, begin, size)

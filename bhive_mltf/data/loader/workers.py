@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bhive_mltf.data.layouts.mapped import ArrowWindows, MappedWindows
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.buffers import SharedBuffers
-from bhive_mltf.data.loader.collate import BatchShape, Collator
+from bhive_mltf.data.loader.buffers import BatchShape, SharedBuffers
+from bhive_mltf.data.loader.collate import Collator, WindowTable
 from bhive_mltf.data.loader.decode_cache import Arenas
 from bhive_mltf.data.loader.order import Window
-from bhive_mltf.data.loader.windows import LoaderView, WindowTable
+from bhive_mltf.data.loader.windows import ArrowWindows, LoaderView, MappedWindows
 from bhive_mltf.errors import BhiveError
 
 _WATCH_S = 1.0

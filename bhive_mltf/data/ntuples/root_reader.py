@@ -16,7 +16,7 @@ import uproot
 import uproot.source.file
 from numpy.typing import NDArray
 
-from bhive_mltf.data.content import content_id, remote_content_id
+from bhive_mltf.data.manifest import content_id, remote_content_id
 from bhive_mltf.data.ntuples.baskets import BranchReader, simple_layout
 from bhive_mltf.data.ntuples.filelist import is_remote
 from bhive_mltf.data.ntuples.lists import Indices, PackedLists

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from bhive_mltf.config import Config
 from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.schema import Group
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, first_rows, strip
 from bhive_mltf.data.manifest import Accounting
 from bhive_mltf.data.ntuples.lists import PackedLists
 from bhive_mltf.data.ntuples.root_reader import Chunk, Jagged, RootTree
-from bhive_mltf.data.padding import first_rows, strip
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError
 
