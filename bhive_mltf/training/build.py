@@ -38,7 +38,7 @@ class Ingredients:
     dataset_digest, config_digest, classes, inputs : plain values kept in checkpoints.
     val_dataset_digest : of a validation set of its own, else empty.
     attack_factors : units of the changes of an attack with individual factors, else None.
-    jet_files : what the ids of training jets mean, see `data.jet_ids`.
+    jet_files : what the ids of training jets mean, see `data.dataset.describe_files`.
     """
 
     model: nn.Module
