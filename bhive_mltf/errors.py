@@ -11,6 +11,7 @@ BhiveError
 ├── DataError (ValueError)            jets that cannot be used as asked
 │   ├── MissingBranchError            a branch that an input file does not have
 │   ├── CorruptFileError              a file that cannot be read whole
+│   ├── DiskError (OSError)           a place that cannot be written
 │   └── DatasetMismatchError          a directory that belongs to other files or another config
 ├── ModelError (ValueError)           a model that does not fit the config or does not exist
 ├── TrainingError (RuntimeError)      a training that cannot go on
@@ -75,6 +76,23 @@ class MissingBranchError(DataError):
 
 class CorruptFileError(DataError):
     """A file that cannot be read whole."""
+
+
+class DiskError(DataError, OSError):
+    """A place that cannot be written: the disk is full or read-only, a permission is missing.
+
+    number : the `errno` of the system, 0 if it gave none.
+    """
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.errno = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[type[DiskError], tuple[str, int]]:
+        return type(self), (str(self), self.errno or 0)
 
 
 class DatasetMismatchError(DataError):

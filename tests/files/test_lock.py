@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -9,7 +11,8 @@ import pytest
 
 from bhive_mltf.errors import LockedError
 from bhive_mltf.files import lock
-from bhive_mltf.files.lock import LOCK_NAME, DirectoryLock, Holder
+from bhive_mltf.files.holder import Holder, Life
+from bhive_mltf.files.lock import LOCK_NAME, DirectoryLock
 
 
 def write_holder(directory, holder):
@@ -57,9 +60,21 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
 
 def test_a_process_number_used_again_does_not_hold_the_lock(tmp_path):
     mine = Holder.this_process()
-    write_holder(tmp_path, Holder(mine.host, mine.pid, mine.process_started - 1000, "old"))
+    *identity, ticks = mine.token.split(".")
+    write_holder(tmp_path, dataclasses.replace(mine, token=".".join([*identity, str(int(ticks) - 100)])))
     with DirectoryLock(tmp_path, wait_s=5):
         pass
+
+
+def test_a_lock_of_an_earlier_version_goes_by_its_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "STALE_AFTER_S", 1.0)
+    write_holder(tmp_path, Holder(socket.gethostname(), 2**22 + 1, 0.0, "4f254072358a4ce4"))
+    assert lock.read_holder(tmp_path).life() is Life.UNKNOWN
+    with pytest.raises(LockedError), DirectoryLock(tmp_path, wait_s=0.2):
+        pytest.fail("took it at once")
+    with DirectoryLock(tmp_path, wait_s=10):
+        # earlier versions read the new one
+        assert sorted(json.loads((tmp_path / LOCK_NAME).read_text())) == ["host", "pid", "process_started", "token"]
 
 
 def test_another_host_holds_it_as_long_as_it_beats(tmp_path, monkeypatch):
