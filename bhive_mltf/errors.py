@@ -10,6 +10,7 @@ BhiveError
 │   └── RecordMismatchError           a parameter differs from what the directory was made with
 ├── DataError (ValueError)            jets that cannot be used as asked
 │   ├── MissingBranchError            a branch that an input file does not have
+│   ├── MissingTreeError              an input file without the tree that the config names
 │   ├── CorruptFileError              a file that cannot be read whole
 │   ├── DiskError (OSError)           a place that cannot be written
 │   └── DatasetMismatchError          a directory that belongs to other files or another config
@@ -72,6 +73,10 @@ class DataError(BhiveError, ValueError):
 
 class MissingBranchError(DataError):
     """A branch that an input file does not have."""
+
+
+class MissingTreeError(DataError):
+    """A file without the tree that the config names."""
 
 
 class CorruptFileError(DataError):

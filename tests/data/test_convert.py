@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import uproot
 
-from bhive_mltf.data.ntuples import root_reader
 from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.data.ntuples.selection import Converter
-from bhive_mltf.errors import CorruptFileError, DataError, MissingBranchError
+from bhive_mltf.errors import CorruptFileError, DataError, MissingBranchError, MissingTreeError
 from bhive_mltf.testing.root_files import Jets, write_tree
 from tests.data.building import hand_made, small_config, write_hand_made
 
@@ -16,7 +15,7 @@ def convert(config, path, chunk_jets=1000):
     converter = Converter(config)
     with open_tree(str(path), config.treename, config.branches) as tree:
         converter.check(tree)
-        return [converter.convert(chunk, str(path), 1, 3) for chunk in tree.chunks(chunk_jets, 1 << 30)]
+        return [converter.convert(chunk, str(path), 1, 3) for chunk in tree.chunks(chunk_jets)]
 
 
 def convert_one(config, path):
@@ -48,11 +47,16 @@ def test_known_jets(config, tmp_path):
 
 def test_only_needed_branches_are_read(config, tmp_path, monkeypatch):
     path = write_hand_made(tmp_path / "TT.root", 6, unused=np.zeros(6, np.float32))
-    read = []
-    layout = root_reader.simple_layout
-    monkeypatch.setattr(root_reader, "simple_layout", lambda branch: read.append(branch.name) or layout(branch))
+    read = set()
+    basket_array = uproot.AsDtype.basket_array
+
+    def seen(self, data, offsets, basket, branch, *arguments):
+        read.add(branch.name)
+        return basket_array(self, data, offsets, basket, branch, *arguments)
+
+    monkeypatch.setattr(uproot.AsDtype, "basket_array", seen)
     convert(config, path)
-    assert read == list(config.branches)
+    assert read == set(config.branches)
 
 
 @pytest.mark.parametrize("chunk_jets", [1, 2, 5, 6, 7])
@@ -178,7 +182,7 @@ def test_missing_branch(tmp_path):
 
 def test_missing_tree(tmp_path):
     config = small_config(tmp_path, treename="tree")
-    with pytest.raises(MissingBranchError, match="has no tree 'tree'; its trees: deepntuplizer/tree"):
+    with pytest.raises(MissingTreeError, match="has no tree 'tree'; its trees: deepntuplizer/tree"):
         convert(config, write_hand_made(tmp_path / "TT.root"))
 
 

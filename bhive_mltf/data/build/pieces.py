@@ -52,7 +52,8 @@ class Outcome:
 
 def edges_of(job: StageJob, tree: RootTree) -> list[int]:
     """Where the chunks of a file begin, and where the last one ends."""
-    edges = tree.edges(job.options.max_jets, job.options.chunk_bytes)
+    step = tree.step(job.options.max_jets, job.options.chunk_bytes)
+    edges = [*range(0, tree.n_entries, step), tree.n_entries]
     return edges if job.options.max_chunks is None else edges[: job.options.max_chunks + 1]
 
 

@@ -86,10 +86,10 @@ def _convert(job: StageJob, converter: Converter, writer: StagedWriter, span: Sp
             converter.check(tree)
             keys = functools.partial(global_keys, job.seed, tree.content_id)
             process = match_process(path, job.config.processes)
-            edges = edges_of(job, tree)
-            stop = edges[-1] if span.stop is None else span.stop
-            for low, high in itertools.pairwise(edge for edge in edges if span.start <= edge <= stop):
-                block, accounting = converter.convert(tree.read(low, high), path, process, source, keys)
+            step = tree.step(job.options.max_jets, job.options.chunk_bytes)
+            stop = edges_of(job, tree)[-1] if span.stop is None else span.stop
+            for chunk in tree.chunks(step, span.start, stop):
+                block, accounting = converter.convert(chunk, path, process, source, keys)
                 total += accounting
                 if len(block):
                     writer.append(block, keys(block.jet_id[:, 1]), source)

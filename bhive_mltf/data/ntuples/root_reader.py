@@ -1,11 +1,10 @@
-"""ROOT trees as flat numpy columns: only the branches needed, in chunks of bounded size."""
+"""ROOT trees and RNTuples as flat numpy columns: only the branches needed, in chunks of bounded size."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import mmap
-from collections.abc import Iterator, Mapping, Sequence
+import errno
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import uproot
-import uproot.source.file
 from numpy.typing import NDArray
 
 from bhive_mltf.data.manifest import content_id, remote_content_id
-from bhive_mltf.data.ntuples.baskets import BranchReader, simple_layout
+from bhive_mltf.data.ntuples.branch_types import ntuple_lists, tree_columns
 from bhive_mltf.data.ntuples.filelist import is_remote
-from bhive_mltf.data.ntuples.lists import Indices, PackedLists
-from bhive_mltf.errors import BhiveError, CorruptFileError, DataError, MissingBranchError, nearest
+from bhive_mltf.errors import BhiveError, CorruptFileError, DataError, MissingBranchError, MissingTreeError, nearest
+
+_TREES = ("TTree", "TNtuple", "TNtupleD")
+_NTUPLES = ("ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Chunk:
     start: int
     stop: int
     scalars: dict[str, NDArray[Any]]
-    jagged: dict[str, Jagged | PackedLists]
+    jagged: dict[str, Jagged]
 
 
 class RootTree:
-    """One tree of one file.
+    """Some branches of one tree, or fields of one RNTuple, of one file.
 
     path : of the file, as messages name it.
     content_id : 64 bits that identify the content of the file.
@@ -50,124 +50,76 @@ class RootTree:
     jagged : those of the branches that hold a list per jet.
     """
 
-    def __init__(
-        self,
-        path: str,
-        branches: Mapping[str, Any],
-        tree: Any,  # noqa: ANN401 - uproot
-        content_id: int,
-        content: memoryview | None,
-    ) -> None:
+    def __init__(self, path: str, tree: Any, branches: Sequence[str], content_id: int) -> None:  # noqa: ANN401 - uproot
         self.path = path
         self.content_id = content_id
-        self._tree = tree
-        self._branches = branches
         self.n_entries = int(tree.num_entries)
-        self.jagged = frozenset(name for name in branches if self._is_jagged(name))
-        self._edges = {name: branch.entry_offsets for name, branch in branches.items()}
-        for name, edges in self._edges.items():
-            if edges[-1] != self.n_entries or edges != sorted(edges):
-                raise ValueError(f"the branch `{name}` has {edges[-1]} entries, the tree {self.n_entries}")
-        self._readers = {} if content is None else _readers(branches, self._edges, content)
-        self._sizes = {name: int(branch.uncompressed_bytes) for name, branch in branches.items()}
+        self._tree = tree
+        self._columns: Any
+        if isinstance(tree, uproot.TTree):
+            self._columns, self.jagged = tree_columns(tree, branches, path)
+            for name in branches:
+                edges = tree[name].entry_offsets
+                if edges[-1] != self.n_entries or edges != sorted(edges):
+                    raise ValueError(f"the branch `{name}` has {edges[-1]} entries, the tree {self.n_entries}")
+        else:
+            self._columns, self.jagged = list(branches), ntuple_lists(tree, branches, path)
 
-    def _is_jagged(self, branch: str) -> bool:
-        interpretation = self._branches[branch].interpretation
-        if isinstance(interpretation, uproot.AsJagged):
-            return True
-        if isinstance(interpretation, uproot.AsDtype) and not interpretation.inner_shape:
-            return False
-        raise DataError(
-            f"the branch `{branch}` of '{self.path}' is of type {self._branches[branch].typename}, which is neither a "
-            "number nor a list of numbers per jet: remove it from the config"
-        )
+    def step(self, max_jets: int, max_bytes: int) -> int:
+        """Jets of a chunk: at most `max_jets`, of about `max_bytes` (uncompressed)."""
+        if not self.n_entries:
+            return max_jets
+        if isinstance(self._tree, uproot.TTree):
+            per_jet = sum(int(self._tree[name].uncompressed_bytes) for name in self._columns) / self.n_entries
+            fitting = int(max_bytes / max(1.0, per_jet))
+        else:
+            with reading(self.path):
+                fitting = int(self._tree.num_entries_for(max_bytes, self._columns))
+        return max(1, min(max_jets, fitting))
 
-    def edges(self, max_jets: int, max_bytes: int) -> list[int]:
-        """Where chunks of at most `max_jets` and about `max_bytes` (uncompressed) begin, and where the last one ends.
-
-        They begin where baskets of the largest branch do, as far as that leaves chunks of half the size or more.
-        """
-        largest = max(self._sizes, key=lambda name: self._sizes[name])
-        per_jet = max(1.0, sum(self._sizes.values()) / max(1, self.n_entries))
-        step = int(max(1, min(max_jets, max_bytes / per_jet)))
-        baskets = np.asarray(self._edges[largest], np.int64)
-        edges = [0]
-        while edges[-1] < self.n_entries:
-            limit = edges[-1] + step
-            basket = int(baskets[np.searchsorted(baskets, limit, side="right") - 1])
-            edges.append(min(basket if basket >= limit - step // 2 else limit, self.n_entries))
-        return edges
-
-    def chunks(self, max_jets: int, max_bytes: int) -> Iterator[Chunk]:
-        """All entries in order, at most `max_jets` and about `max_bytes` (uncompressed) at a time."""
-        for start, stop in itertools.pairwise(self.edges(max_jets, max_bytes)):
-            yield self.read(start, stop)
-
-    def read(self, start: int, stop: int) -> Chunk:
-        """The entries [start, stop)."""
-        scalars: dict[str, NDArray[Any]] = {}
-        jagged: dict[str, Jagged | PackedLists] = {}
-        indices = Indices()
+    def chunks(self, step: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """The entries [start, stop) in order, `step` at a time; each basket is decompressed once."""
+        stop = self.n_entries if stop is None else min(stop, self.n_entries)
         with reading(self.path):
-            for name, reader in self._readers.items():
-                raw, sizes = reader.read(start, stop)
-                dtype = reader.layout.dtype
-                if name in self.jagged:
-                    index = indices.of(sizes, reader.layout)
-                    index.check(raw)
-                    jagged[name] = PackedLists(raw, index, dtype)
-                else:
-                    scalars[name] = raw.view(dtype).astype(dtype.newbyteorder("="))
-            self._read_others(start, stop, scalars, jagged)
-            found = {len(column) for column in scalars.values()} | {len(c.offsets) - 1 for c in jagged.values()}
-            if found != {stop - start}:
-                raise ValueError(f"the branches have {sorted(found)} entries instead of {stop - start}")
-        return Chunk(start, stop, scalars, jagged)
+            arrays = self._tree.iterate(
+                self._columns, step_size=step, entry_start=start, entry_stop=stop, library="ak", how=dict
+            )
+            for low in range(start, stop, step):
+                high = min(low + step, stop)
+                yield self._chunk(next(arrays), low, high)
 
-    def _read_others(
-        self, start: int, stop: int, scalars: dict[str, NDArray[Any]], jagged: dict[str, Jagged | PackedLists]
-    ) -> None:
-        """Branches that are not simple, and all those of remote files, by uproot."""
-        names = [name for name in self._branches if name not in self._readers]
-        if not names:
-            return
-        arrays = self._tree.arrays(names, entry_start=start, entry_stop=stop, library="ak", how=dict, array_cache=None)
-        for name, array in arrays.items():
+    def _chunk(self, arrays: dict[str, Any], start: int, stop: int) -> Chunk:
+        scalars: dict[str, NDArray[Any]] = {}
+        jagged: dict[str, Jagged] = {}
+        for name in self._columns:
+            layout = arrays[name].layout
+            if len(layout) != stop - start:
+                raise ValueError(f"the branch `{name}` has {len(layout)} entries instead of {stop - start}")
             if name in self.jagged:
-                layout = array.layout.to_ListOffsetArray64(True)
+                layout = layout.to_ListOffsetArray64(True)
                 offsets = np.asarray(layout.offsets.data)
                 jagged[name] = Jagged(np.asarray(layout.content.data)[: offsets[-1]], offsets)
             else:
-                scalars[name] = np.asarray(array.layout.data)
-
-
-def _readers(
-    branches: Mapping[str, Any], edges: Mapping[str, Sequence[int]], content: memoryview
-) -> dict[str, BranchReader]:
-    """Readers of the simple branches."""
-    readers = {}
-    for name, branch in branches.items():
-        layout = simple_layout(branch)
-        if layout is not None:
-            reader = BranchReader(content, branch, layout, edges[name])
-            if layout.header is None or reader.has_offsets():
-                readers[name] = reader
-    return readers
+                scalars[name] = np.asarray(layout.data)
+        return Chunk(start, stop, scalars, jagged)
 
 
 @contextmanager
 def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[RootTree]:
-    """The tree of a file, local or remote.
+    """The tree or RNTuple `treename` of a file, local or remote.
 
     Raises
     ------
     CorruptFileError
-        Not a ROOT file, or not whole.
+        Not a ROOT file, not closed by the job that wrote it, or not whole.
+    MissingTreeError
+        No such tree.
     MissingBranchError
-        No such tree, or a branch is missing.
+        A branch is missing.
+    DataError
+        A branch of a type that cannot be read, or a machine that does not let the file be read.
     """
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_file(path))
+    with _open_file(path) as file:
         tree = _find_tree(file, path, treename)
         with reading(path):
             available = set(tree.keys(recursive=True))
@@ -180,35 +132,29 @@ def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[Roo
             )
         with reading(path):
             identity = remote_content_id(str(file.file.uuid), _size(file)) if is_remote(path) else content_id(path)
-            content = None if is_remote(path) else stack.enter_context(_mapped(path))
-            opened = RootTree(path, {name: tree[name] for name in branches}, tree, identity, content)
+            opened = RootTree(path, tree, branches, identity)
         yield opened
 
 
 @contextmanager
-def _mapped(path: str) -> Iterator[memoryview]:
-    with Path(path).open("rb") as handle:
-        mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    content = memoryview(mapped)
-    try:
-        yield content
-    finally:
-        # Views of it in the frames of an error close the file when they go.
-        with contextlib.suppress(BufferError):
-            content.release()
-            mapped.close()
-
-
-@contextmanager
 def _open_file(path: str) -> Iterator[Any]:
-    with reading(path):
-        # A path may hold colons, which uproot takes for the name of a tree in texts.
-        options = {} if is_remote(path) else {"handler": uproot.source.file.MemmapSource}
-        file = uproot.open(path if is_remote(path) else Path(path), array_cache=None, **options)
-    with file:
+    with contextlib.ExitStack() as stack:
         with reading(path):
+            if is_remote(path):
+                file = stack.enter_context(uproot.open(path, array_cache=None))
+            else:
+                # Read, not mapped: what the disk refuses is an OSError then, and not a signal that kills the process.
+                handle = stack.enter_context(Path(path).open("rb"))
+                file = stack.enter_context(uproot.open(handle, array_cache=None, use_threads=False))
             size = _size(file)
             actual = size if is_remote(path) else Path(path).stat().st_size
+            top = file.file.root_directory
+            closed = top.fSeekKeys and top.fNbytesKeys and file.file.fSeekFree and file.file.fNbytesFree
+        if not closed:
+            raise CorruptFileError(
+                f"the file '{path}' was not closed by the job that wrote it, jets may be missing: make it again, or "
+                "pass --skip-bad-files to leave it out"
+            )
         if actual < size:
             raise CorruptFileError(
                 f"the file '{path}' is cut off: its header says {size} bytes, there are {actual}: copy it again, or "
@@ -223,32 +169,80 @@ def _size(file: Any) -> int:  # noqa: ANN401 - uproot
 
 def _find_tree(file: Any, path: str, treename: str) -> Any:  # noqa: ANN401 - uproot
     with reading(path):
-        names = sorted({key.split(";")[0] for key, kind in file.classnames().items() if kind == "TTree"})
-    if treename not in names:
-        found = ", ".join(names) or "none"
-        raise MissingBranchError(
-            f"the file '{path}' has no tree '{treename}'; its trees: {found}: correct the config's `treename` or "
-            "remove the file"
+        kinds = {key.split(";")[0]: kind for key, kind in reversed(file.classnames().items())}
+    kind = kinds.get(treename)
+    if kind in (*_TREES, *_NTUPLES):
+        with reading(path):
+            return file[treename]
+    found = ", ".join(sorted(name for name, kind in kinds.items() if kind in (*_TREES, *_NTUPLES))) or "none"
+    if kind == "TChain":
+        raise MissingTreeError(
+            f"'{treename}' of '{path}' is a TChain, which holds no jets but the names of other files: put those files "
+            "into the list"
         )
-    with reading(path):
-        return file[treename]
+    there = f"has no tree '{treename}'" if kind is None else f"has a {kind} '{treename}', which is no tree"
+    raise MissingTreeError(
+        f"the file '{path}' {there}; its trees: {found}: correct the config's `treename` or remove the file"
+    )
+
+
+# What an error of the system says of the file itself; any other is the machine's or the user's.
+_OF_THE_FILE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.EOVERFLOW}
+_OF_THE_MACHINE = (PermissionError, FileNotFoundError, ConnectionError, TimeoutError)
+# What a reader raises that does not know how, whatever the file holds.
+_OF_THE_READER = (NotImplementedError, NameError, TypeError)
+
+
+def unreadable(path: str | Path, error: OSError) -> DataError:
+    """What to raise for a file that the system does not let be read: a CorruptFileError if that is the file's fault."""
+    reason = error.strerror or " ".join(str(error).split())[:160]
+    if not isinstance(error, _OF_THE_MACHINE) and (error.errno is None or error.errno in _OF_THE_FILE):
+        return CorruptFileError(
+            f"the file '{path}' cannot be read ({reason}): copy it again, or pass --skip-bad-files to leave it out"
+        )
+    return DataError(
+        f"the file '{path}' cannot be read on this machine now ({reason}), which says nothing about its content: "
+        "remove the cause and type the command again"
+    )
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Errors of the ROOT reader, of many kinds, as one: the file is not readable as a whole."""
+    """Errors of the ROOT reader, of many kinds, as few.
+
+    Raises
+    ------
+    CorruptFileError
+        What the file holds is not readable as a whole.
+    DataError
+        The file may be whole: a package is missing, the reader does not know the type, or the machine is in trouble.
+    """
     try:
         yield
-    except (BhiveError, MemoryError):
+    except BhiveError:
         raise
     except ImportError as error:
         raise DataError(
             f"'{path}' needs a package that is not installed ({error.name or 'fsspec-xrootd'}): pip install "
             "'bhive_mltf[xrootd]'"
         ) from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CorruptFileError(
-            f"the file '{path}' cannot be read as a ROOT file ({type(error).__name__}: {reason}): copy it again, "
-            "or pass --skip-bad-files to leave it out"
+    except MemoryError as error:
+        raise DataError(
+            f"'{path}' takes more memory than there is: give a lower --conversion-memory or fewer workers"
         ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except _OF_THE_READER as error:
+        raise DataError(
+            f"uproot {uproot.__version__} cannot read '{path}' ({type(error).__name__}: {_short(error)}), which says "
+            "nothing about the file: install a newer uproot, or remove the file from the list"
+        ) from error
+    except Exception as error:
+        raise CorruptFileError(
+            f"the file '{path}' cannot be read as a ROOT file ({type(error).__name__}: {_short(error)}): copy it "
+            "again, or pass --skip-bad-files to leave it out"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

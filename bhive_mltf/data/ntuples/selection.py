@@ -17,12 +17,10 @@ from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.schema import Group
 from bhive_mltf.data.block import JetBlock, first_rows, strip
 from bhive_mltf.data.manifest import Accounting
-from bhive_mltf.data.ntuples.lists import PackedLists
 from bhive_mltf.data.ntuples.root_reader import Chunk, Jagged, RootTree
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError
 
-Lists = Jagged | PackedLists
 Keys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 REASONS = ("outside_bins", "no_truth", "non_finite")
 
@@ -31,7 +29,7 @@ REASONS = ("outside_bins", "no_truth", "non_finite")
 class Column:
     """A branch of a chunk and the rows of it that are wanted."""
 
-    source: NDArray[Any] | Lists
+    source: NDArray[Any] | Jagged
     rows: NDArray[np.int64]
 
     @property
@@ -211,7 +209,7 @@ class Converter:
         return np.array(stacked.T, order="C"), np.unique(np.concatenate([np.zeros(0, np.int64), *bad]))
 
 
-def _common_offsets(lists: Mapping[str, Lists], start: int, path: str) -> NDArray[np.int64]:
+def _common_offsets(lists: Mapping[str, Jagged], start: int, path: str) -> NDArray[np.int64]:
     """Where the candidates begin; DataError when two branches of a group disagree."""
     (first, column), *others = lists.items()
     for name, other in others:
