@@ -12,7 +12,7 @@ DATA ?= $(SYNTHETIC)
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 
-.PHONY: help venv weaver demo test test-long test-slurm slurm-up slurm-down bench bench-data lint format clean
+.PHONY: help venv weaver demo test test-long test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -29,11 +29,11 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 	VENV=$(abspath $(VENV)) bash examples/demo.sh
 
 test: venv ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not long and not nightly' \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
 		--numprocesses auto --dist loadfile
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm' --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto
 
 weaver: $(WEAVER_VENV)/bin/weaver ## create the environment of weaver-core, for `make bench` only
 
@@ -53,7 +53,14 @@ bench-data: venv weaver | $(DATA) ## conversion, loader and cost per jet: table 
 		--figure .bench/scale.png $(QUICK)
 
 test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slurm --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slurm and not gateway' --numprocesses 2 --dist loadfile
+
+test-gateway: $(VENV)/.gateway ## the gateway: real cluster, MLflow server, sign-on provider (node), sandbox (bubblewrap)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/gateway
+
+$(VENV)/.gateway: $(VENV)/.installed client/pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway]' --editable client
+	touch $@
 
 slurm-up: venv ## a two-node SLURM cluster on this machine (LAB='--accounting': with sacct); installs its packages as root
 	$(BIN)/bhive-mltf slurm lab up --install $(LAB)

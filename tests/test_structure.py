@@ -31,6 +31,7 @@ ALLOWED = {
     "evaluation": {*LIBRARY, "data", "models", "ranks", "attacks", "training"},
     "slurm": {*BASE, "config", "tracking", "ranks"},
     "cli": {*LIBRARY, "data", "models", "ranks", "training", "evaluation", "tracking", "slurm", "testing"},
+    "gateway": {*LIBRARY, "data", "models", "ranks", "attacks", "training", "evaluation", "tracking", "slurm"},
     "law": {*LIBRARY, "data", "models", "ranks", "attacks", "training", "evaluation", "tracking", "slurm"},
 }
 

@@ -1,0 +1,67 @@
+"""`python -m bhive_mltf.gateway`: the processes of a gateway, and its keys."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from bhive_mltf.errors import BhiveError
+from bhive_mltf.gateway import settings as configuration
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bhive_mltf.gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("gateway.yml"), help="settings (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="answer requests")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(run=_serve)
+    commands.add_parser("worker", help="hand jobs in and follow them").set_defaults(run=_worker)
+    keys = commands.add_parser("keys", help="signing keys of the tracking tokens")
+    keys.add_argument("action", choices=["rotate"], help="add a key; restart the processes then")
+    keys.set_defaults(run=_keys)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # its lines name whole addresses
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        options.run(options)
+    except BhiveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import uvicorn
+
+    from bhive_mltf.gateway import app
+
+    made = app.make(configuration.load(options.config))
+    uvicorn.run(made, host=options.host, port=options.port, log_level="info", server_header=False)
+
+
+def _worker(options: argparse.Namespace) -> None:
+    from bhive_mltf.gateway.worker import main as worker
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    worker.run(configuration.load(options.config), stop)
+
+
+def _keys(options: argparse.Namespace) -> None:
+    from bhive_mltf.gateway.identity import mint
+
+    sys.stdout.write(f"{mint.rotate(configuration.load(options.config).keys)}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

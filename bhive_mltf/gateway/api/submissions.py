@@ -1,0 +1,162 @@
+"""Handing in, looking at and cancelling jobs. The API writes a submission until it is `accepted`, never after."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+
+from bhive_mltf.gateway.api import requests
+from bhive_mltf.gateway.api.problems import Problem, not_found
+from bhive_mltf.gateway.api.requests import SubmissionRequest
+from bhive_mltf.gateway.api.services import Me, Parts, Person, Services
+from bhive_mltf.gateway.store import queries
+from bhive_mltf.gateway.store.tables import Project, State, Submission
+
+router = APIRouter()
+ACTOR = "owner"
+
+
+@router.post("/v1/submissions", status_code=201)
+def submit(  # noqa: PLR0917 - parameters of the request
+    request: SubmissionRequest,
+    response: Response,
+    person: Me,
+    parts: Parts,
+    idempotency_key: Annotated[str, Header(min_length=8, max_length=200)],
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Hand in a project; the same key with the same request answers with the same job."""
+    profile = requests.profile_of(request, person, parts)
+    with parts.database.reading() as session:
+        project = queries.project_of(session, person.owner.id, request.project)
+    if project is None:
+        raise Problem(422, "project", "you have not uploaded this project: PUT it to /v1/projects/{digest} first")
+    if dry_run:
+        argv = requests.argv_of(request, project)
+        response.status_code = 200
+        return {"argv": argv, "profile": request.profile, "hours": request.hours or profile.max_hours}
+    job, is_new = _insert(request, person, parts, project, idempotency_key)
+    if job.state == State.CREATING.value:
+        job = _track(job.id, request, person, parts)
+    response.status_code = 201 if is_new else 200
+    return requests.shown(job)
+
+
+@router.get("/v1/submissions")
+def listing(  # noqa: PLR0917 - parameters of the request
+    person: Me,
+    parts: Parts,
+    response: Response,
+    state: Annotated[str, Query(max_length=20)] = "",
+    label: Annotated[str, Query(max_length=100)] = "",
+    after: Annotated[str, Query(max_length=40)] = "",
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, Any]:
+    """The caller's jobs, newest first, page by page."""
+    with parts.database.reading() as session:
+        last = queries.submission_of(session, person.owner.id, after) if after else None
+        if after and last is None:
+            raise not_found()
+        found = queries.page(session, person.owner.id, state=state, label=label, after=last, limit=limit + 1)
+    shown = found[:limit]
+    if len(found) > limit:
+        response.headers["Link"] = f'</v1/submissions?after={shown[-1].id}&limit={limit}>; rel="next"'
+    return {"submissions": [requests.shown(job) for job in shown], "next": shown[-1].id if len(found) > limit else ""}
+
+
+@router.get("/v1/submissions/{job_id}")
+def show(job_id: str, person: Me, parts: Parts) -> dict[str, Any]:
+    """One of the caller's jobs, with what happened to it."""
+    job = _mine(job_id, person, parts)
+    return {**requests.shown(job), "events": requests.events_of(parts, job)}
+
+
+@router.post("/v1/submissions/{job_id}/cancel", status_code=202)
+def cancel(job_id: str, response: Response, person: Me, parts: Parts) -> dict[str, Any]:
+    """Record the wish to cancel; the worker does it. A job that is over stays as it is."""
+    with parts.database.writing() as session:
+        job = queries.submission_of(session, person.owner.id, job_id)
+        if job is None:
+            raise not_found()
+        if job.is_over:
+            response.status_code = 200
+        elif job.cancel_at is None:
+            job.cancel_at, job.cancel_by = time.time(), ACTOR
+    return requests.shown(job)
+
+
+def _mine(job_id: str, person: Person, parts: Services) -> Submission:
+    with parts.database.reading() as session:
+        job = queries.submission_of(session, person.owner.id, job_id)
+    if job is None:
+        raise not_found()
+    return job
+
+
+def _insert(
+    request: SubmissionRequest, person: Person, parts: Services, project: Project, key: str
+) -> tuple[Submission, bool]:
+    """The row of this key, new or as it is; quota and row are one transaction."""
+    profile = parts.settings.profiles[request.profile]
+    argv = requests.argv_of(request, project)
+    hours = request.hours or profile.max_hours
+    gpus = request.nodes * profile.gpus_per_node
+    with parts.database.writing() as session:
+        before = queries.submission_by_key(session, person.owner.id, key)
+        if before is not None:
+            if before.request_hash != request.digest():
+                raise Problem(409, "idempotency", "this idempotency key was used for another request: take a new one")
+            return before, False
+        requests.check_quota(list(queries.alive(session, person.owner.id)), gpus * hours, person)
+        job = Submission(
+            owner=person.owner.id,
+            idem_key=key,
+            request_hash=request.digest(),
+            digest=project.digest,
+            name=request.name or project.name or request.entry_point,
+            label=request.label,
+            entry_point=request.entry_point,
+            params=request.parameters,
+            argv=argv,
+            profile=request.profile,
+            nodes=request.nodes,
+            gpus=gpus,
+            hours=hours,
+            experiment=f"{person.owner.mlflow_name}/{request.experiment or project.name or 'project'}",
+        )
+        session.add(job)
+        session.flush()
+        queries.move(session, job, State.CREATING, ACTOR, "handed in")
+        return job, True
+
+
+def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Services) -> Submission:
+    """Make experiment and run, by names that are there before; then hand the submission over to the worker."""
+    with parts.database.reading() as session:
+        job = queries.submission_of(session, person.owner.id, job_id)
+    if job is None:
+        raise not_found()
+    tags = {
+        **{name: value for name, value in request.tags.items() if not name.startswith(("mlflow.", "mltf."))},
+        "mlflow.source.type": "PROJECT",
+        "mlflow.source.name": job.name,
+        "mlflow.project.entryPoint": job.entry_point,
+        "mlflow.project.backend": "mltf",
+        "mltf.profile": job.profile,
+        "mltf.project_digest": job.digest,
+    }
+    with parts.tracking(person.owner) as tracking:
+        experiment_id = tracking.experiment(job.experiment)
+        run_id = tracking.run(experiment_id, job.id, job.name, person.owner.mlflow_name, tags)
+        tracking.log_params(run_id, job.params)
+        tracking.set_status(run_id, "SCHEDULED")
+    with parts.database.writing() as session:
+        job = queries.submission_of(session, person.owner.id, job_id)
+        if job is None:
+            raise not_found()
+        if job.state == State.CREATING.value:
+            values = {"experiment_id": experiment_id, "run_id": run_id, "run_status_sent": "SCHEDULED"}
+            queries.move(session, job, State.ACCEPTED, ACTOR, f"run {run_id}", **values)
+    return job

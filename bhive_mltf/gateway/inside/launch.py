@@ -1,0 +1,118 @@
+"""`python -m bhive_mltf.gateway.inside.launch PLAN`: runs a project on one node of its job.
+
+Started by srun outside the sandbox: it opens the relay, starts the sandbox, and leaves word of a project that failed,
+which the batch step reads. Nothing that the project does changes that word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bhive_mltf.gateway.inside import sandbox, spawn
+from bhive_mltf.gateway.inside.plan import LaunchPlan
+from bhive_mltf.gateway.inside.relay import Relay
+
+logger = logging.getLogger(__name__)
+_START_FAILED: Final = 126
+
+
+def run(plan: LaunchPlan, rank: int) -> int:
+    """Run the project on this node; its exit code."""
+    folder = Path(tempfile.mkdtemp(prefix="mltf-"))
+    try:
+        (folder / "run").mkdir()
+        with Relay(folder / "run" / "relay", plan.tracking_url, Path(plan.token_file)).running() as relay:
+            process = _start(plan, folder, relay.secret)
+            code = _wait(process)
+    except OSError as error:
+        logger.error("the sandbox cannot be started: %s", error)  # noqa: TRY400 - a sentence
+        code = _START_FAILED
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if code:
+        _leave_word(plan, rank, code)
+    return code
+
+
+def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[bytes]:
+    is_boxed = plan.runtime == "bubblewrap"
+    place, ours = (sandbox.JOB, sandbox.OURS) if is_boxed else (plan.work, str(folder / "run"))
+    inner = {
+        "argv": plan.argv,
+        "work": place,
+        "socket": f"{ours}/relay",
+        "secret": secret,
+        "variables": _variables(plan, place),
+    }
+    (folder / "run" / "plan.json").write_text(json.dumps(inner), encoding="utf-8")
+    shutil.copy(spawn.__file__, folder / "run" / "spawn.py")
+    arguments = [f"{plan.environment}/bin/python", "-I", "-S", f"{ours}/spawn.py", f"{ours}/plan.json"]
+    if is_boxed:
+        sandbox.write_etc(folder)
+        arguments = sandbox.command(plan, folder, arguments)
+    # an ignored signal stays so in what is started: bubblewrap has no handler and would end on a warning
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # empty: what bubblewrap is started with is seen inside as the environment of process 1
+    return subprocess.Popen(arguments, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL)
+
+
+def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:
+    """The environment of the project: nothing of the node's own."""
+    given = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return {
+        **{name: os.environ[name] for name in given if name in os.environ},
+        "PATH": f"{plan.environment}/bin:/usr/local/bin:/usr/bin:/bin",
+        "HOME": "/tmp",  # noqa: S108 - of the sandbox
+        "TMPDIR": "/tmp",  # noqa: S108 - of the sandbox
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "MLFLOW_RUN_ID": plan.run_id,
+        "MLFLOW_EXPERIMENT_ID": plan.experiment_id,
+        "MLTF_CHECKPOINT_DIR": f"{place}/ckpt",
+        "MLTF_OUTPUT_DIR": f"{place}/out",
+        "GIT_PYTHON_REFRESH": "quiet",
+        **plan.variables,
+    }
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            code = process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            continue
+        return 128 - code if code < 0 else code
+
+
+def _leave_word(plan: LaunchPlan, rank: int, code: int) -> None:
+    """Tell the batch step that the project failed by itself, so that the same is not tried again."""
+    what = f"its command ended with exit code {code}"
+    if code > 128:
+        what = f"its command was killed by signal {code - 128}"
+    word = {"rank": rank, "kind": "ProjectFailed", "message": what, "by_user": True, "time": time.time()}
+    path = Path(plan.logs) / f"rank_{rank}.error.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(word), encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the project of the plan named by the only argument."""
+    logging.basicConfig(level=logging.INFO, format="mltf: %(message)s", stream=sys.stderr)
+    return run(LaunchPlan.read(Path(arguments[0])), int(os.environ.get("SLURM_PROCID") or 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""The sandbox of a job's node: what of the machine the project sees, by bubblewrap."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from bhive_mltf.gateway.inside.plan import LaunchPlan
+
+JOB: Final = "/job"
+OURS: Final = "/run/mltf"
+USER_ID: Final = "1000"
+_TMP_BYTES: Final = 4 * 2**30
+_SHARED_MEMORY_BYTES: Final = 8 * 2**30
+# Of /etc only what finds libraries and certificates; the rest is written anew.
+_ETC: Final = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki")
+_TEXTS: Final = {
+    "passwd": f"job:x:{USER_ID}:{USER_ID}::{JOB}:/bin/sh\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
+    "group": f"job:x:{USER_ID}:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost job\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+
+
+def program() -> str:
+    """The program bubblewrap; FileNotFoundError where there is none."""
+    found = shutil.which("bwrap")
+    if found is None:
+        raise FileNotFoundError("there is no bwrap on this node: install bubblewrap")
+    return found
+
+
+def command(plan: LaunchPlan, folder: Path, arguments: Sequence[str]) -> list[str]:
+    """The command that runs `arguments` in the sandbox.
+
+    It must be started with an empty environment: the one it is started with is seen inside as that of process 1.
+
+    Parameters
+    ----------
+    folder : the launcher's own folder on this node, which becomes /run/mltf.
+    """
+    return [program(), *_options(plan, folder), "--", *arguments]
+
+
+def write_etc(folder: Path) -> None:
+    """Write the files that stand in place of the node's own in /etc."""
+    etc = folder / "etc"
+    etc.mkdir()
+    for name, text in _TEXTS.items():
+        (etc / name).write_text(text, encoding="ascii")
+
+
+def _options(plan: LaunchPlan, folder: Path) -> Iterator[str]:
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
+    if plan.network == "own":
+        yield "--unshare-net"
+    yield from ("--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
+    yield from ("--uid", USER_ID, "--gid", USER_ID, "--hostname", "job", "--clearenv")
+    yield from ("--ro-bind", "/usr", "/usr")
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        path = Path("/", name)
+        if path.is_symlink():
+            yield from ("--symlink", str(path.readlink()), str(path))
+        elif path.is_dir():
+            yield from ("--ro-bind", str(path), str(path))
+    yield from ("--proc", "/proc", "--dev", "/dev")
+    yield from ("--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm")  # noqa: S108 - of the sandbox
+    yield from ("--size", str(_TMP_BYTES), "--tmpfs", "/tmp")  # noqa: S108 - of the sandbox
+    for name in _ETC:
+        yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
+    for name in _TEXTS:
+        yield from ("--ro-bind", str(folder / "etc" / name), f"/etc/{name}")
+    if plan.network == "shared":
+        yield from ("--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf")
+    for place in (plan.environment, *plan.read_only):
+        yield from ("--ro-bind", place, place)
+    yield from ("--ro-bind", str(folder / "run"), OURS)
+    yield from ("--bind", plan.work, JOB, "--chdir", JOB)

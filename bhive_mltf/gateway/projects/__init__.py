@@ -1,0 +1,1 @@
+"""Uploaded projects: what an archive may hold, and what of it is run."""

@@ -1,0 +1,1 @@
+"""The database of API and worker."""

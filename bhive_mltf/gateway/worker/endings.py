@@ -1,0 +1,49 @@
+"""How a submission ends, from how its job ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bhive_mltf.gateway.store.tables import State
+from bhive_mltf.slurm import outcome
+from bhive_mltf.slurm.batch_step.verdict import ExitCode
+from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
+
+_CODES: Final = {
+    JobState.TIMEOUT: "time_limit",
+    JobState.DEADLINE: "time_limit",
+    JobState.OUT_OF_MEMORY: "out_of_memory",
+    JobState.NODE_FAIL: "node_lost",
+    JobState.BOOT_FAIL: "node_lost",
+    JobState.LAUNCH_FAILED: "node_lost",
+    JobState.GONE: "gone",
+}
+_EXIT_CODES: Final = {int(ExitCode.BAD_NODE): "bad_node", int(ExitCode.NO_SPACE): "disk_full"}
+_CANCELLED: Final = frozenset({JobState.CANCELLED, JobState.PREEMPTED, JobState.REVOKED})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A final state, its code for programs, and its sentence for people."""
+
+    state: State
+    code: str = ""
+    reason: str = ""
+
+
+def ending_of(record: JobRecord, *, is_wanted: bool) -> Ending:
+    """The ending of a job that is over.
+
+    is_wanted : somebody asked for its end; a job that had done its work before that stays a success.
+    """
+    if outcome.is_done(record):
+        return Ending(State.SUCCEEDED)
+    if record.state in _CANCELLED or is_wanted:
+        by = "cancelled by its owner" if is_wanted else "the scheduler, or an operator, ended it"
+        return Ending(State.CANCELLED, "cancelled", by)
+    word = outcome.own_word(record)
+    reason = str(word.get("reason") or record.message or outcome.SENTENCES.get(record.state, record.state.value))
+    code = _CODES.get(record.state) or _EXIT_CODES.get(record.exit_code or 0, "project_exit")
+    return Ending(State.FAILED, code, reason)

@@ -1,0 +1,216 @@
+"""What the worker does for a submission in each state. Every step may be repeated: it looks first, then does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bhive_mltf.errors import ProfileError, QueryFailedError, SlurmError, SubmissionError
+from bhive_mltf.gateway.errors import ArchiveError, UpstreamError
+from bhive_mltf.gateway.identity.mint import Minter
+from bhive_mltf.gateway.settings import Settings
+from bhive_mltf.gateway.store import queries
+from bhive_mltf.gateway.store.database import Database
+from bhive_mltf.gateway.store.tables import Owner, State, Submission
+from bhive_mltf.gateway.tracking import Status, Tracking
+from bhive_mltf.gateway.worker import batch, faults, job_folder
+from bhive_mltf.gateway.worker.endings import Ending, ending_of
+from bhive_mltf.gateway.worker.leader import Office
+from bhive_mltf.slurm import dispatch
+from bhive_mltf.slurm.belief import Belief
+from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.record import JobRecord
+
+logger = logging.getLogger(__name__)
+ACTOR: Final = "worker"
+# A submission whose tracking run was not made after so long is refused.
+CREATED_WITHIN_S: Final = 120.0
+_RUN_STATUS: Final[dict[State, Status]] = {
+    State.SUCCEEDED: "FINISHED",
+    State.CANCELLED: "KILLED",
+    State.FAILED: "FAILED",
+    State.REFUSED: "FAILED",
+}
+
+
+@dataclass
+class Steps:
+    """One term's work. Errors that pass leave a submission where it is: the next tick does the step again."""
+
+    settings: Settings
+    database: Database
+    office: Office
+    minter: Minter
+    clients: dict[str, Slurm] = field(default_factory=dict)
+    beliefs: dict[str, Belief] = field(default_factory=dict)
+
+    def do(self, submission: Submission) -> None:
+        """One step of one submission."""
+        steps: dict[str, Callable[[Submission], None]] = {
+            State.CREATING.value: self._creating,
+            State.ACCEPTED.value: self._accepted,
+            State.PREPARING.value: self._preparing,
+            State.SUBMITTING.value: self._submitting,
+            State.QUEUED.value: self._following,
+            State.RUNNING.value: self._following,
+            State.CLOSING.value: self._closing,
+        }
+        steps[submission.state](submission)
+
+    def _creating(self, submission: Submission) -> None:
+        if time.time() - submission.created_at < CREATED_WITHIN_S:
+            return
+        self._close(submission, Ending(State.REFUSED, "tracking", "the tracking server did not take the run in time"))
+
+    def _accepted(self, submission: Submission) -> None:
+        if self._is_cancelled_early(submission):
+            return
+        try:
+            job_folder.unpack(self.settings, submission)
+        except ArchiveError as error:
+            self._close(submission, Ending(State.REFUSED, "refused", str(error)))
+            return
+        faults.point("after_unpack")
+        self._move(submission, State.PREPARING)
+
+    def _preparing(self, submission: Submission) -> None:
+        if self._is_cancelled_early(submission):
+            return
+        profile = self.settings.profiles[submission.profile]
+        if not (profile.environment / "bin").is_dir():
+            reason = f"the environment of profile {submission.profile} is not there: ask the operator"
+            self._close(submission, Ending(State.FAILED, "environment", reason))
+            return
+        self._move(submission, State.SUBMITTING)
+
+    def _submitting(self, submission: Submission) -> None:
+        folder = self.settings.job_folder(submission.id)
+        if submission.cancel_at is not None and JobRecord.read(folder) is None:
+            self._close(submission, Ending(State.CANCELLED, "cancelled", "cancelled before it was handed in"))
+            return
+        profile = self.settings.profiles[submission.profile]
+        self._renew_token(submission)
+        try:
+            facility = job_folder.facility_of(profile, submission.hours)
+            spec = job_folder.spec_of(self.settings, submission, profile, facility)
+            record = batch.submit_once(facility, spec, self._client(submission))
+        except (SubmissionError, ProfileError) as error:
+            self._close(submission, Ending(State.REFUSED, "refused", str(error)))
+            return
+        except QueryFailedError as error:
+            logger.warning("%s: %s", submission.id, error)
+            return
+        if record.job_id is None:
+            return
+        faults.point("after_record")
+        values = {"job_id": record.job_id, "job_state": record.state.value, "submitted_at": record.submitted}
+        self._move(submission, State.QUEUED, f"job {record.job_id}", **values)
+
+    def _following(self, submission: Submission) -> None:
+        client = self._client(submission)
+        record = JobRecord.read(self.settings.job_folder(submission.id))
+        if record is None:
+            self._close(submission, Ending(State.FAILED, "gone", "the record of the job is gone from the spool"))
+            return
+        self._renew_token(submission)
+        if submission.cancel_at is not None and not record.is_over:
+            client.cancel(submission.job_id)
+            faults.point("after_scancel")
+        record, info = dispatch.look(record, client)
+        belief = self.beliefs.setdefault(submission.id, Belief())
+        if record.is_over or belief.is_over(record, info, time.monotonic()):
+            record = record if record.is_over else dispatch.end(record, info)
+            self.beliefs.pop(submission.id, None)
+            faults.point("after_end")
+            values = {"job_state": record.state.value, "exit_code": record.exit_code, "ended_at": record.ended}
+            self._close(submission, ending_of(record, is_wanted=submission.cancel_at is not None), **values)
+            return
+        if not info.state.is_waiting and not info.state.is_final and submission.state == State.QUEUED.value:
+            self._move(submission, State.RUNNING, started_at=time.time(), job_state=info.state.value)
+        if submission.state == State.RUNNING.value and submission.run_status_sent != "RUNNING":
+            self._send(submission, "RUNNING")
+
+    def _closing(self, submission: Submission) -> None:
+        state = State(submission.outcome)
+        status = _RUN_STATUS[state]
+        with self._tracking(submission) as tracking:
+            run_id = submission.run_id or self._stray_run(submission, tracking)
+            if run_id:
+                tags = {"mltf.reason": submission.reason} if submission.reason else {}
+                tracking.set_tags(run_id, {**tags, "mltf.slurm_job": submission.job_id, "mltf.state": state.value})
+                tracking.set_status(run_id, status, submission.ended_at or time.time())
+        faults.point("after_status")
+        job_folder.remove_secrets(self.settings, submission)
+        ended = submission.ended_at or time.time()
+        self._move(submission, state, submission.reason, run_status_sent=status, ended_at=ended)
+
+    def _stray_run(self, submission: Submission, tracking: Tracking) -> str:
+        """The run of a submission whose request was interrupted before it was written down."""
+        experiment = tracking.find_experiment(submission.experiment)
+        return tracking.find_run(experiment, submission.id) if experiment else ""
+
+    def _is_cancelled_early(self, submission: Submission) -> bool:
+        if submission.cancel_at is None:
+            return False
+        self._close(submission, Ending(State.CANCELLED, "cancelled", "cancelled before it was handed in"))
+        return True
+
+    def _client(self, submission: Submission) -> Slurm:
+        """One client per facility: it asks one question for all jobs of a tick."""
+        profile = self.settings.profiles[submission.profile]
+        if profile.facility not in self.clients:
+            facility = job_folder.facility_of(profile, submission.hours)
+            found = batch.WatchedSlurm.of(facility)
+            found.fresh_s = self.settings.tick_s / 2
+            found.submit_timeout_s = self.settings.submit_timeout_s
+            self.clients[profile.facility] = found
+        return self.clients[profile.facility]
+
+    def _renew_token(self, submission: Submission) -> None:
+        if job_folder.token_age(self.settings, submission) < self.settings.token_s / 2:
+            return
+        owner = self._owner(submission)
+        if owner.blocked_at is not None:
+            return
+        claims = {"run": submission.run_id, "experiment": submission.experiment_id}
+        token = self.minter.mint(owner.mlflow_name, "job", self.settings.token_s, **claims)
+        job_folder.write_token(self.settings, submission, token)
+
+    def _send(self, submission: Submission, status: Status) -> None:
+        """Tell the tracking server; without an answer the next tick does it."""
+        try:
+            with self._tracking(submission) as tracking:
+                tracking.set_status(submission.run_id, status)
+        except UpstreamError as error:
+            logger.warning("%s: %s", submission.id, error)
+            return
+        self._move(submission, State(submission.state), f"run {status}", run_status_sent=status)
+
+    def _tracking(self, submission: Submission) -> Tracking:
+        name = self._owner(submission).mlflow_name
+        return Tracking(self.settings.tracking_url, lambda: self.minter.mint(name, "gateway", 300.0))
+
+    def _owner(self, submission: Submission) -> Owner:
+        with self.database.reading() as session:
+            found = session.get(Owner, submission.owner)
+        if found is None:
+            raise SlurmError(f"submission {submission.id} has no owner")
+        return found
+
+    def _close(self, submission: Submission, ending: Ending, **values: Any) -> None:  # noqa: ANN401 - columns
+        reasons = {"outcome": ending.state.value, "reason_code": ending.code, "reason": ending.reason}
+        self._move(submission, State.CLOSING, ending.reason, **reasons, **values)
+
+    def _move(self, submission: Submission, after: State, detail: str = "", **values: Any) -> None:  # noqa: ANN401 - columns
+        """Write a change; the cancel wish of the API is a column of its own and is left as it is."""
+        with self.office.writing() as session:
+            row = session.get(Submission, submission.id)
+            if row is None or row.state != submission.state:
+                return
+            queries.move(session, row, after, ACTOR, detail, **values)
+        for name in ("state", *values):
+            setattr(submission, name, getattr(row, name))
+        faults.point(f"at_{after.value}")

@@ -1,0 +1,40 @@
+"""The tests of the gateway are left out where the packages of its extra are not installed."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from bhive_mltf.testing import slurm_lab
+from bhive_mltf.testing.slurm_lab import packages
+from tests.gateway import needs
+
+_LACKING = needs.lacks_packages()
+# as a string of patterns: collection works without the packages, and says nothing about these files
+collect_ignore_glob = ["test_*.py"] if _LACKING and not os.environ.get(needs.REQUIRED) else []
+
+
+@pytest.fixture(scope="session")
+def stack():
+    """All of a gateway with a real cluster, MLflow server and sign-on provider."""
+    needs.program("bwrap", "apt-get install bubblewrap")
+    needs.node_modules()
+    from tests.gateway.stack import Stack
+
+    if lacking := packages.missing(False):
+        needs.missing(f"needs the Debian packages {' '.join(lacking)}; 'make slurm-up' installs them")
+    # a short path of its own, which the nodes see
+    folder = Path(tempfile.mkdtemp(prefix="mltf-stack-", dir="/tmp"))
+    folder.chmod(0o755)
+    lab = slurm_lab.up(slurm_lab.Settings(directory=folder / "lab"))
+    made = Stack(folder, lab)
+    try:
+        made.start_all()
+        yield made
+    finally:
+        made.stop_all()
+        slurm_lab.down(lab.directory)
+        if not os.environ.get("MLTF_KEEP"):
+            shutil.rmtree(folder, ignore_errors=True)

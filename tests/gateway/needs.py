@@ -1,0 +1,54 @@
+"""What the tests of the gateway need besides the package; what is missing is a skip, or a failure if required."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REQUIRED = "BHIVE_REQUIRE_GATEWAY"  # set where something missing is a failure, such as in continuous integration
+PACKAGES = ("fastapi", "sqlalchemy", "httpx", "jwt", "flask_wtf", "pathspec")
+PROVIDER = Path(__file__).parent / "provider"
+
+
+def missing(sentence):
+    """Skip, or fail where the gateway's tests are required."""
+    (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(sentence)
+
+
+def lacks_packages():
+    """The packages of the extra `gateway` that are not installed."""
+    return [name for name in PACKAGES if find_spec(name) is None]
+
+
+def program(name, how):
+    """The path of a program."""
+    found = shutil.which(name)
+    if found is None:
+        missing(f"needs the program {name}: {how}")
+    return found
+
+
+def node_modules():
+    """A folder with the sign-on provider and what it needs, installed once for each version of `package.json`."""
+    program("node", "apt-get install nodejs")
+    npm = program("npm", "apt-get install npm")
+    text = (PROVIDER / "package.json").read_bytes()
+    base = Path(os.environ.get("BHIVE_NODE_CACHE") or Path(tempfile.gettempdir()) / f"bhive-node-{os.getuid()}")
+    folder = base / hashlib.sha256(text).hexdigest()[:12]
+    if not (folder / "node_modules" / "oidc-provider").is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        (temporary / "package.json").write_bytes(text)
+        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            shutil.rmtree(temporary, ignore_errors=True)
+            missing(f"npm cannot install oidc-provider: {done.stderr.strip()[-200:]}")
+        if not folder.exists():
+            temporary.rename(folder)
+    return folder
