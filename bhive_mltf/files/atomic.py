@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def _temporary(path: Path) -> Path:
@@ -45,6 +46,38 @@ def replace_file(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Output(io.BufferedWriter):
+    """Remembers the first error of the disk, which a writer in C may have replaced by one of its own."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any buffer
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+
+@contextmanager
+def open_replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write to; on success it takes the place of `path`, on error it is removed.
+
+    For `torch.save` and the like: written to by name, a full disk is a RuntimeError about an unexpected position.
+
+    Raises
+    ------
+    OSError : the disk does not take it, whatever the writer made of that.
+    """
+    with replace_file(path) as temporary, _Output(io.FileIO(temporary, "w")) as file:
+        try:
+            yield file
+        except Exception as error:
+            if file.failure is None or isinstance(error, OSError):
+                raise
+            raise file.failure from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,8 +34,10 @@ _ADVICE = {
 
 
 @contextmanager
-def writing(directory: str | Path) -> Iterator[None]:
+def writing(directory: str | Path, numbers: Collection[int] = tuple(_REASONS)) -> Iterator[None]:
     """Turn an OSError of a disk into a DiskError that names the file, or the directory; any other stays what it is.
+
+    numbers : the `errno`s to turn; `NO_SPACE` where files are read as well.
 
     Raises
     ------
@@ -46,7 +48,7 @@ def writing(directory: str | Path) -> Iterator[None]:
     except DiskError:
         raise
     except OSError as error:
-        if error.errno not in _REASONS:
+        if error.errno not in numbers:
             raise
         raise cannot_write(error.filename or directory, error) from error
 

@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bhive_mltf.errors import RankFailedError
 from bhive_mltf.ranks.files import RankError, error_path, log_path
-from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
+from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, NO_SPACE_EXIT_CODE, TrainingInterruptedError
 
 SHOWN_LINES = 15
 _SHOWN_BYTES = 8192
@@ -64,6 +64,8 @@ def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[i
 def _how_it_ended(failure: ProcessFailure | None) -> str:
     if failure is None:
         return "it stopped answering"
+    if failure.exitcode == NO_SPACE_EXIT_CODE:
+        return "no space is left where the outputs go: make room"
     name = failure.signal_name() if failure.exitcode < 0 else ""
     return f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import errno
 import logging
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bhive_mltf.errors import BhiveError
+from bhive_mltf.files import disk
 from bhive_mltf.ranks import signals, srun
 from bhive_mltf.ranks.files import RankError
 
@@ -44,7 +44,11 @@ def run_rank(arguments: Sequence[str], work: Callable[[Path], int]) -> NoReturn:
 
 
 def run_reporting(directory: Path, work: Callable[[], int]) -> int:
-    """Do a rank's work; its exit code, 1 for an error, whose reason is left in `directory` (`ranks.files`)."""
+    """Do a rank's work; its exit code.
+
+    It is 1 for an error, whose reason is left in `directory` (`ranks.files`), and `signals.NO_SPACE_EXIT_CODE` where
+    the disk is full: that reason may find no room there.
+    """
     os.environ.pop("MLFLOW_RUN_ID", None)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -53,7 +57,7 @@ def run_reporting(directory: Path, work: Callable[[], int]) -> int:
         return 130
     except Exception as error:  # noqa: BLE001 - the last stop: told to the launcher, and to the log
         _leave_reason(directory, error)
-        return 1
+        return signals.NO_SPACE_EXIT_CODE if disk.is_out_of_space(error) else 1
 
 
 def _leave_reason(directory: Path, error: Exception) -> None:
@@ -74,7 +78,7 @@ def _leave_reason(directory: Path, error: Exception) -> None:
         message=str(error),
         lost=lost,
         by_user=by_user,
-        no_space=isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
+        no_space=disk.is_out_of_space(error),
         traceback=text,
     )
     try:

@@ -11,6 +11,7 @@ from bhive_mltf.errors import TrainingError
 
 # USR2 is the warning of a batch system; luigi and NCCL may use USR1
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+NO_SPACE_EXIT_CODE = 74  # EX_IOERR: the disk is full
 INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL: not done, the same command goes on
 
 

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, disk
 from bhive_mltf.tracking.connection import quiet_with_warnings
 
 if TYPE_CHECKING:
@@ -67,9 +67,18 @@ def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> N
         for file in map(Path, files):
             (folder / "model" / "extra_files").mkdir(exist_ok=True)
             shutil.copy(file, folder / "model" / "extra_files" / file.name)
-    except BaseException:
+    except BaseException as error:
+        # torch fails in its own words where a disk is full
+        refused = disk.refusal(folder.parent, _size(module)) if isinstance(error, RuntimeError) else None
         shutil.rmtree(folder, ignore_errors=True)
+        if refused is not None:
+            raise disk.cannot_write(folder, refused, "the model") from error
         raise
+
+
+def _size(module: nn.Module) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
+from bhive_mltf.files import disk
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.gc_freeze import modules_set_aside
 from bhive_mltf.models.cpu_kernels.memory import keep_memory
@@ -56,6 +57,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
     Raises
     ------
     TrainingInterruptedError : a signal asked to stop; the position is saved.
+    DiskError : the disk is full.
     NonFiniteLossError, CheckpointError, LockedError, and what the data and models raise.
     """
     threads = torch.get_num_threads()
@@ -67,6 +69,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             stack.enter_context(DirectoryLock(plan.directory, wait_s=LOCK_WAIT))
         world.barrier()
         try:
+            stack.enter_context(disk.writing(plan.directory, disk.NO_SPACE))
             stack.enter_context(deterministic(plan.deterministic))
             set_threads(plan.threads_per_rank, world)
             keep_memory(world.device)

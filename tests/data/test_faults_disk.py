@@ -107,7 +107,7 @@ def in_a_mount(action, world, folder):
 
 def test_w07_a_full_disk(world, tmp_path):
     staging, construction, digest = in_a_mount("full", world, tmp_path / "small")
-    assert (staging["error"], construction["error"]) == ("DataError", "DataError")
+    assert (staging["error"], construction["error"]) == ("DiskError", "DiskError")
     assert f"'{tmp_path}/small/staged" in staging["message"]
     assert "cannot be written (the disk is full): make room" in staging["message"]
     assert f"'{tmp_path}/small/set" in construction["message"]
@@ -121,7 +121,7 @@ def test_w07_a_full_disk(world, tmp_path):
 
 def test_a_full_scratch_folder(world, tmp_path):
     failure, digest = in_a_mount("full-scratch", world, tmp_path / "small")
-    assert failure["error"] == "DataError"
+    assert failure["error"] == "DiskError"
     assert "cannot be written (the disk is full): make room or give another place" in failure["message"]
     assert failure["left"] == []
     assert digest == world[2].manifest.digest
@@ -129,7 +129,7 @@ def test_a_full_scratch_folder(world, tmp_path):
 
 def test_a_read_only_disk(world, tmp_path):
     (failure,) = in_a_mount("read-only", world, tmp_path / "small")
-    assert failure["error"] == "DataError"
+    assert failure["error"] == "DiskError"
     assert f"'{tmp_path}/small/set' cannot be written (the disk is read-only)" in failure["message"]
 
 

@@ -85,7 +85,7 @@ def test_w19_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     checkpoint.save(path, state(1))
 
     def full(content, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

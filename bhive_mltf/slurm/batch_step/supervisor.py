@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import secrets
 import shutil
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, disk
 from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step import preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
@@ -71,7 +70,7 @@ class Supervisor:
             self._variables = staging.make_copies(spec, self._allocation, variables)
             code = self._wait(steps.start(spec, self._variables))
         except OSError as error:
-            code = ExitCode.NO_SPACE if error.errno in (errno.ENOSPC, errno.EDQUOT) else ExitCode.FAILED
+            code = ExitCode.NO_SPACE if disk.is_out_of_space(error) else ExitCode.FAILED
             return Verdict(Outcome.FAILED, f"the job cannot start its ranks: {error}", code)
         verdict = judge(self._seen(code))
         if verdict.outcome is Outcome.DONE and spec.afterwards:
@@ -171,7 +170,7 @@ def _can_write(folder: Path) -> bool:
             return False
         path.write_bytes(b"\0" * 2**20)
     except OSError as error:
-        return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+        return not disk.is_out_of_space(error)
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

@@ -64,12 +64,20 @@ def step_files(directory: Path) -> dict[int, Path]:
 
 
 def save(path: Path, state: State) -> None:
-    """Write a checkpoint as a whole."""
+    """Write a checkpoint as a whole.
+
+    Raises
+    ------
+    CheckpointError : the disk does not take it; raised from the OSError that says why.
+    """
     try:
-        with atomic.replace_file(path) as temporary:
-            torch.save(state, temporary)
+        with atomic.open_replacing(path) as file:
+            torch.save(state, file)
     except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be written: {error.strerror or error}.") from error
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written: {error.strerror or error}; make room or mend that, then type "
+            "the command again: it goes on from the one before"
+        ) from error
 
 
 def load(path: Path) -> State:

@@ -127,8 +127,8 @@ def _of_all_ranks(world: World, own: Any) -> list[Any]:  # noqa: ANN401 - plain 
 
 def _write_weights(path: Path, stepper: Stepper) -> str:
     weights = path.with_suffix(".pt")
-    with atomic.replace_file(weights) as temporary:
-        torch.save({"model_state_dict": dict(stepper.model.state_dict())}, temporary)
+    with atomic.open_replacing(weights) as file:
+        torch.save({"model_state_dict": dict(stepper.model.state_dict())}, file)
     return weights.name
 
 
