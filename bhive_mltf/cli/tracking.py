@@ -1,4 +1,4 @@
-"""`bhive-mltf tracking sync`: deliver what trainings could not tell MLflow, and close the runs of killed ones."""
+"""`bhive-mltf tracking sync`: deliver what trainings could not send to MLflow, and close the runs of killed ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bhive_mltf.errors import ParameterError, TrackingError
+from bhive_mltf.files.lock import COMMAND_FOLDER
 
 if TYPE_CHECKING:
     from bhive_mltf.tracking import sync
@@ -19,7 +20,7 @@ TIMEOUT = 600.0  # s, for one training
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
-    parser = commands.add_parser("tracking", help="what MLflow was not told yet", description=__doc__)
+    parser = commands.add_parser("tracking", help="what is not in MLflow yet", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser("sync", help="deliver it; close the runs of trainings that were killed")
     action.add_argument("folder", nargs="?", help="a training, or a folder with trainings (default: $DATA_PATH)")
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         raise ParameterError(f"{folder} holds no training with an MLflow run (run.json)")
     left = 0
     for directory in found:
-        done = sync.sync(directory, ended_as, timeout=options.timeout)
+        done = sync.sync(directory, ended_as, (".", COMMAND_FOLDER), options.timeout)
         left += sum(done.left.values())
         if done.delivered or done.left or done.closed:
             sys.stdout.write(f"{directory}: {sentence(done)}\n")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def ended_as(directory: Path) -> str:
-    """The status of a training that nobody works on: FINISHED when its last model is there, else KILLED."""
+    """The status of a training that no process works on: FINISHED when its last model is there, else KILLED."""
     from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
 
     try:

@@ -27,6 +27,8 @@ from bhive_mltf.files.holder import Holder, Life, boot_id
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
+# The command locks this folder of an output directory; the process that works there locks the directory itself.
+COMMAND_FOLDER = ".command"
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
 # A file without a holder in it is being written, where there are no hard links, or its writer has died.

@@ -1,6 +1,6 @@
-"""Reaching an MLflow store: quietly, with limits, and without a race when it is made.
+"""Reaching an MLflow store: quietly, with limits, without a race when it is made; and what its errors mean.
 
-Nothing here is imported before tracking is really used: `import mlflow` takes more than a second.
+mlflow is imported inside functions: `import mlflow` takes more than a second.
 """
 
 from __future__ import annotations
@@ -8,15 +8,17 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bhive_mltf.errors import TrackingError
+from bhive_mltf.errors import LockedError, TrackingError
 from bhive_mltf.tracking import store
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ _SHORT_HTTP_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_M
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _TRIES = 5
 _LOCK_TIMEOUT = 30.0  # s
+# a token may be renewed, a rate limit ends, a conflict is resolved
+_PASSING = frozenset({401, 403, 408, 409, 429})
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
 
 
 def load() -> None:
@@ -145,7 +151,9 @@ def _lock(path: Path) -> Iterator[None]:
 def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
     """The id of an experiment, made with artifacts at `location` when it does not exist.
 
-    Raises TrackingError for a deleted one.
+    Raises
+    ------
+    TrackingError : it was deleted.
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -162,3 +170,41 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
             " MLFLOW_EXPERIMENT_NAME to another name"
         )
     return str(experiment.experiment_id)
+
+
+class Failure(Enum):
+    """DOWN: no answer, keep all and try later. REJECTED: will never be taken. UNCLEAR: worth some more tries."""
+
+    DOWN = "down"
+    REJECTED = "rejected"
+    UNCLEAR = "unclear"
+
+
+def classify(error: Exception) -> Failure:
+    """The meaning of an error raised by a call of the MLflow client."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests import ConnectionError as NoConnection
+    from requests import Timeout
+
+    if isinstance(error, NoConnection | Timeout | LockedError):
+        return Failure.DOWN
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        if status in _PASSING:
+            return Failure.DOWN
+        if status < 500:
+            return Failure.REJECTED
+        no_answer = not isinstance(error, RestException) and "API request to" in str(error)
+        return Failure.DOWN if no_answer else Failure.UNCLEAR
+    return Failure.REJECTED if isinstance(error, _MISSING) else Failure.UNCLEAR
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the store answered that the thing asked for does not exist."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The error on one line of bounded length, without the credentials that a URL in it may hold."""
+    text = _CREDENTIALS.sub("//", " ".join(f"{type(error).__name__}: {error}".split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."

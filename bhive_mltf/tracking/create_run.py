@@ -1,4 +1,4 @@
-"""The run of a training, made or found by the command before any rank starts."""
+"""The MLflow run of a training, made or found by the command before any rank starts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bhive_mltf.errors import TrackingError
-from bhive_mltf.tracking import connection, environment, sanitize, store
-from bhive_mltf.tracking.failures import is_missing, one_line
+from bhive_mltf.tracking import connection, deliver, environment, store
+from bhive_mltf.tracking.connection import is_missing, one_line
 from bhive_mltf.tracking.journal import Journal
-from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.tracking.run_resolver import DIRECTORY_TAG, make, pending
+from bhive_mltf.tracking.run_resolver import DIRECTORY_TAG, make, one_maker, pending
+from bhive_mltf.tracking.store import RunRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +54,8 @@ def prepare(
     raises and never calls `mlflow.start_run`. None when tracking is off or mlflow is missing.
 
     A store that does not answer now costs one warning and a few seconds: the record then says what run is to be made
-    (`record.pending`, `run_id` empty), parameters and tags go to the journal, and whoever delivers it first makes the
-    run. A run given from outside that cannot be asked becomes the parent of that one.
+    (`record.pending`, `run_id` empty), parameters and tags go to the journal, and the first process that delivers it
+    makes the run. A run given from outside that cannot be asked becomes the parent of that one.
 
     status : SCHEDULED for a training that waits for its job.
     """
@@ -70,8 +70,8 @@ def prepare(
         with connection.short_http(), connection.quiet_with_warnings():
             record, client = _continued(record, wanted) or _begun(wanted)
             record.write(wanted.directory)
-            sanitize.log_params(client, record.run_id, params or {})
-            sanitize.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
+            deliver.log_params(client, record.run_id, params or {})
+            deliver.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
     except ImportError as error:
         logger.warning("no tracking: %s; install mlflow, or pass --tracking False", one_line(error))
         return None
@@ -107,8 +107,8 @@ def _note(record: RunRecord, wanted: _Wanted, params: Mapping[str, object], jour
         record.write(wanted.directory)
         journal.append("status", status=wanted.status)
         tags = {**(_made_by(wanted) if record.pending else {}), **_own_tags(wanted), **wanted.tags}
-        journal.append("tags", values=sanitize.run_tags(tags))
-        journal.append("params", values={key: sanitize.as_text(value) for key, value in params.items()})
+        journal.append("tags", values=deliver.run_tags(tags))
+        journal.append("params", values={key: deliver.as_text(value) for key, value in params.items()})
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
         logger.warning("parameters and tags of %s are not tracked (%s)", wanted.directory, one_line(error))
 
@@ -128,7 +128,8 @@ def _continued(record: RunRecord | None, wanted: _Wanted) -> tuple[RunRecord, Ml
     current = store.without_credentials(store.tracking_uri(wanted.data_path))
     if record.pending is not None:
         client = connection.connect(current)
-        return make(client, replace(record, tracking_uri=current), _all_tags(wanted)), client
+        with one_maker(wanted.directory):
+            return make(client, replace(record, tracking_uri=current), _all_tags(wanted)), client
     silent: Exception | None = None
     for uri in dict.fromkeys((current, record.tracking_uri)):
         try:
@@ -213,7 +214,7 @@ def _create(client: MlflowClient, record: RunRecord, wanted: _Wanted) -> RunReco
 
 
 def _all_tags(wanted: _Wanted) -> dict[str, str]:
-    return sanitize.run_tags({**_made_by(wanted), **_own_tags(wanted)})
+    return deliver.run_tags({**_made_by(wanted), **_own_tags(wanted)})
 
 
 def _made_by(wanted: _Wanted) -> dict[str, str]:

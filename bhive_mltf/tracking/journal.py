@@ -73,9 +73,9 @@ def mark_sent(path: Path, offset: int) -> None:
         temporary.write_text(str(offset), encoding="utf-8")
 
 
-def last_status(directory: Path) -> str | None:
-    """The status that the run of a training was given last, None if it never was."""
-    found = [r["status"] for r in records(directory) if r.get("kind") == "status" and not r.get("child")]
+def last_status(directory: Path, child: str = "") -> str | None:
+    """The newest status of the run of a training, or of a child of it; None if there is none."""
+    found = [r["status"] for r in records(directory) if r.get("kind") == "status" and r.get("child", "") == child]
     return str(found[-1]) if found else None
 
 
@@ -127,9 +127,10 @@ class Journal:
         return None
 
     def next_step(self, prefix: str) -> int:
-        """The step after the last one of the metrics that begin with `prefix`."""
+        """The step after the last one of the metrics that begin with `prefix` and have no further `/`."""
         with self._lock:
-            steps = [max(seen) for (_, key, _), seen in self._seen.items() if key.startswith(prefix) and seen]
+            names = [name for name in self._seen if name[1].startswith(prefix) and "/" not in name[1][len(prefix) :]]
+            steps = [max(self._seen[name]) for name in names if self._seen[name]]
         return max(steps, default=-1) + 1
 
     def close(self) -> None:

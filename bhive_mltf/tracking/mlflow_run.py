@@ -1,7 +1,8 @@
-"""The run that MLflow keeps."""
+"""The run that MLflow keeps: what is logged goes to the journal, and from there to the store."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections import Counter
@@ -10,25 +11,56 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
-from bhive_mltf.tracking import connection, sanitize
-from bhive_mltf.tracking.failures import one_line
+from bhive_mltf.errors import TrackingError
+from bhive_mltf.tracking import connection, deliver
+from bhive_mltf.tracking.connection import one_line
+from bhive_mltf.tracking.deliver import metric_name
 from bhive_mltf.tracking.journal import Journal, folder_of
-from bhive_mltf.tracking.record import RunRecord
-from bhive_mltf.tracking.run import FLUSH_TIMEOUT, Run
+from bhive_mltf.tracking.run import FLUSH_TIMEOUT, NullRun, Run
 from bhive_mltf.tracking.run_resolver import Runs
 from bhive_mltf.tracking.sender import Sender
+from bhive_mltf.tracking.store import RunRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import nn
 
-    from bhive_mltf.tracking.system_metrics import SystemMetrics
+    from bhive_mltf.tracking.system.sampler import Sampler
 
+logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 
-def open_run(directory: Path, record: RunRecord) -> MlflowRun:
-    """The run of a training directory. Raises ImportError without mlflow; a silent store is no error."""
+def attach(directory: str | Path, tracking: bool = True) -> Run:
+    """The run of a training directory; a NullRun when tracking is off or the directory has no run.
+
+    Any process that sees the directory may attach; each writes a journal file of its own and delivers all files. What
+    an earlier process could not deliver goes first.
+    """
+    if not tracking:
+        return NullRun()
+    try:
+        record = RunRecord.read(Path(directory))
+        if record is None:
+            return NullRun()
+        return _open(Path(directory).absolute(), record)
+    except TrackingError as error:
+        logger.warning("tracking is off: %s", error)
+    except ImportError as error:
+        logger.warning("tracking is off: %s; install mlflow, or pass --tracking False", one_line(error))
+    except Exception as error:  # noqa: BLE001 - tracking never ends a training
+        logger.warning("tracking is off: the run in %s cannot be opened (%s)", directory, one_line(error))
+    return NullRun()
+
+
+def _open(directory: Path, record: RunRecord) -> MlflowRun:
+    """The run of a training directory; a store that does not answer is no error.
+
+    Raises
+    ------
+    ImportError : mlflow is not installed.
+    """
+    # here and not in the sending thread: two threads that import at once can see half-made modules
     connection.load()
     connection.limit_http()
 
@@ -73,7 +105,7 @@ class MlflowRun(Run):
         self._name = ""  # of a child
         self._children: dict[str, MlflowRun] = {}
         self._contexts: dict[tuple[str, str], str] = {}
-        self._system_metrics: SystemMetrics | None = None
+        self._system_metrics: Sampler | None = None
         self._finished = False
 
     @property
@@ -90,18 +122,17 @@ class MlflowRun(Run):
         self, values: Mapping[str, float], step: int, timestamp: float | None = None, of: str = ""
     ) -> None:
         milliseconds = int((time.time() if timestamp is None else timestamp) * 1000)
-        numbers = {sanitize.name(key): self._number(key, value) for key, value in values.items()}
+        numbers = {metric_name(key): self._number(key, value) for key, value in values.items()}
         good = {key: value for key, value in numbers.items() if value is not None}
         self._journal.metrics(good, int(step), milliseconds, child=self._name, of=of)
-        self._sender.notify()
 
     @_safe
     def params(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        self._put("params", values={key: sanitize.as_text(value) for key, value in values.items()})
+        self._put("params", values={key: deliver.as_text(value) for key, value in values.items()})
 
     @_safe
     def tags(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        self._put("tags", values=sanitize.run_tags(values))
+        self._put("tags", values=deliver.run_tags(values))
 
     @_safe
     def text(self, text: str, artifact_file: str) -> None:  # noqa: D102
@@ -109,7 +140,7 @@ class MlflowRun(Run):
 
     @_safe
     def json(self, value: Any, artifact_file: str) -> None:  # noqa: ANN401, D102
-        self.text(sanitize.json_text(value), artifact_file)
+        self.text(deliver.json_text(value), artifact_file)
 
     @_safe
     def artifact(self, path: str | Path, folder: str | None = None) -> None:  # noqa: D102
@@ -151,11 +182,11 @@ class MlflowRun(Run):
         self._put(
             "model",
             folder=folder,
-            name=sanitize.model_name(name),
+            name=deliver.model_name(name),
             step=step,
-            metrics={key: self._stamped(sanitize.name(key), value, step) for key, value in (metrics or {}).items()},
-            params={sanitize.name(k): sanitize.as_text(v)[: sanitize.MAX_PARAM] for k, v in (params or {}).items()},
-            tags=sanitize.run_tags(tags or {}),
+            metrics={key: self._stamped(metric_name(key), value, step) for key, value in (metrics or {}).items()},
+            params={metric_name(k): deliver.as_text(v)[: deliver.MAX_PARAM] for k, v in (params or {}).items()},
+            tags=deliver.run_tags(tags or {}),
         )
 
     def _stamped(self, key: str, value: float, step: int) -> tuple[float, int]:
@@ -170,17 +201,14 @@ class MlflowRun(Run):
         return self._children[name]
 
     @_safe
-    def start_system_metrics(self, node_id: str | None = None, interval: float = 10.0) -> None:  # noqa: D102
-        with connection.quiet_with_warnings():
-            from bhive_mltf.tracking.system_metrics import SystemMetrics
+    def start_system_metrics(  # noqa: D102
+        self, node_id: str | None = None, interval: float = 10.0, root: int | None = None
+    ) -> None:
+        from bhive_mltf.tracking.system.sampler import Sampler
+
         if self._system_metrics is None:
-            self._system_metrics = SystemMetrics(
-                self._store.run_id,
-                self._store.tracking_uri,
-                send=self.metrics,
-                next_step=self._journal.next_step,
-                node_id=node_id,
-                interval=interval,
+            self._system_metrics = Sampler(
+                self.metrics, self._journal.next_step, node=node_id, interval=interval, root=root
             )
 
     @_safe
@@ -212,10 +240,10 @@ class MlflowRun(Run):
             self._set_status(status, time=now)
         except OSError:  # a full disk must not leave a run RUNNING; a child of it says nothing
             if self._parent is None:
-                self._sender.keep({"kind": "status", "status": status, "time": now})
+                self._sender.in_memory = {"kind": "status", "status": status, "time": now}
 
     def _report(self, left: Counter[str], refused: Counter[str]) -> None:
-        if self._sender.unwritten is not None:
+        if self._sender.in_memory is not None:
             self.warn_once(
                 "run %s at %s could not be told that it ended, nor could its journal in %s: make room, then type the"
                 " command again",
@@ -259,7 +287,6 @@ class MlflowRun(Run):
     def _put(self, kind: str, **content: object) -> None:
         about = {"child": self._name} if self._name else {}
         self._journal.append(kind, **content, **about)
-        self._sender.notify()
 
 
 def _listed(found: Counter[str]) -> str:

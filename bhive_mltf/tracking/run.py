@@ -1,21 +1,16 @@
-"""What the engine and the tasks know of tracking: a run that takes everything and never fails or blocks."""
+"""The interface of a run for engine and tasks: it takes everything, and never fails or blocks."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from bhive_mltf.errors import TrackingError
-from bhive_mltf.tracking.failures import one_line
-from bhive_mltf.tracking.record import RunRecord
+from bhive_mltf.tracking.store import RunRecord
 
 if TYPE_CHECKING:
     from torch import nn
-
-logger = logging.getLogger(__name__)
 
 FLUSH_TIMEOUT = 30.0  # s
 
@@ -28,16 +23,16 @@ class Run:
     delivers what is left, of earlier processes too, and leaves the status of the run alone, which is what tasks after
     the training want.
 
-    Of the life of a run: the command makes it (`prepare`, SCHEDULED when it waits for a job), the owner, global rank
-    0, calls `begin` and at the end `finish(status)`; everybody else calls `finish()`. A run whose owner was killed is
-    closed by `close_abandoned`.
+    The command makes the run (`prepare`, SCHEDULED when it waits for a job). Its owner, global rank 0, calls `begin`
+    and at the end `finish(status)`; other processes call `finish()`. A run whose owner was killed is closed by
+    `close_abandoned`.
     """
 
     record: RunRecord | None = None
     """Of a run in a store: `run_id` is empty while the store has not answered yet."""
 
     def begin(self) -> None:
-        """The owner says that it runs now: a run that waited for its job, or had ended, becomes RUNNING."""
+        """Set the status to RUNNING, also of a run that waited for its job or had ended; called by its owner."""
 
     def metrics(self, values: Mapping[str, float], step: int, timestamp: float | None = None, of: str = "") -> None:
         """Values of metrics at a step; `timestamp` in seconds since 1970, now if None.
@@ -59,7 +54,7 @@ class Run:
         """A JSON value as an artifact."""
 
     def artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """A file or directory as an artifact; it is read when it is sent, so it must stay until then."""
+        """A file or directory as an artifact; it must stay until it is sent, since it is read only then."""
 
     def dataset(
         self,
@@ -99,8 +94,12 @@ class Run:
         """A child of this run; made at its first use, found again by its name when a training goes on."""
         return NullRun()
 
-    def start_system_metrics(self, node_id: str | None = None, interval: float = 10.0) -> None:
-        """Sample the machine every `interval` seconds (`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` wins)."""
+    def start_system_metrics(self, node_id: str | None = None, interval: float = 10.0, root: int | None = None) -> None:
+        """Sample this node every `interval` seconds (`MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL` wins).
+
+        node_id : stands in the names of the metrics; None for MLflow's own names.
+        root : id of the process whose tree belongs to the training, default this one.
+        """
 
     def stop_system_metrics(self) -> None:
         """Stop sampling."""
@@ -126,28 +125,3 @@ class Run:
 
 class NullRun(Run):
     """Tracking that is off."""
-
-
-def attach(directory: str | Path, tracking: bool = True) -> Run:
-    """The run of a training directory; a NullRun when tracking is off or the directory has no run.
-
-    Any process that sees the directory may attach, several at a time: each writes a journal of its own, and one of
-    them delivers all. What an earlier process could not deliver goes first.
-    """
-    if not tracking:
-        return NullRun()
-    try:
-        record = RunRecord.read(Path(directory))
-        if record is None:
-            return NullRun()
-        # here and not in the sending thread: two threads that import at once can see half-made modules
-        from bhive_mltf.tracking.mlflow_run import open_run
-
-        return open_run(Path(directory).absolute(), record)
-    except TrackingError as error:
-        logger.warning("tracking is off: %s", error)
-    except ImportError as error:
-        logger.warning("tracking is off: %s; install mlflow, or pass --tracking False", one_line(error))
-    except Exception as error:  # noqa: BLE001 - tracking never ends a training
-        logger.warning("tracking is off: the run in %s cannot be opened (%s)", directory, one_line(error))
-    return NullRun()

@@ -1,23 +1,26 @@
-"""Where records are delivered: the run of a training, made when the store first answers, and its children."""
+"""The run of a training and its children by id: made when the store first answers, found again later."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bhive_mltf.errors import TrackingError
 from bhive_mltf.tracking import connection, store
-from bhive_mltf.tracking.record import RunRecord
+from bhive_mltf.tracking.journal import folder_of
+from bhive_mltf.tracking.store import RunRecord
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARENT_TAG = "mlflow.parentRunId"
-DIRECTORY_TAG = "bhive_mltf.directory"  # on every run; on one given from outside it says who took it
+DIRECTORY_TAG = "bhive_mltf.directory"  # on every run; on one given from outside it says which training uses it
 TOKEN_TAG = "bhive_mltf.token"  # noqa: S105 - the name of a tag
+_MAKING_ENDS = 60.0  # s
 
 
 def pending(uri: str, data_path: Path, run_name: str, parent_run_id: str | None = None) -> RunRecord:
@@ -35,7 +38,11 @@ def pending(uri: str, data_path: Path, run_name: str, parent_run_id: str | None 
 def make(client: MlflowClient, record: RunRecord, tags: Mapping[str, str]) -> RunRecord:
     """Make the run of a pending record, unless it was made already and that was not noted.
 
-    tags : more tags of a new run. Raises TrackingError for a deleted experiment.
+    tags : more tags of a new run.
+
+    Raises
+    ------
+    TrackingError : the experiment was deleted.
     """
     wanted = record.pending or {}
     experiment = record.experiment_id or wanted["experiment_id"]
@@ -52,23 +59,25 @@ def make(client: MlflowClient, record: RunRecord, tags: Mapping[str, str]) -> Ru
 
 
 class Runs:
-    """The run of a training directory and its children; used by the one thread that delivers."""
+    """The run of a training directory and its children, made where they do not exist yet."""
 
     def __init__(self, directory: Path, record: RunRecord) -> None:
         self.directory, self.record = directory, record
         self._children: dict[str, str] = {}
 
     def resolve(self, client: MlflowClient, child: str = "") -> str:
-        """The id of the run, or of a child; what does not exist is made, an ended child runs again."""
+        """The id of the run, or of a child; what does not exist is made, a child that had ended runs again."""
         if self.record.pending is not None:
-            self._settle(client)
+            with one_maker(self.directory):
+                self._make(client)
         if not child:
             return self.record.run_id
         if child not in self._children:
-            self._children[child] = self._find_child(client, child)
+            with one_maker(self.directory):
+                self._children[child] = self._find_child(client, child)
         return self._children[child]
 
-    def _settle(self, client: MlflowClient) -> None:
+    def _make(self, client: MlflowClient) -> None:
         # another process may have made it meanwhile
         there = RunRecord.read(self.directory)
         if there is None:
@@ -89,3 +98,14 @@ class Runs:
             client.update_run(run_id, status="RUNNING")
             return run_id
         return str(client.create_run(experiment_id, run_name=name, tags={PARENT_TAG: parent}).info.run_id)
+
+
+@contextmanager
+def one_maker(directory: Path) -> Iterator[None]:
+    """Inside, no other process makes a run or model of this training: two that look at once would both find none."""
+    from bhive_mltf.files.lock import DirectoryLock
+
+    with ExitStack() as stack:
+        with suppress(OSError):  # a full disk
+            stack.enter_context(DirectoryLock(folder_of(directory), wait_s=_MAKING_ENDS))
+        yield

@@ -1,15 +1,24 @@
-"""Delivering what trainings could not: the server was away, or the process was killed."""
+"""What killed processes and silent servers left: closing runs that nobody works on, and delivering journals."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bhive_mltf.tracking import abandoned_runs, deliver, journal
-from bhive_mltf.tracking.record import FILE_NAME
-from bhive_mltf.tracking.run import FLUSH_TIMEOUT, attach
+from bhive_mltf.tracking import connection, deliver, journal
+from bhive_mltf.tracking.connection import one_line
+from bhive_mltf.tracking.mlflow_run import attach
+from bhive_mltf.tracking.run import FLUSH_TIMEOUT
+from bhive_mltf.tracking.run_resolver import Runs
+from bhive_mltf.tracking.store import FILE_NAME, RunRecord
+
+logger = logging.getLogger(__name__)
+
+ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,28 @@ def directories(folder: Path) -> Iterator[Path]:
         yield path.parent
 
 
+def sync(
+    directory: Path,
+    ended_as: Callable[[Path], str] = lambda directory: "KILLED",  # noqa: ARG005
+    locks: Sequence[str] = (".",),
+    timeout: float = FLUSH_TIMEOUT,
+) -> Synced:
+    """Close the run of a training that was killed, and deliver what its journal holds.
+
+    Parameters
+    ----------
+    ended_as : gives the status of a training that no process works on any more.
+    locks : see `close_abandoned`.
+    """
+    status = ended_as(directory)
+    closed = status if close_abandoned(directory, status, locks) else ""
+    before = undelivered(directory)
+    if before:
+        attach(directory).finish(timeout=timeout)
+    left = undelivered(directory)
+    return Synced(directory, before - left, left, closed)
+
+
 def undelivered(directory: Path) -> Counter[str]:
     """What the journal of a training still holds, by kind."""
     found: Counter[str] = Counter()
@@ -39,23 +70,40 @@ def undelivered(directory: Path) -> Counter[str]:
     return found
 
 
-def sync(
-    directory: Path,
-    ended_as: Callable[[Path], str] = lambda directory: "KILLED",  # noqa: ARG005
-    at_work: Callable[[Path], bool] = abandoned_runs.is_at_work,
-    timeout: float = FLUSH_TIMEOUT,
-) -> Synced:
-    """Close the run of a training that was killed, and deliver what its journal holds.
+def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",)) -> bool:
+    """Record the end of a run that says RUNNING although no process works on it; whether that was so.
+
+    The status goes to the journal, with the time of its last record, and is delivered as all else is. SCHEDULED runs
+    are left alone. Never raises.
 
     Parameters
     ----------
-    ended_as : the status of a training that nobody works on any more.
-    at_work : see `closing.close_abandoned`.
+    status : what it ended as: FINISHED when the training is complete, else KILLED.
+    locks : folders of the directory in which a process that works on the training holds a lock.
     """
-    status = ended_as(directory)
-    closed = status if abandoned_runs.close_abandoned(directory, status, at_work) else ""
-    before = undelivered(directory)
-    if before:
-        attach(directory).finish(timeout=timeout)
-    left = undelivered(directory)
-    return Synced(directory, before - left, left, closed)
+    from bhive_mltf.files.lock import is_held
+
+    try:
+        record = RunRecord.read(directory)
+        if record is None or record.external or journal.last_status(directory) in ENDED:
+            return False
+        if any(is_held(directory / folder) for folder in locks) or not _is_running(directory, record):
+            return False
+        last = max((path.stat().st_mtime for path in journal.files(directory)), default=time.time())
+        own = journal.Journal(directory)
+        own.append("status", status=status, time=int(last * 1000))
+        own.close()
+    except Exception as error:  # noqa: BLE001 - tracking ends nothing
+        logger.warning("the run of %s cannot be closed now (%s)", directory, one_line(error))
+        return False
+    return True
+
+
+def _is_running(directory: Path, record: RunRecord) -> bool:
+    if record.pending is not None:
+        return True
+    connection.load()
+    with connection.short_http(), connection.quiet_with_warnings():
+        client = connection.connect(record.tracking_uri)
+        run_id = Runs(directory, record).resolve(client)
+        return str(client.get_run(run_id).info.status) == "RUNNING"

@@ -61,7 +61,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
     NonFiniteLossError, CheckpointError, LockedError, and what the data and models raise.
     """
     threads = torch.get_num_threads()
-    watching = (observer or _default_observer()) if world.is_first else Observer()
+    watching = (observer or _default_observer()) if world.is_first else _node_observer(world)
     status = "FAILED"
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
@@ -120,11 +120,18 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
     return stepper
 
 
+def _node_observer(world: World) -> Observer:
+    """Of a rank above 0: the first one of a node watches its load."""
+    from bhive_mltf.training.monitoring.mlflow_observer import NodeObserver
+
+    return NodeObserver() if world.local_rank == 0 else Observer()
+
+
 def _default_observer() -> Observer:
-    from bhive_mltf.training.monitoring.mlflow_observer import Tracked
+    from bhive_mltf.training.monitoring.mlflow_observer import MlflowObserver
     from bhive_mltf.training.monitoring.progress import Progress
     from bhive_mltf.training.monitoring.progress_file import ProgressFile
 
     folder = srun.job_folder()
     file = [] if folder is None else [ProgressFile(folder / PROGRESS_NAME)]
-    return Observers([Progress(), *file, Tracked()])
+    return Observers([Progress(), *file, MlflowObserver()])

@@ -4,10 +4,12 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -97,7 +99,7 @@ def test_a_run_that_can_be_told_nothing_says_so(tmp_path, data_path, said, monke
     def away(*_):
         raise ConnectionError("nobody answers")
 
-    monkeypatch.setattr("bhive_mltf.tracking.deliver.one", away)
+    monkeypatch.setattr("bhive_mltf.tracking.deliver.send", away)
     run.finish("FAILED", timeout=1)
     assert any("could not be told that it ended" in line for line in said())
 
@@ -211,9 +213,130 @@ def test_two_processes_at_once_deliver_all(tmp_path, data_path, client):
     one.metrics({"loss": 1.0}, 0)
     assert one.flush()
     two.metrics({"auc": 1.0}, 0)
-    two.finish()  # delivered by the first one, which has the lock
+    two.finish()
     one.finish("FINISHED")
     assert set(client.get_run(run_id).data.metrics) == {"loss", "auc"}
+
+
+OLD = Path(__file__).parent / "journal_of_a2464a8"
+
+
+@pytest.fixture
+def old(tmp_path, data_path):
+    """An unfinished training as commit a2464a8 left it when it was killed: the server never answered."""
+    directory = tmp_path / "old"
+    shutil.copytree(OLD, directory)
+    for path in [directory / "run.json", *directory.glob("journal/*.jsonl")]:
+        text = path.read_text().replace("DIRECTORY", str(directory))
+        path.write_text(text.replace("TRACKING_URI", f"sqlite:///{data_path}/mlflow.db"))
+    return directory
+
+
+def test_the_journal_of_commit_a2464a8_is_delivered(old, client, capsys):
+    assert main(["tracking", "sync", str(old)]) == 0
+    assert "closed as KILLED" in capsys.readouterr().out
+    run_id = RunRecord.read(old).run_id
+    run = client.get_run(run_id)
+    assert (run.info.run_name, run.info.status) == ("v1 DeepJetHLT v1", "KILLED")
+    assert run.data.params == {"learning_rate": "0.001"}
+    assert (run.data.tags["world_size"], run.data.tags["task"]) == ("2", "TrainingTask")
+    assert history(client, run_id, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert math.isnan(run.data.metrics["Training Loss"])
+    assert run.data.metrics["Validation Loss"] == 0.5
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["v1"]
+    assert [entry.path for entry in client.list_artifacts(run_id)] == ["figures", "filelist.txt"]
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert (model.name, model.status) == ("best_model", "READY")
+    (child,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert child.data.metrics == {"Training Loss": 0.25}
+
+
+def test_a_training_goes_on_in_the_journal_of_commit_a2464a8(old, client):
+    with attach(old) as run:
+        run.begin()
+        run.metrics({"train/loss": 9.0, "train/lr": 0.5}, 2)  # the first wins
+        run.metrics({"train/loss": 0.25}, 3)
+        run.finish("FINISHED")
+    run_id = run.record.run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert history(client, run_id, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 0.25)]
+
+
+def test_processes_that_deliver_at_once_make_one_run(old, client):
+    code = "import sys; from bhive_mltf.tracking import attach; attach(sys.argv[1]).finish()"
+    processes = [subprocess.Popen([sys.executable, "-c", code, old]) for _ in range(2)]
+    assert [process.wait(180) for process in processes] == [0, 0]
+    runs = client.search_runs([RunRecord.read(old).experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["model_performance_metrics", "v1 DeepJetHLT v1"]
+    run = client.get_run(RunRecord.read(old).run_id)
+    assert len(run.outputs.model_outputs) == 1
+    assert history(client, run.info.run_id, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
+def test_an_old_status_never_comes_after_a_new_one(tmp_path, data_path, client):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    first, last = Journal(tmp_path), Journal(tmp_path)
+    first.append("status", status="RUNNING")
+    last.append("status", status="FAILED", time=5000)
+    client.set_terminated(run_id, "FAILED")  # by a process that delivered both
+    statuses = []
+    real = type(client).update_run
+
+    def noted(self, run_id, status=None, name=None):
+        statuses.append(status)
+        return real(self, run_id, status, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(client), "update_run", noted)
+        attach(tmp_path).finish()
+    assert statuses == []
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert client.get_run(run_id).info.end_time == 5000
+
+
+def internal_errors(monkeypatch, of):
+    """The store answers points of the metric `of`, or everything if it is empty, with an error of its own."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    log_batch, set_tag = MlflowClient.log_batch, MlflowClient.set_tag
+
+    def batch(self, run_id, metrics=(), **others):
+        if not of or any(metric.key == of for metric in metrics):
+            raise MlflowException("the database is locked")
+        return log_batch(self, run_id, metrics=metrics, **others)
+
+    def tag(self, *arguments):
+        if not of:
+            raise MlflowException("the database is locked")
+        return set_tag(self, *arguments)
+
+    monkeypatch.setattr("bhive_mltf.tracking.sender._MAX_TRIES", 1)
+    monkeypatch.setattr(MlflowClient, "log_batch", batch)
+    monkeypatch.setattr(MlflowClient, "set_tag", tag)
+
+
+def test_a_store_in_trouble_of_its_own_loses_no_point(tmp_path, data_path, client, said):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    run = attach(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        internal_errors(patch, "")
+        run.metrics({"loss": 1.0, "accuracy": 0.5}, 0)
+        assert not run.flush(4)
+    run.finish()
+    assert client.get_run(run_id).data.metrics == {"loss": 1.0, "accuracy": 0.5}
+    assert len(said()) == 1
+    assert "cannot take data now" in said()[0]
+
+
+def test_a_point_that_the_store_cannot_take_is_left_out(tmp_path, data_path, client, said, monkeypatch):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    internal_errors(monkeypatch, "odd")
+    run = attach(tmp_path)
+    run.metrics({"loss": 1.0, "odd": 0.5, "accuracy": 0.5}, 0)
+    run.finish()
+    assert client.get_run(run_id).data.metrics == {"loss": 1.0, "accuracy": 0.5}
+    assert "refused a point 'odd'" in said()[1]
 
 
 def test_a_server_started_late_and_killed_in_between(relay, tmp_path, said, capsys):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bhive_mltf.tracking import RunRecord, attach, journal, prepare, sanitize
+from bhive_mltf.tracking import RunRecord, attach, deliver, journal, prepare
 from tests.waiting import wait_for
 
 
@@ -223,9 +223,9 @@ def test_system_metrics(training, client):
 
 
 def test_system_metrics_that_fail(training, said, monkeypatch):
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from bhive_mltf.tracking.system.sampler import Sampler
 
-    monkeypatch.setattr(CPUMonitor, "collect_metrics", lambda self: 1 / 0)
+    monkeypatch.setattr(Sampler, "_point", lambda *_: 1 / 0)
     with attach(training) as run:
         run.start_system_metrics(interval=0.1)
         time.sleep(0.1)
@@ -261,11 +261,11 @@ def test_a_store_that_is_gone_or_locked(tmp_path, said):
 def test_any_text_becomes_a_name_that_mlflow_takes(text):
     from mlflow.utils.validation import _validate_metric_name
 
-    name = sanitize.name(text)
+    name = deliver.metric_name(text)
     _validate_metric_name(name)
-    assert sanitize.name(name) == name
+    assert deliver.metric_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["Training Loss", "system/node0/cpu", "auc_b:l", "a.b-c"])
 def test_good_names_stay(name):
-    assert sanitize.name(name) == name
+    assert deliver.metric_name(name) == name

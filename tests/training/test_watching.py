@@ -8,12 +8,12 @@ import torch
 
 from bhive_mltf.ranks.agreement import RankAgreement
 from bhive_mltf.ranks.distributed import World, join_world, pick_device, set_threads
-from bhive_mltf.tracking.run import Run
+from bhive_mltf.tracking import Run
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import JetLosses
 from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums
 from bhive_mltf.training.monitoring import mlflow_observer, progress
-from bhive_mltf.training.monitoring.mlflow_observer import Tracked
+from bhive_mltf.training.monitoring.mlflow_observer import MlflowObserver
 from bhive_mltf.training.monitoring.observers import Observers
 from bhive_mltf.training.monitoring.progress import Progress
 from tests.training import standin
@@ -67,7 +67,7 @@ class Recording(Run):
         self.calls.append(("nested", name))
         return self.child
 
-    def start_system_metrics(self, node_id=None, interval=10.0):
+    def start_system_metrics(self, node_id=None, interval=10.0, root=None):
         self.calls.append("system metrics")
 
     def finish(self, status=None, timeout=30.0):
@@ -77,7 +77,7 @@ class Recording(Run):
 def test_the_run_gets_upstreams_metrics_and_the_best_model(tmp_path, monkeypatch):
     run = Recording()
     monkeypatch.setattr(mlflow_observer, "attach", lambda directory, tracking: run)
-    train(plan(tmp_path, nested_metrics=True, tracking=True), World(), standin.build, Observers([Tracked()]))
+    train(plan(tmp_path, nested_metrics=True, tracking=True), World(), standin.build, Observers([MlflowObserver()]))
     epochs = {"Training Loss", "Training Accuracy", "Validation Loss", "Validation Accuracy"}
     assert {name for name, _, _ in run.points} == epochs | {
         f"train/{name}" for name in ("loss", "lr", "jets_per_s", "gradient_norm", "loader_wait")

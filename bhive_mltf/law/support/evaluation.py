@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bhive_mltf import tracking
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.files.lock import COMMAND_FOLDER, DirectoryLock
 from bhive_mltf.files.records import Record
 from bhive_mltf.law import messages
 from bhive_mltf.law.support.training import log_dataset
@@ -78,7 +78,7 @@ def run_of(task: EvaluationBase) -> tracking.Run:
     """The MLflow run of the training that a task evaluates; closed, should the training's end have been a kill."""
     directory = Path(task.training().local_path())
     if task.tracking:
-        tracking.close_abandoned(directory, "FINISHED")
+        tracking.close_abandoned(directory, "FINISHED", (".", COMMAND_FOLDER))
     return tracking.attach(directory, tracking=task.tracking)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bhive_mltf import tracking
 from bhive_mltf.errors import RecordMismatchError
-from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
+from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
 from bhive_mltf.law.support import commands, jobs
 from bhive_mltf.ranks.process import end_with_parent
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Where a training on ROOT files keeps the manifest of what it read.
 ROOT_RECORD = "root_files"
-COMMAND_FOLDER = ".command"  # holds the lock of the command; that of the directory belongs to rank 0
 RANKS_END_S = STALE_AFTER_S + 30.0
 COMMANDS = ("resume_training", "resume_epoch", "extend_training")
 

@@ -11,7 +11,7 @@ import torch
 import bhive_mltf
 from bhive_mltf.errors import CheckpointError, TrackingError
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.tracking.record import RunRecord
+from bhive_mltf.tracking.store import RunRecord
 from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host

@@ -1,14 +1,18 @@
-"""The training's run in the tracking store, fed by rank 0. Nothing here waits or fails because of the store."""
+"""The MLflow run of a training, fed by rank 0, and by the first rank of other nodes with the load of theirs."""
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 from typing_extensions import override
 
 from bhive_mltf.ranks import srun
-from bhive_mltf.tracking.run import NullRun, Run, attach
+from bhive_mltf.tracking import NullRun, Run, attach
+from bhive_mltf.tracking.system.sampler import sample_node
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
@@ -16,7 +20,7 @@ NESTED_NAME = "model_performance_metrics"
 PARTS = {"loss_cat": "Classification Loss", "loss_reg": "Regression Loss"}  # of multi-task models
 
 
-class Tracked(Observer):
+class MlflowObserver(Observer):
     """Upstream's four metrics per epoch, loss, learning rate and speed per interval, the best model at the end."""
 
     def __init__(self) -> None:
@@ -30,7 +34,7 @@ class Tracked(Observer):
             self._nested = self._run.nested(NESTED_NAME)
         self._run.begin()
         self._run.tags({"world_size": world_size, "generation": plan.generation, **srun.facts()})
-        self._run.start_system_metrics()
+        self._run.start_system_metrics(root=_root())
 
     @override
     def interval(self, interval: Interval) -> None:
@@ -72,3 +76,25 @@ class Tracked(Observer):
     def end(self, status: str) -> None:
         self._nested.finish(status)
         self._run.finish(status)
+
+
+class NodeObserver(Observer):
+    """System metrics of a node other than the first; for its first rank."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] = lambda: None
+
+    @override
+    def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
+        if plan.tracking:
+            node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+            self._stop = sample_node(plan.directory, node, root=_root())
+
+    @override
+    def end(self, status: str) -> None:
+        self._stop()
+
+
+def _root() -> int:
+    """The process whose tree holds all ranks of this node: their launcher, where there is one."""
+    return os.getppid() if "RANK" in os.environ else os.getpid()
