@@ -38,7 +38,7 @@ ALLOWED = {
 
 # What is not yet as it should be: rows are only ever taken out. A row that is no longer needed fails too.
 ROOMS_WITH_CIRCLES = {"law", "models"}
-CROWDED_FOLDERS = {"models", "slurm"}
+CROWDED_FOLDERS = {"models"}
 LONG_FUNCTIONS = {"data/build/construct.py:construct"}
 MOST_MODULES, MOST_LINES, LONGEST_FUNCTION = 14, 400, 80
 

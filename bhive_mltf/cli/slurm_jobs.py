@@ -48,17 +48,18 @@ def show(options: argparse.Namespace) -> None:
 
 
 def _block(found: JobRecord, folder: Path) -> Iterator[str]:
-    from bhive_mltf.slurm import outcome
+    from bhive_mltf.ranks.files import RankProgress
+    from bhive_mltf.slurm import display
 
     found, remark = _now(found)
     tries = f", {found.restarts + 1} attempts" if found.restarts else ""
-    age = outcome.duration((found.ended or time.time()) - (found.submitted or found.created))
+    age = display.duration((found.ended or time.time()) - (found.submitted or found.created))
     took = f"took {age}" if found.ended else f"handed in {age} ago"
     yield f"{found.job_id or '?':>8}  {found.state.value:<13} {found.name}"
     yield f"          {Path(found.profile).stem}, {took}{tries}{remark}"
-    progress = outcome.Progress.read(found.folder)
+    progress = RankProgress.read(found.folder)
     if progress is not None and found.state.is_running:
-        yield f"          {progress.sentence()}"
+        yield f"          {display.describe_progress(progress)}"
     directory = found.directory
     yield f"          {directory.relative_to(folder) if directory.is_relative_to(folder) else directory}"
 

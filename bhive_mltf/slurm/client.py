@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -215,11 +215,6 @@ class Slurm:
 
     def _cluster(self) -> dict[str, str]:
         return {"SLURM_CONF": self.slurm_conf} if self.slurm_conf else {}
-
-
-def with_position(client: Slurm, info: JobInfo) -> JobInfo:
-    """The same with the place in the queue, for a job that waits."""
-    return replace(info, position=client.position(info.job_id, info.partition)) if info.state.is_waiting else info
 
 
 def _disturbs(name: str) -> bool:

@@ -1,9 +1,10 @@
-"""One job per output directory: handed in once, whoever asks and how often, then followed."""
+"""One job per output directory: submitted once, found again by its token, looked at, cancelled."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +15,7 @@ from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.slurm import script
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.job import OUTCOME_NAME, SCRIPT_NAME, JobSpec
+from bhive_mltf.slurm.outcome import ConfirmedEnd
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.profiles import Profile
 from bhive_mltf.slurm.record import JobRecord
@@ -157,3 +159,41 @@ def _submit(profile: Profile, spec: JobSpec, client: Slurm, before: JobRecord | 
             raise SubmissionError(f"the scheduler did not take the job ({error}): type the command again") from None
         return record
     return record.changed(job_id=job_id, submitted=time.time(), state=JobState.PENDING)
+
+
+class ManyJobs:
+    """Jobs of one profile, each with a directory of its own; one question to the scheduler answers for all of them."""
+
+    def __init__(self, profile: Profile, client: Slurm | None = None) -> None:
+        self.profile = profile
+        self.client = client or Slurm.of(profile)
+        self._records: dict[str, JobRecord] = {}
+        self._ends: defaultdict[str, ConfirmedEnd] = defaultdict(ConfirmedEnd)
+
+    def hand_in(self, spec: JobSpec) -> JobRecord:
+        """The job of the spec's directory, see `submit_or_attach`, which is looked at from now on."""
+        record = submit_or_attach(self.profile, spec, self.client)
+        if record.job_id is None:
+            raise QueryFailedError(f"the job of {record.directory} has no id yet: type the command again")
+        self._records[record.job_id] = record
+        return record
+
+    def records(self) -> list[JobRecord]:
+        """The jobs as they were last seen."""
+        return list(self._records.values())
+
+    def look(self) -> dict[str, JobRecord]:
+        """What is known of the jobs, by their ids; without an answer what was known before."""
+        try:
+            for record in [record for record in self._records.values() if not record.is_over]:
+                self._look_at(record)
+        except QueryFailedError as error:
+            logger.warning("%s; the jobs may go on, asking again", error)
+        return dict(self._records)
+
+    def _look_at(self, record: JobRecord) -> None:
+        record, info = look(record, self.client)
+        job_id = info.job_id
+        if self._ends[job_id].is_over(record, info, time.monotonic()):
+            record = end(record, info)
+        self._records[job_id] = record

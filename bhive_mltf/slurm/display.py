@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from bhive_mltf.slurm.outcome import Progress, duration
+from bhive_mltf.ranks.files import RankProgress
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.states import JobState
 
@@ -29,13 +29,13 @@ _WAITING: Final = {
 
 
 class Display(Protocol):
-    """Takes what is known of a job."""
+    """Shows what is known of a job."""
 
     def state(self, info: JobInfo) -> None:
         """The scheduler's answer, changed or not."""
 
-    def progress(self, progress: Progress) -> None:
-        """The ranks' word."""
+    def progress(self, progress: RankProgress) -> None:
+        """How far the ranks are."""
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -67,6 +67,36 @@ def describe(info: JobInfo, now: float | None = None) -> str:
     return f"{job} ended: {state.value}"
 
 
+def describe_progress(progress: RankProgress, now: float | None = None) -> str:
+    """Epoch, step, rate and time left, in one line."""
+    parts = []
+    if progress.epoch is not None:
+        total = f" of {progress.of_epochs}" if progress.of_epochs else ""
+        parts.append(f"epoch {progress.epoch}{total}")
+    if progress.step is not None:
+        parts.append(f"step {progress.step:,}")
+    if progress.jets_per_s:
+        parts.append(f"{progress.jets_per_s:,.0f} jets/s")
+    if progress.eta_s is not None:
+        parts.append(f"{duration(progress.eta_s)} left")
+    silent = (time.time() if now is None else now) - progress.time
+    if silent > 300 and progress.time:
+        parts.append(f"nothing new for {duration(silent)}")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 3 h`."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
 class Lines:
     """A line per change of state, and one of progress per minute."""
 
@@ -83,9 +113,9 @@ class Lines:
             self._last = key
             self.say(describe(info))
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: RankProgress) -> None:
         """See `Display`."""
-        sentence = progress.sentence()
+        sentence = describe_progress(progress)
         if sentence and (time.monotonic() - self._told >= self._every_s or not self._told):
             self._told = time.monotonic()
             self.say(sentence)
@@ -119,9 +149,9 @@ class Live:
             self._progress = ""
         self._show()
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, progress: RankProgress) -> None:
         """See `Display`."""
-        self._progress = progress.sentence()
+        self._progress = describe_progress(progress)
         self._show()
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Following a job until it is over, gently, whatever happens to the scheduler or to the person who watches."""
+"""Following a job until it is over: polling the scheduler, showing progress, requeueing after a time limit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import logging
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from bhive_mltf.errors import JobFailedError, QueryFailedError, SlurmError
-from bhive_mltf.slurm import dispatch, outcome, timeout
-from bhive_mltf.slurm.belief import Belief
-from bhive_mltf.slurm.client import Slurm, with_position
+from bhive_mltf.errors import JobFailedError, ProfileError, QueryFailedError, SlurmError
+from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.ranks.files import RankProgress
+from bhive_mltf.slurm import dispatch, outcome
+from bhive_mltf.slurm.batch_step.attempts import JobOutcome
+from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.display import Display, choose
 from bhive_mltf.slurm.interrupts import Detached, Interrupts
-from bhive_mltf.slurm.outcome import Progress
+from bhive_mltf.slurm.job import SPEC_NAME, JobSpec
+from bhive_mltf.slurm.outcome import ConfirmedEnd
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
@@ -77,7 +80,7 @@ def follow(
 
 @dataclass
 class _Follower:
-    """One job, one person."""
+    """One job and its display."""
 
     record: JobRecord
     client: Slurm
@@ -91,22 +94,22 @@ class _Follower:
         self._position_at = -POSITION_EVERY_S
         self._position: int | None = None
         self._silent_since: float | None = None
-        self._belief = Belief()
+        self._confirmed = ConfirmedEnd()
         self._seen: object = None
-        self._word_time: object = None
+        self._outcome_time: float | None = None
 
     def run(self) -> JobRecord:
         while not self.record.is_over:
             if self.clock.count:
                 self._interrupted()
-            if self.clock.now() >= self._next or self._has_new_word():
+            if self.clock.now() >= self._next or self._has_new_outcome():
                 self._poll()
             if not self.record.is_over:
                 self._show_progress()
                 self.clock.wait(min(LOOK_S, max(self._next - self.clock.now(), 0.05)))
         if outcome.is_done(self.record):
             return self.record
-        raise JobFailedError(outcome.sentence(self.record))
+        raise JobFailedError(outcome.failure_sentence(self.record))
 
     def _poll(self) -> None:
         try:
@@ -125,17 +128,17 @@ class _Follower:
             self._silent_since = None
         if info.state.is_waiting and self.clock.now() - self._position_at >= POSITION_EVERY_S:
             self._position_at = self.clock.now()
-            self._position = with_position(self.client, info).position
+            self._position = self.client.position(info.job_id, info.partition)
         self.display.state(dispatch.placed(info, self._position))
         if (key := (info.state, info.restarts)) != self._seen:
             self._seen = key
             self._interval, self._next = self.poll_s, self.clock.now() + self.poll_s
-        if self._belief.is_over(self.record, info, self.clock.now()):
+        if self._confirmed.is_over(self.record, info, self.clock.now()):
             self._end(info)
 
     def _end(self, info: JobInfo) -> None:
         if info.state is JobState.TIMEOUT:
-            self.record, told = timeout.put_back(self.record, self.client)
+            self.record, told = requeue_after_timeout(self.record, self.client)
             if told:
                 self.display.say(told)
                 self._interval, self._next = self.poll_s, 0.0
@@ -148,15 +151,14 @@ class _Follower:
             self._silent_since = self.clock.now()
             self.display.say(f"{error}; the job may go on, asking again")
 
-    def _has_new_word(self) -> bool:
+    def _has_new_outcome(self) -> bool:
         """Whether the job has just written how it ended."""
-        word = outcome.own_word(self.record).get("time")
-        changed = word is not None and word != self._word_time
-        self._word_time = word
-        return changed
+        written = JobOutcome.read(self.record.folder, self.record.token)
+        before, self._outcome_time = self._outcome_time, None if written is None else written.time
+        return self._outcome_time is not None and self._outcome_time != before
 
     def _show_progress(self) -> None:
-        if self.record.state.is_running and (progress := Progress.read(self.record.folder)) is not None:
+        if self.record.state.is_running and (progress := RankProgress.read(self.record.folder)) is not None:
             self.display.progress(progress)
 
     def _interrupted(self) -> None:
@@ -177,3 +179,36 @@ class _Follower:
             dispatch.cancel(self.record, self.client)
         except SlurmError as error:
             self.display.say(f"job {self.record.job_id} may not be cancelled: {error}")
+
+
+def requeue_after_timeout(record: JobRecord, client: Slurm) -> tuple[JobRecord, str]:
+    """Requeue a job that its time limit ended before it had saved; the record, and what was done, empty for nothing.
+
+    Only when another attempt is left and the ranks got further than at the time limit before. A lock lets one command
+    at a time do it.
+    """
+    try:
+        spec = JobSpec.read(record.folder / SPEC_NAME)
+        with DirectoryLock(record.folder, wait_s=None):
+            record = JobRecord.read(record.directory) or record
+            client.forget()
+            record, info = dispatch.look(record, client)
+            if info.state is not JobState.TIMEOUT:
+                return record, "another command put it back into the queue"
+            progress = RankProgress.read(record.folder)
+            step = progress.step if progress is not None and progress.step is not None else 0
+            if not _makes_sense(record, spec, step) or record.job_id is None:
+                return record, ""
+            client.requeue(record.job_id)
+            record = record.changed(timeout_step=step, state=JobState.PENDING, ended=None)
+    except QueryFailedError as error:
+        return record, f"{error}; asking again"
+    except (SlurmError, ProfileError) as error:
+        logger.warning("the job reached its time limit and is not put back into the queue: %s", error)
+        return record, ""
+    return record, f"job {record.job_id} reached its time limit before it had saved: back in the queue"
+
+
+def _makes_sense(record: JobRecord, spec: JobSpec, step: int) -> bool:
+    goes_on = spec.kind == "ranks" and spec.requeue and spec.token == record.token
+    return goes_on and record.restarts + 1 < spec.max_attempts and step > record.timeout_step

@@ -1,19 +1,20 @@
-"""What a job says of itself in files: its progress, how it ended, the tail of its log."""
+"""How a job ended: its outcome file, when an end that the scheduler reports is final, and the sentence about it."""
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from bhive_mltf.ranks.files import RankProgress
+from bhive_mltf.slurm.batch_step.attempts import JobOutcome
 from bhive_mltf.slurm.batch_step.verdict import SENTENCES as EXIT_CODES
 from bhive_mltf.slurm.batch_step.verdict import ExitCode
-from bhive_mltf.slurm.job import OUTCOME_NAME
+from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 
+# How long an end that the site caused, or a job that is not found, has to stay so before it counts.
+GRACE_POLLS: Final = 3
+GRACE_S: Final = 15.0
 TAIL_LINES: Final = 15
 _TAIL_BYTES: Final = 20_000
 SENTENCES: Final = {
@@ -26,68 +27,57 @@ SENTENCES: Final = {
     JobState.DEADLINE: "its deadline passed",
     JobState.CANCELLED: "it was cancelled",
     JobState.REVOKED: "another cluster of the federation took it",
-    JobState.GONE: "the scheduler no longer knows it, and it left no word of its end",
+    JobState.GONE: "the scheduler no longer knows it, and it left no outcome file",
     JobState.FAILED: "it failed",
 }
 
 
-class Progress(RankProgress):
-    """How far the ranks are, as a sentence."""
+class ConfirmedEnd:
+    """Decides when a job is over: a final state that the site caused may be followed by a requeue."""
 
-    def sentence(self, now: float | None = None) -> str:
-        """Epoch, step, rate and time left, in one line."""
-        parts = []
-        if self.epoch is not None:
-            parts.append(f"epoch {self.epoch} of {self.of_epochs}" if self.of_epochs else f"epoch {self.epoch}")
-        if self.step is not None:
-            parts.append(f"step {self.step:,}")
-        if self.jets_per_s:
-            parts.append(f"{self.jets_per_s:,.0f} jets/s")
-        if self.eta_s is not None:
-            parts.append(f"{duration(self.eta_s)} left")
-        silent = (time.time() if now is None else now) - self.time
-        if silent > 300 and self.time:
-            parts.append(f"nothing new for {duration(silent)}")
-        return ", ".join(parts)
+    def __init__(self) -> None:
+        self._doubtful: tuple[JobState, float, int] | None = None
 
+    def is_over(self, record: JobRecord, info: JobInfo, now: float) -> bool:
+        """Whether the job is over: at once when the job itself caused its end, else when its state stays for a while.
 
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`, `2 d 3 h`."""
-    whole = max(round(seconds), 0)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def own_word(record: JobRecord) -> dict[str, Any]:
-    """What the job wrote when it ended (`outcome`, `reason`, `requeued`, ...); empty when it did not."""
-    content = _json(record.folder / OUTCOME_NAME)
-    return content if content is not None and content.get("token") == record.token else {}
+        now : seconds of a monotonic clock.
+        """
+        if not info.state.is_final:
+            self._doubtful = None
+            return False
+        written = JobOutcome.read(record.folder, record.token)
+        done, requeued = (written.is_done, written.requeued) if written is not None else (False, False)
+        returns = requeued and info.state in (JobState.COMPLETED, JobState.FAILED)
+        sure = not (info.state.may_requeue or info.state is JobState.GONE or returns)
+        if sure or (info.state is JobState.GONE and done):
+            return True
+        if self._doubtful is None or self._doubtful[0] is not info.state:
+            self._doubtful = (info.state, now, 0)
+        state, since, polls = self._doubtful
+        self._doubtful = (state, since, polls + 1)
+        return polls + 1 >= GRACE_POLLS and now - since >= GRACE_S
 
 
 def is_done(record: JobRecord) -> bool:
-    """Whether a job that is over did what it was for, by its own word where the scheduler has none."""
-    word = own_word(record)
+    """Whether a job that is over did its work, by its outcome file where the scheduler does not know the job."""
+    written = JobOutcome.read(record.folder, record.token)
     if record.state is JobState.GONE:
-        return word.get("outcome") == "done"
-    return record.state is JobState.COMPLETED and word.get("outcome", "done") == "done"
+        return written is not None and written.is_done
+    return record.state is JobState.COMPLETED and (written is None or written.is_done)
 
 
-def sentence(record: JobRecord) -> str:
-    """Why a job that is over has no result, what it said last, and where to look."""
-    word = own_word(record)
+def failure_sentence(record: JobRecord) -> str:
+    """Why a job that is over has no result, the last lines of its log, and where to look."""
+    written = JobOutcome.read(record.folder, record.token)
     what = SENTENCES.get(record.state, f"its state is {record.state.value}")
     if record.state is JobState.COMPLETED:
         what = "it ended without its work being done"
-    reason = word.get("reason") or record.message
+    reason = (written.reason if written is not None else "") or record.message
     if record.state is JobState.FAILED and record.exit_code:
         what = f"it failed with exit code {record.exit_code}"
-        if not word and record.exit_code in EXIT_CODES:
-            # a full disk keeps the job from writing its word
+        if written is None and record.exit_code in EXIT_CODES:
+            # a full disk keeps the job from writing its outcome
             reason = EXIT_CODES[ExitCode(record.exit_code)]
     told = f" ({reason})" if reason and reason != "NonZeroExitCode" else ""
     where = f"job {record.job_id} of {record.directory}"
@@ -106,11 +96,3 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
     except OSError:
         return ""
     return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

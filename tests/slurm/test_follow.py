@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from bhive_mltf.errors import JobFailedError
+from bhive_mltf.ranks.files import RankProgress
 from bhive_mltf.slurm import dispatch, display, job, profiles
 from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.display import describe_progress, duration
 from bhive_mltf.slurm.follow import follow
 from bhive_mltf.slurm.interrupts import Detached
-from bhive_mltf.slurm.outcome import Progress, duration
 from bhive_mltf.slurm.parsing import JobInfo
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
@@ -282,18 +283,18 @@ def test_a_narrow_terminal_shows_state_and_progress_in_a_line_each():
     stream = io.StringIO()
     live = display.Live(Console(file=stream, force_terminal=True, width=60))
     live.state(JobInfo("7", JobState.RUNNING, nodes="n[1-2]", restarts=2))
-    live.progress(Progress(epoch=1, of_epochs=3))
+    live.progress(RankProgress(epoch=1, of_epochs=3))
     assert str(live._status.status) == "job 7 runs on n[1-2], attempt 3: epoch 1 of 3"
-    live.progress(Progress(epoch=1, of_epochs=3, step=1234, jets_per_s=5000.0))
+    live.progress(RankProgress(epoch=1, of_epochs=3, step=1234, jets_per_s=5000.0))
     assert str(live._status.status) == "job 7 runs on n[1-2], attempt 3:\n  epoch 1 of 3, step 1,234, 5,000 jets/s"
     live.close()
 
 
 def test_silent_ranks_are_told():
-    progress = Progress(epoch=1, of_epochs=2, step=5, time=1000.0)
-    assert progress.sentence(now=1600.0) == "epoch 1 of 2, step 5, nothing new for 10 min"
+    progress = RankProgress(epoch=1, of_epochs=2, step=5, time=1000.0)
+    assert describe_progress(progress, now=1600.0) == "epoch 1 of 2, step 5, nothing new for 10 min"
 
 
 def test_half_written_progress_is_none(tmp_path):
     (tmp_path / "progress.json").write_text('{"epoch": 1')
-    assert Progress.read(tmp_path) is None
+    assert RankProgress.read(tmp_path) is None

@@ -7,7 +7,8 @@ import pytest
 
 from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step.attempts import Attempt, read_attempts
-from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, first_reason, judge
+from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome as Outcome
+from bhive_mltf.slurm.batch_step.verdict import ExitCode, Seen, first_reason, judge
 
 SAVED = StoppedNote(attempt=1, step=7, signal="SIGUSR2")
 LOST = RankError(rank=0, kind="RuntimeError", message="gloo/ closed", lost=True, time=1.0)
@@ -21,7 +22,13 @@ TABLE = [
     # seen, outcome, put back, exit code, words of the reason
     ({"exit_code": 0}, Outcome.DONE, False, ExitCode.DONE, "done"),
     ({"exit_code": 0, "stopped": SAVED}, Outcome.STOPPED, True, ExitCode.DONE, "SIGUSR2 and saved at step 7"),
-    ({"exit_code": 0, "stopped": SAVED, "attempt": 3}, Outcome.FAILED, False, ExitCode.TRY_AGAIN, "attempt 3 of 3"),
+    (
+        {"exit_code": 0, "stopped": SAVED, "attempt": 3},
+        Outcome.FAILED,
+        False,
+        ExitCode.TRY_AGAIN,
+        "attempt 3 of 3",
+    ),
     ({"exit_code": 0, "stopped": SAVED, "terminated": True}, Outcome.ENDED, False, ExitCode.TRY_AGAIN, "step 7"),
     ({"exit_code": 143, "terminated": True}, Outcome.ENDED, False, ExitCode.TRY_AGAIN, "last checkpoint"),
     ({"exit_code": 137}, Outcome.BROKEN, True, ExitCode.DONE, "killed by SIGKILL"),
@@ -41,7 +48,13 @@ TABLE = [
         ExitCode.FAILED,
         "the command ended with exit code 3",
     ),
-    ({"exit_code": 143, "terminated": True, "can_go_on": False}, Outcome.ENDED, False, ExitCode.TRY_AGAIN, "anew"),
+    (
+        {"exit_code": 143, "terminated": True, "can_go_on": False},
+        Outcome.ENDED,
+        False,
+        ExitCode.TRY_AGAIN,
+        "anew",
+    ),
     ({"exit_code": 1, "reasons": [LOST, USER]}, Outcome.FAILED, False, ExitCode.WRONG_INPUT, "The loss is NaN"),
     ({"exit_code": 1, "reasons": [LOCKED]}, Outcome.BROKEN, True, ExitCode.DONE, "in use"),
     ({"exit_code": 1, "reasons": [LOST, BUG]}, Outcome.FAILED, False, ExitCode.FAILED, "KeyError"),

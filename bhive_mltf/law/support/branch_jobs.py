@@ -14,8 +14,8 @@ from bhive_mltf.errors import JobFailedError
 from bhive_mltf.law.support import jobs
 from bhive_mltf.slurm import dispatch, job, outcome
 from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.dispatch import ManyJobs
 from bhive_mltf.slurm.job import JobSpec
-from bhive_mltf.slurm.many import ManyJobs
 from bhive_mltf.slurm.record import JobRecord, find_all
 from bhive_mltf.slurm.states import JobState
 
@@ -82,7 +82,7 @@ class BranchJobs(BaseJobManager):
         """JobFailedError when somebody cancelled a job: it is not repeated against a person's will."""
         for record in self._jobs.records():
             if record.is_over and record.state is JobState.CANCELLED:
-                raise JobFailedError(outcome.sentence(record))
+                raise JobFailedError(outcome.failure_sentence(record))
 
     def _status(self, record: JobRecord) -> dict[str, Any]:
         if not record.is_over:
@@ -90,4 +90,6 @@ class BranchJobs(BaseJobManager):
             return self.job_status_dict(record.job_id, status)
         if outcome.is_done(record):
             return self.job_status_dict(record.job_id, self.FINISHED, code=0)
-        return self.job_status_dict(record.job_id, self.FAILED, code=record.exit_code, error=outcome.sentence(record))
+        return self.job_status_dict(
+            record.job_id, self.FAILED, code=record.exit_code, error=outcome.failure_sentence(record)
+        )

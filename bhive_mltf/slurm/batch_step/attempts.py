@@ -1,4 +1,7 @@
-"""The record of each start of a job: `<directory>/slurm/attempts/<job id>_<number>.json`."""
+"""Records of the batch step, in the folder `slurm/` of the outputs.
+
+`attempts/<job id>_<number>.json` is the record of one start of a job, `outcome.json` says how the last one ended.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bhive_mltf.files import atomic
-from bhive_mltf.slurm.batch_step.verdict import Outcome
+from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome
+from bhive_mltf.slurm.job import OUTCOME_NAME
 
 FOLDER_NAME = "attempts"
 logger = logging.getLogger(__name__)
@@ -24,7 +28,7 @@ class Attempt:
     nodes: tuple[str, ...]
     start: float
     end: float | None = None
-    outcome: str = Outcome.RUNNING.value
+    outcome: str = AttemptOutcome.RUNNING.value
     reason: str = ""
     exit_code: int | None = None
 
@@ -35,12 +39,53 @@ class Attempt:
         except OSError as error:
             logger.warning("the record of attempt %d cannot be written: %s", self.number, error)
 
-    def ended(self, outcome: Outcome, reason: str, exit_code: int) -> Attempt:
+    def ended(self, outcome: AttemptOutcome, reason: str, exit_code: int) -> Attempt:
         """The same attempt, over."""
         return replace(self, end=time.time(), outcome=outcome.value, reason=reason, exit_code=exit_code)
 
     def _path(self, folder: Path) -> Path:
         return folder / FOLDER_NAME / f"{self.job_id}_{self.number}.json"
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """How a job's latest start ended, for the command that follows it.
+
+    token : of the job, so that the file of an earlier job is not taken for it.
+    requeued : the job puts itself back into the queue; exit_code is then 0.
+    time : seconds since 1970.
+    """
+
+    token: str
+    outcome: str
+    reason: str = ""
+    job_id: str = ""
+    attempt: int = 1
+    exit_code: int = 0
+    requeued: bool = False
+    time: float = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job did its work."""
+        return self.outcome == AttemptOutcome.DONE.value
+
+    def write(self, folder: Path) -> None:
+        """Write it to the job's folder; a disk that takes nothing is no error, the exit code remains."""
+        try:
+            atomic.write_json(folder / OUTCOME_NAME, asdict(self))
+        except OSError as error:
+            logger.warning("the outcome cannot be written: %s", error)
+
+    @classmethod
+    def read(cls, folder: Path, token: str) -> JobOutcome | None:
+        """The outcome of the job with this token; None when it left none."""
+        try:
+            content = json.loads((folder / OUTCOME_NAME).read_text(encoding="utf-8"))
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            return cls(**known) if content.get("token") == token else None
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
 
 
 def read_attempts(folder: Path, job_id: str | None = None) -> list[Attempt]:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bhive_mltf.files import atomic, disk
+from bhive_mltf.files import disk
 from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step import preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
-from bhive_mltf.slurm.batch_step.attempts import Attempt
-from bhive_mltf.slurm.batch_step.verdict import ExitCode, Outcome, Seen, Verdict, judge
+from bhive_mltf.slurm.batch_step.attempts import Attempt, JobOutcome
+from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome, ExitCode, Seen, Verdict, judge
 from bhive_mltf.slurm.job import OUTCOME_NAME, JobSpec
 
 REQUEUE_TRIES_S = 600.0
@@ -65,15 +65,15 @@ class Supervisor:
             variables = steps.environment(spec, self._allocation)
             problem = preflight.check_nodes(self._allocation, spec, variables)
             if problem:
-                return Verdict(Outcome.FAILED, problem, ExitCode.BAD_NODE)
+                return Verdict(AttemptOutcome.FAILED, problem, ExitCode.BAD_NODE)
             steps.clear(spec)
             self._variables = staging.make_copies(spec, self._allocation, variables)
             code = self._wait(steps.start(spec, self._variables))
         except OSError as error:
             code = ExitCode.NO_SPACE if disk.is_out_of_space(error) else ExitCode.FAILED
-            return Verdict(Outcome.FAILED, f"the job cannot start its ranks: {error}", code)
+            return Verdict(AttemptOutcome.FAILED, f"the job cannot start its ranks: {error}", code)
         verdict = judge(self._seen(code))
-        if verdict.outcome is Outcome.DONE and spec.afterwards:
+        if verdict.outcome is AttemptOutcome.DONE and spec.afterwards:
             done = subprocess.run(spec.afterwards, env=variables, check=False)
             logger.info("what follows the ranks ended with exit code %d", done.returncode)
         return verdict
@@ -103,20 +103,16 @@ class Supervisor:
         code = 0 if verdict.requeue else int(verdict.exit_code)
         self._attempt = self._attempt.ended(verdict.outcome, verdict.reason, code)
         self._attempt.write(self._spec.folder)
-        content = {
-            "job_id": self._allocation.job_id,
-            "attempt": self._attempt.number,
-            "token": self._spec.token,
-            "outcome": verdict.outcome.value,
-            "reason": verdict.reason,
-            "exit_code": code,
-            "requeued": verdict.requeue,
-            "time": time.time(),
-        }
-        try:
-            atomic.write_json(self._spec.folder / OUTCOME_NAME, content)
-        except OSError as error:
-            logger.warning("the outcome cannot be written: %s", error)
+        JobOutcome(
+            token=self._spec.token,
+            outcome=verdict.outcome.value,
+            reason=verdict.reason,
+            job_id=self._allocation.job_id,
+            attempt=self._attempt.number,
+            exit_code=code,
+            requeued=verdict.requeue,
+            time=time.time(),
+        ).write(self._spec.folder)
 
     def _requeue(self, verdict: Verdict) -> int:
         """Put this job back into the queue; the controller may be away for a while."""
@@ -124,7 +120,7 @@ class Supervisor:
         while not _requeued(self._allocation.job_id):
             if self._terminated or time.monotonic() > deadline:
                 reason = f"{verdict.reason}; the job could not be put back into the queue: type the command again"
-                self._record(Verdict(Outcome.ENDED, reason, ExitCode.TRY_AGAIN))
+                self._record(Verdict(AttemptOutcome.ENDED, reason, ExitCode.TRY_AGAIN))
                 return int(ExitCode.TRY_AGAIN)
             time.sleep(5.0)
         logger.info(

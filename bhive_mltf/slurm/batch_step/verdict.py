@@ -1,4 +1,4 @@
-"""How a start of a job ended, and what follows from it: a pure function of what was seen."""
+"""How an attempt of a job ended, and whether it is requeued: a pure function of what was seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import Enum, IntEnum
 from bhive_mltf.ranks.files import RankError, StoppedNote
 
 
-class Outcome(Enum):
+class AttemptOutcome(Enum):
     """How one attempt ended."""
 
     RUNNING = "running"
@@ -34,13 +34,13 @@ class ExitCode(IntEnum):
 
 SENTENCES = {
     ExitCode.FAILED: "the job failed",
-    ExitCode.WRONG_INPUT: "the job was refused what it was asked for",
-    ExitCode.BAD_NODE: "a node of the job is not fit for it",
+    ExitCode.WRONG_INPUT: "the job was given wrong input",
+    ExitCode.BAD_NODE: "a node of the job is not usable",
     ExitCode.NO_SPACE: "no space is left where the outputs go: make room, then type the command again",
     ExitCode.TRY_AGAIN: "the job stopped with its work saved: type the command again and it goes on",
 }
 # Kinds of Python errors that the next attempt would meet again.
-_SURE_TO_RETURN = frozenset(
+_DETERMINISTIC = frozenset(
     error.__name__
     for error in (
         AssertionError,
@@ -58,7 +58,7 @@ _SURE_TO_RETURN = frozenset(
     )
 )
 # Errors of ours that another attempt may not meet.
-_PASSING = frozenset({"LockedError"})
+_TRANSIENT = frozenset({"LockedError"})
 
 
 @dataclass(frozen=True)
@@ -87,46 +87,47 @@ class Seen:
 class Verdict:
     """How the attempt ended, why, and whether the job is to be put back into the queue."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     reason: str
     exit_code: ExitCode
     requeue: bool = False
 
 
 def judge(seen: Seen) -> Verdict:
-    """What to do now."""
+    """How the attempt ended, and what follows."""
     if seen.exit_code == 0 and seen.stopped is None:
-        return Verdict(Outcome.DONE, "done", ExitCode.DONE)
+        return Verdict(AttemptOutcome.DONE, "done", ExitCode.DONE)
     if seen.terminated:
         saved = f"saved at step {seen.stopped.step}" if seen.stopped else "the last checkpoint holds"
         saved = saved if seen.can_go_on else "the same command begins anew"
-        return Verdict(Outcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
+        return Verdict(AttemptOutcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
     if seen.stopped is not None:
         why = f"stopped by {seen.stopped.signal or 'a signal'} and saved at step {seen.stopped.step}"
-        return _again(seen, Outcome.STOPPED, why)
+        return _again(seen, AttemptOutcome.STOPPED, why)
     return _failed(seen)
 
 
 def _failed(seen: Seen) -> Verdict:
     reason = first_reason(seen.reasons)
-    what = sentence(reason) if reason else _by_exit_code(seen.exit_code, "a rank" if seen.can_go_on else "the command")
+    who = "a rank" if seen.can_go_on else "the command"
+    what = error_sentence(reason) if reason else _by_exit_code(seen.exit_code, who)
     if seen.no_space or any(r.no_space for r in seen.reasons):
-        return Verdict(Outcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
-    if reason and reason.kind not in _PASSING:
+        return Verdict(AttemptOutcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
+    if reason and reason.kind not in _TRANSIENT:
         if reason.by_user:
-            return Verdict(Outcome.FAILED, what, ExitCode.WRONG_INPUT)
-        if reason.kind in _SURE_TO_RETURN:
-            return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
+            return Verdict(AttemptOutcome.FAILED, what, ExitCode.WRONG_INPUT)
+        if reason.kind in _DETERMINISTIC:
+            return Verdict(AttemptOutcome.FAILED, what, ExitCode.FAILED)
     if not seen.can_go_on:
-        return Verdict(Outcome.FAILED, what, ExitCode.FAILED)
-    return _again(seen, Outcome.BROKEN, what)
+        return Verdict(AttemptOutcome.FAILED, what, ExitCode.FAILED)
+    return _again(seen, AttemptOutcome.BROKEN, what)
 
 
-def _again(seen: Seen, outcome: Outcome, why: str) -> Verdict:
+def _again(seen: Seen, outcome: AttemptOutcome, why: str) -> Verdict:
     if seen.attempt < seen.max_attempts:
         return Verdict(outcome, why, ExitCode.DONE, requeue=True)
     return Verdict(
-        Outcome.FAILED,
+        AttemptOutcome.FAILED,
         f"{why}; that was attempt {seen.attempt} of {seen.max_attempts}: type the command again and it goes on",
         ExitCode.TRY_AGAIN,
     )
@@ -141,7 +142,7 @@ def first_reason(reasons: Sequence[RankError]) -> RankError | None:
     return min(own, key=lambda reason: reason.time) if own else None
 
 
-def sentence(reason: RankError) -> str:
+def error_sentence(reason: RankError) -> str:
     """A rank's error in one line."""
     return f"rank {reason.rank} failed ({reason.kind}: {reason.first_line})"
 
