@@ -4,48 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bhive_mltf.attacks.options import SETTINGS, AttackOptions
+from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.training import choices
 
 FILE_NAME = "plan.json"
-# What decides weights and histories; two plans that differ here are two trainings.
-RESULT_FIELDS = (
-    "model_name",
-    "model_kwargs",
-    "epochs",
-    "use_iterations",
-    "total_iterations",
-    "n_iters_per_save",
-    "batch_size",
-    "learning_rate",
-    "optimizer",
-    "betas",
-    "eps",
-    "weight_decay",
-    "loss_function",
-    "lr_scheduler",
-    "lr_decay_factor",
-    "mixed_precision",
-    "clip_norm",
-    "training_precision",
-    "loss_weighting",
-    "train_val_split",
-    "val_dataset_version",
-    "n_train_files",
-    "multiplicity_buckets",
-    "unmatched",
-    "attack",
-    *(f"attack_{name}" for name in SETTINGS),
-    "seed",
-)
+
+
+@dataclass(frozen=True)
+class Decides:
+    """Mark of a plan's field that decides weights and histories; two plans that differ there are two trainings.
+
+    in_path : the field is part of the path of the outputs; else `parameters.json` keeps it (`files.records`).
+    """
+
+    in_path: bool = False
+
+
+_RESULT, _PATH = Decides(), Decides(in_path=True)
 
 
 class TrainingPlan(BaseModel):
@@ -65,47 +49,47 @@ class TrainingPlan(BaseModel):
     dataset: Path
     dataset_sidecar: Path | None = None
     val_dataset: Path | None = None
-    val_dataset_version: str | None = None
+    val_dataset_version: Annotated[str | None, _RESULT] = None
     root_files: tuple[str, ...] = ()
     weighting: str = "reference"
     skip_bad_files: bool = False
     debug: bool = False
     config: Config
-    model_name: str
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    epochs: int = 1
-    use_iterations: bool = False
-    total_iterations: int = 0
-    n_iters_per_save: int = 20000
+    model_name: Annotated[str, _PATH]
+    model_kwargs: Annotated[dict[str, Any], _PATH] = Field(default_factory=dict)
+    epochs: Annotated[int, _PATH] = 1
+    use_iterations: Annotated[bool, _RESULT] = False
+    total_iterations: Annotated[int, _RESULT] = 0
+    n_iters_per_save: Annotated[int, _RESULT] = 20000
     extend_training: int = 0
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    optimizer: str = "AdamW"
-    betas: tuple[float, float] = (0.95, 0.999)
-    eps: float = 1e-6
-    weight_decay: float | None = None
-    loss_function: str = "CrossEntropyLoss"
-    lr_scheduler: str = "epoch_lin_decay"
-    lr_decay_factor: float = 1e-2
-    mixed_precision: bool = False
-    clip_norm: float = -1.0
+    batch_size: Annotated[int, _RESULT] = 1024
+    learning_rate: Annotated[float, _RESULT] = 1e-3
+    optimizer: Annotated[str, _RESULT] = "AdamW"
+    betas: Annotated[tuple[float, float], _RESULT] = (0.95, 0.999)
+    eps: Annotated[float, _RESULT] = 1e-6
+    weight_decay: Annotated[float | None, _RESULT] = None
+    loss_function: Annotated[str, _RESULT] = "CrossEntropyLoss"
+    lr_scheduler: Annotated[str, _RESULT] = "epoch_lin_decay"
+    lr_decay_factor: Annotated[float, _RESULT] = 1e-2
+    mixed_precision: Annotated[bool, _RESULT] = False
+    clip_norm: Annotated[float, _RESULT] = -1.0
     use_torch_compile: bool = False
     torch_compile_mode: str = "default"
-    training_precision: str = "float32"
-    loss_weighting: bool = False
-    train_val_split: float = 0.85
-    n_train_files: int = -1
-    multiplicity_buckets: int = 0
-    unmatched: str = "error"
-    attack: str = "nominal"
-    attack_magnitude: float = 0.0
-    attack_iterations: int = 1
-    attack_individual_factors: bool = False
-    attack_reduce: bool = True
-    attack_restrict_impact: float = -1.0
-    attack_overshoot: float = 0.02
-    attack_uncertainty: float = 1.0
-    seed: int = 123456
+    training_precision: Annotated[str, _RESULT] = "float32"
+    loss_weighting: Annotated[bool, _RESULT] = False
+    train_val_split: Annotated[float, _RESULT] = 0.85
+    n_train_files: Annotated[int, _RESULT] = -1
+    multiplicity_buckets: Annotated[int, _RESULT] = 0
+    unmatched: Annotated[str, _RESULT] = "error"
+    attack: Annotated[str, _PATH] = "nominal"
+    attack_magnitude: Annotated[float, _RESULT] = 0.0
+    attack_iterations: Annotated[int, _RESULT] = 1
+    attack_individual_factors: Annotated[bool, _RESULT] = False
+    attack_reduce: Annotated[bool, _RESULT] = True
+    attack_restrict_impact: Annotated[float, _RESULT] = -1.0
+    attack_overshoot: Annotated[float, _RESULT] = 0.02
+    attack_uncertainty: Annotated[float, _RESULT] = 1.0
+    seed: Annotated[int, _RESULT] = 123456
     n_threads: int = 4
     nodes: int = 1
     ranks_per_node: int = 0
@@ -174,6 +158,13 @@ class TrainingPlan(BaseModel):
             raise ParameterError(f"The training plan {path} cannot be read: {error.strerror}.") from error
         return cls.model_validate_json(text)
 
+
+def _marked(*marks: Decides) -> tuple[str, ...]:
+    return tuple(n for n, field in TrainingPlan.model_fields.items() if any(mark in field.metadata for mark in marks))
+
+
+RESULT_FIELDS = _marked(_RESULT, _PATH)
+NOT_IN_THE_PATH = _marked(_RESULT)
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("epochs", lambda n: n >= 0, "0 or more"),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
-from bhive_mltf.attacks.options import SETTINGS
 from bhive_mltf.files import records
 from bhive_mltf.law import messages
 from bhive_mltf.law.dispatch import SlurmDependency
@@ -27,32 +26,6 @@ from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask
 if TYPE_CHECKING:
     from bhive_mltf.slurm.profiles import Profile
     from bhive_mltf.training.plan import TrainingPlan
-
-NOT_IN_THE_PATH = (
-    "use_iterations",
-    "total_iterations",
-    "n_iters_per_save",
-    "batch_size",
-    "learning_rate",
-    "optimizer",
-    "betas",
-    "eps",
-    "weight_decay",
-    "loss_function",
-    "lr_scheduler",
-    "lr_decay_factor",
-    "mixed_precision",
-    "clip_norm",
-    "training_precision",
-    "loss_weighting",
-    "train_val_split",
-    "val_dataset_version",
-    "n_train_files",
-    "multiplicity_buckets",
-    "unmatched",
-    *(f"attack_{name}" for name in SETTINGS),
-    "seed",
-)
 
 
 class TrainingTask(
@@ -201,5 +174,7 @@ class TrainingTask(
 
     def result_parameters(self) -> dict[str, Any]:
         """What decides the weights and is not in the path."""
+        from bhive_mltf.training.plan import NOT_IN_THE_PATH
+
         config = self.load_config().dataset_digest
         return {**{name: getattr(self, name) for name in NOT_IN_THE_PATH}, "config": config}
