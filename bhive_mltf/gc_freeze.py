@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def modules_set_aside() -> Iterator[None]:
+def frozen_gc() -> Iterator[None]:
     """For work that makes many objects: collections do not go through those that are there already.
 
     Reading a tree, or a step of a network, would make the collector look at all imported modules again and again.

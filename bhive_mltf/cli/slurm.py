@@ -52,7 +52,7 @@ def show_profiles(options: argparse.Namespace) -> None:
     from bhive_mltf.slurm import profiles
 
     if options.profile:
-        _show(profiles.load(options.profile))
+        _show(profiles.read_profile(options.profile))
         return
     names = profiles.available()
     if not names:
@@ -60,7 +60,7 @@ def show_profiles(options: argparse.Namespace) -> None:
     width = max(map(len, names))
     for name in names:
         try:
-            text = profiles.load(name).description
+            text = profiles.read_profile(name).description
         except ProfileError as error:
             text = f"wrong: {error}"
         columns = shutil.get_terminal_size().columns
@@ -86,10 +86,10 @@ def render_script(options: argparse.Namespace) -> None:
     """
     from bhive_mltf.slurm import job, profiles, script
 
-    profile = profiles.load(options.profile, **_settings(options.options))
+    profile = profiles.read_profile(options.profile, **_settings(options.options))
     directory = Path(options.directory).absolute()
     training = [sys.executable, "-m", "bhive_mltf.training", str(directory / "plan.json")]
-    spec = job.make(
+    spec = job.make_spec(
         profile,
         name="render",
         kind="ranks",

@@ -71,7 +71,7 @@ def _now(found: JobRecord) -> tuple[JobRecord, str]:
     if found.is_over or found.job_id is None:
         return found, ""
     try:
-        found, info = dispatch.look(found, _client(found))
+        found, info = dispatch.refresh(found, _client(found))
     except QueryFailedError:
         return found, ", as last seen: the scheduler gives no answer"
     if info.state.is_final and not info.state.may_requeue:

@@ -60,7 +60,7 @@ def write(predictions: Predictions, directory: str | Path, dataset: Dataset, cla
     _save(directory / "prediction.npy", predictions.logits)
 
 
-def load(directory: str | Path) -> Predictions:
+def read_predictions(directory: str | Path) -> Predictions:
     """Read back what `write` wrote, or what upstream's InferenceTask did (then without jet ids: -1).
 
     Raises

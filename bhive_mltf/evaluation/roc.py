@@ -15,7 +15,7 @@ from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.discriminators import Discriminator, discriminators, safe_name
 from bhive_mltf.evaluation.predictions import Predictions
-from bhive_mltf.evaluation.selection import COMBINED, Evaluated, evaluated, process_masks
+from bhive_mltf.evaluation.selection import COMBINED, EvaluatedJets, process_masks, select_jets
 from bhive_mltf.evaluation.statistics import WorkingPoint, area, roc_curve, working_point
 from bhive_mltf.files import atomic
 from bhive_mltf.files.records import Record
@@ -83,7 +83,7 @@ def make_roc_directory(
         Fewer than two classes have jets, or no discriminator has jets of both kinds.
     """
     names = tuple(classes)
-    jets = evaluated(predictions, names)
+    jets = select_jets(predictions, names)
     left_out: dict[str, dict[str, Any]] = {"jets": dict(jets.left_out)}
     curves = list(_curves(jets, discriminators(names), process_masks(jets, config), left_out))
     if not curves:
@@ -103,7 +103,7 @@ def make_roc_directory(
 
 
 def _curves(
-    jets: Evaluated,
+    jets: EvaluatedJets,
     wanted: Iterable[Discriminator],
     masks: Mapping[str, NDArray[np.bool_]],
     left_out: dict[str, dict[str, Any]],

@@ -23,7 +23,7 @@ COMBINED = "all"
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedJets:
     """Jets ready for evaluation.
 
     probabilities : float64 [N,C].
@@ -41,7 +41,7 @@ class Evaluated:
         return len(self.truth)
 
 
-def evaluated(predictions: Predictions, classes: Iterable[str]) -> Evaluated:
+def select_jets(predictions: Predictions, classes: Iterable[str]) -> EvaluatedJets:
     """The jets of `predictions` with a class and finite outputs.
 
     Raises
@@ -68,10 +68,10 @@ def evaluated(predictions: Predictions, classes: Iterable[str]) -> Evaluated:
             f"Evaluation needs jets of at least two classes, the test jets hold "
             f"{'only ' + filled[0] if filled else 'none'} of {', '.join(names)}; add files with other classes."
         )
-    return Evaluated(probabilities(kept.logits), kept.truth, kept.process, kept.kinematics, left_out)
+    return EvaluatedJets(probabilities(kept.logits), kept.truth, kept.process, kept.kinematics, left_out)
 
 
-def process_masks(jets: Evaluated, config: Config) -> dict[str, NDArray[np.bool_]]:
+def process_masks(jets: EvaluatedJets, config: Config) -> dict[str, NDArray[np.bool_]]:
     """Per process of the config the mask of its jets inside its cuts; first, as `all`, all of them together."""
     masks = {}
     for index, name in enumerate(config.processes):

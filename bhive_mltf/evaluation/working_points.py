@@ -16,7 +16,7 @@ from bhive_mltf.errors import DataError, ParameterError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.discriminators import FLAVOUR, VS_REFERENCE, Discriminator, discriminators
 from bhive_mltf.evaluation.predictions import Predictions
-from bhive_mltf.evaluation.selection import Evaluated, evaluated
+from bhive_mltf.evaluation.selection import EvaluatedJets, select_jets
 from bhive_mltf.evaluation.statistics import (
     Values,
     WorkingPoint,
@@ -70,7 +70,7 @@ def make_working_points(
         Fewer than two classes have jets, or no discriminator has jets of both kinds.
     """
     directory, names = Path(directory), tuple(classes)
-    jets = evaluated(predictions, names)
+    jets = select_jets(predictions, names)
     left_out: dict[str, str] = {}
     measured = [_measure(d, jets, mistag_rates, left_out) for d in _chosen(discriminators(names))]
     found = [m for m in measured if m is not None]
@@ -136,7 +136,7 @@ def _chosen(available: Sequence[Discriminator]) -> list[Discriminator]:
 
 
 def _measure(
-    discriminator: Discriminator, jets: Evaluated, rates: Sequence[float], left_out: dict[str, str]
+    discriminator: Discriminator, jets: EvaluatedJets, rates: Sequence[float], left_out: dict[str, str]
 ) -> _Measured | None:
     signal, background = discriminator.split(jets.probabilities, jets.truth)
     if not len(signal) or not len(background):

@@ -51,7 +51,7 @@ class SlurmDependency:
         if not self.slurm:
             given = ", ".join(f"--{name} {getattr(self, name)}" for name in OVERRIDES if getattr(self, name))
             raise ParameterError(f"{given} describes a job: add --slurm with one of {', '.join(profiles.available())}")
-        return profiles.load(self.slurm, **self.overrides())
+        return profiles.read_profile(self.slurm, **self.overrides())
 
     def overrides(self) -> dict[str, Any]:
         """What the command sets in place of the profile's values; None for nothing."""

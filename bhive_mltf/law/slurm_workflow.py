@@ -109,7 +109,7 @@ class SlurmBranches(SlurmDependency, law.slurm.SlurmWorkflow):
     def profile(self) -> Profile:
         from bhive_mltf.slurm import profiles
 
-        return super().profile() if self.slurm else profiles.load(DEFAULT_PROFILE, **self.overrides())
+        return super().profile() if self.slurm else profiles.read_profile(DEFAULT_PROFILE, **self.overrides())
 
     def jobs_directory(self) -> Path:
         """Where the directories of the jobs are."""

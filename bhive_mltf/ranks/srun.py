@@ -53,7 +53,7 @@ def leave_stopped_note(step: int, received: Signals | None) -> None:
         StoppedNote(attempt(), step, received.name if received else "").write(folder)
 
 
-def facts() -> dict[str, str]:
+def attempt_tags() -> dict[str, str]:
     """What is recorded of this attempt: job, nodes, beginning; empty outside a job."""
     if job_folder() is None:
         return {}

@@ -67,7 +67,7 @@ def find_out(record: JobRecord, client: Slurm) -> JobRecord:
         if record.job_id is None:
             return record
     try:
-        record, info = look(record, client)
+        record, info = refresh(record, client)
     except QueryFailedError as error:
         logger.warning("job %s: its state is not known now (%s)", record.job_id, error)
         return record
@@ -75,7 +75,7 @@ def find_out(record: JobRecord, client: Slurm) -> JobRecord:
     return end(record, info) if info.state.is_final and not info.state.may_requeue else record
 
 
-def look(record: JobRecord, client: Slurm) -> tuple[JobRecord, JobInfo]:
+def refresh(record: JobRecord, client: Slurm) -> tuple[JobRecord, JobInfo]:
     """Ask for the job; the record with what is known now, and the answer. QueryFailedError without one."""
     if record.job_id is None:
         raise QueryFailedError(f"the job of {record.directory} has no id yet")
@@ -182,7 +182,7 @@ class ManyJobs:
         """The jobs as they were last seen."""
         return list(self._records.values())
 
-    def look(self) -> dict[str, JobRecord]:
+    def refresh(self) -> dict[str, JobRecord]:
         """What is known of the jobs, by their ids; without an answer what was known before."""
         try:
             for record in [record for record in self._records.values() if not record.is_over]:
@@ -192,7 +192,7 @@ class ManyJobs:
         return dict(self._records)
 
     def _look_at(self, record: JobRecord) -> None:
-        record, info = look(record, self.client)
+        record, info = refresh(record, self.client)
         job_id = info.job_id
         if self._ends[job_id].is_over(record, info, time.monotonic()):
             record = end(record, info)

@@ -173,7 +173,7 @@ class Live:
         self._status.update(Text(line))
 
 
-def choose() -> Display:
+def choose_display() -> Display:
     """The display that fits where errors go."""
     console = Console(stderr=True)
     return Live(console) if console.is_terminal else Lines()

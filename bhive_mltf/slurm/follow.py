@@ -12,7 +12,7 @@ from bhive_mltf.ranks.files import RankProgress
 from bhive_mltf.slurm import dispatch, outcome
 from bhive_mltf.slurm.batch_step.attempts import JobOutcome
 from bhive_mltf.slurm.client import Slurm
-from bhive_mltf.slurm.display import Display, choose
+from bhive_mltf.slurm.display import Display, choose_display
 from bhive_mltf.slurm.interrupts import Detached, Interrupts
 from bhive_mltf.slurm.job import SPEC_NAME, JobSpec
 from bhive_mltf.slurm.outcome import ConfirmedEnd
@@ -68,7 +68,7 @@ def follow(
     JobFailedError : the job is over without having done its work; with its state, its reason, the tail of its log.
     Detached : Ctrl-C; the job goes on, or was cancelled when that was confirmed.
     """
-    shown = display or choose()
+    shown = display or choose_display()
     try:
         if clock is not None:
             return _Follower(record, client, poll_s, shown, clock).run()
@@ -113,7 +113,7 @@ class _Follower:
 
     def _poll(self) -> None:
         try:
-            self.record, info = dispatch.look(self.record, self.client)
+            self.record, info = dispatch.refresh(self.record, self.client)
         except QueryFailedError as error:
             self._no_answer(error)
             return
@@ -192,7 +192,7 @@ def requeue_after_timeout(record: JobRecord, client: Slurm) -> tuple[JobRecord, 
         with DirectoryLock(record.folder, wait_s=None):
             record = JobRecord.read(record.directory) or record
             client.forget()
-            record, info = dispatch.look(record, client)
+            record, info = dispatch.refresh(record, client)
             if info.state is not JobState.TIMEOUT:
                 return record, "another command put it back into the queue"
             progress = RankProgress.read(record.folder)

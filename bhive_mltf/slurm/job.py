@@ -112,7 +112,7 @@ class JobSpec(BaseModel):
             raise ProfileError(f"{path} does not describe a job: {error.errors()[0]['msg']}") from None
 
 
-def make(
+def make_spec(
     profile: Profile,
     *,
     name: str,
@@ -131,7 +131,7 @@ def make(
     ------
     ProfileError : more nodes than a job may have, or more ranks than a node has GPUs.
     """
-    nodes, ranks = size(profile, nodes, ranks_per_node) if kind == "ranks" else (1, 1)
+    nodes, ranks = job_size(profile, nodes, ranks_per_node) if kind == "ranks" else (1, 1)
     return JobSpec(
         name=name,
         kind=kind,
@@ -156,7 +156,7 @@ def make(
     )
 
 
-def size(profile: Profile, nodes: int = 0, ranks_per_node: int = 0) -> tuple[int, int]:
+def job_size(profile: Profile, nodes: int = 0, ranks_per_node: int = 0) -> tuple[int, int]:
     """Nodes and ranks per node of a job of ranks; zeros take the profile's values.
 
     Raises

@@ -1,6 +1,6 @@
 """Facility profiles: what a site's jobs need, as one YAML file per site and kind of node.
 
-profile = load("mltf-a6000", hours=12)
+profile = read_profile("mltf-a6000", hours=12)
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class Profile(_Frozen):
 KEYS: Final = tuple(name for name in Profile.model_fields if name not in ("name", "source"))
 
 
-def load(name_or_path: str, **overrides: Any) -> Profile:  # noqa: ANN401 - pydantic checks them
+def read_profile(name_or_path: str, **overrides: Any) -> Profile:  # noqa: ANN401 - pydantic checks them
     """Read and check a profile.
 
     Parameters
@@ -209,7 +209,7 @@ def load(name_or_path: str, **overrides: Any) -> Profile:  # noqa: ANN401 - pyda
     ------
     ProfileError : there is no such profile, or something in it or in the overrides cannot be.
     """
-    path = find(name_or_path)
+    path = find_profile(name_or_path)
     values = read_mapping(path)
     _refuse_unknown(values, f"profile {path}")
     asked = {key: value for key, value in overrides.items() if value is not None}
@@ -221,7 +221,7 @@ def load(name_or_path: str, **overrides: Any) -> Profile:  # noqa: ANN401 - pyda
     return profile if profile.python else profile.model_copy(update={"python": _interpreter(profile)})
 
 
-def find(name_or_path: str) -> Path:
+def find_profile(name_or_path: str) -> Path:
     """The file of a profile; ProfileError with the searched folders and the nearest names when there is none."""
     text = name_or_path.strip()
     path = Path(os.path.expandvars(text)).expanduser()
@@ -244,7 +244,7 @@ def folders() -> tuple[Path, ...]:
 
 
 def available() -> tuple[str, ...]:
-    """Names that `load` knows."""
+    """Names that `read_profile` knows."""
     found = {p.stem for folder in folders() if folder.is_dir() for p in folder.iterdir() if p.suffix in SUFFIXES}
     return tuple(sorted(found))
 

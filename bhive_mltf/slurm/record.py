@@ -26,7 +26,7 @@ RECORD_NAME: Final = "job.json"
 logger = logging.getLogger(__name__)
 
 
-class Attempt(BaseModel):
+class EarlierJob(BaseModel):
     """A job of this directory that is over."""
 
     model_config = ConfigDict(frozen=True)
@@ -68,7 +68,7 @@ class JobRecord(BaseModel):
     timeout_step: int = -1
     message: str = ""
     ended: float | None = None
-    attempts: tuple[Attempt, ...] = ()
+    attempts: tuple[EarlierJob, ...] = ()
 
     @classmethod
     def new(cls, profile: Profile, spec: JobSpec, slurm_conf: str, before: JobRecord | None) -> JobRecord:
@@ -79,7 +79,7 @@ class JobRecord(BaseModel):
             directory=spec.directory,
             profile=profile.source,
             slurm_conf=slurm_conf,
-            attempts=(*before.attempts, before.as_attempt()) if before is not None else (),
+            attempts=(*before.attempts, before.as_earlier()) if before is not None else (),
         )
 
     @property
@@ -102,9 +102,9 @@ class JobRecord(BaseModel):
         """Output of the batch script."""
         return self.folder / f"job_{self.job_id}.log"
 
-    def as_attempt(self) -> Attempt:
+    def as_earlier(self) -> EarlierJob:
         """What is kept of the job once the next one is handed in."""
-        return Attempt(**{name: getattr(self, name) for name in Attempt.model_fields})
+        return EarlierJob(**{name: getattr(self, name) for name in EarlierJob.model_fields})
 
     def changed(self, **values: Any) -> JobRecord:  # noqa: ANN401 - fields of the record
         """The same with other values, written; an unchanged record is not.

@@ -12,7 +12,7 @@ from torch import nn
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
-from bhive_mltf.gc_freeze import modules_set_aside
+from bhive_mltf.gc_freeze import frozen_gc
 from bhive_mltf.models.cpu_kernels.memory import keep_memory
 from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
@@ -74,7 +74,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             set_threads(plan.threads_per_rank, world)
             keep_memory(world.device)
             trainer = _trainer(plan, world, build(plan, world), watching, signals)
-            with modules_set_aside():
+            with frozen_gc():
                 trainer.run()
             status = "FINISHED"
         except TrainingInterruptedError as error:
@@ -129,9 +129,9 @@ def _node_observer(world: World) -> Observer:
 
 def _default_observer() -> Observer:
     from bhive_mltf.training.monitoring.mlflow_observer import MlflowObserver
-    from bhive_mltf.training.monitoring.progress import Progress
+    from bhive_mltf.training.monitoring.progress import TerminalProgress
     from bhive_mltf.training.monitoring.progress_file import ProgressFile
 
     folder = srun.job_folder()
     file = [] if folder is None else [ProgressFile(folder / PROGRESS_NAME)]
-    return Observers([Progress(), *file, MlflowObserver()])
+    return Observers([TerminalProgress(), *file, MlflowObserver()])

@@ -45,7 +45,7 @@ def deterministic(asked: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def facts(plan: TrainingPlan, world: World) -> dict[str, Any]:
+def conditions(plan: TrainingPlan, world: World) -> dict[str, Any]:
     """What decides the bits of a training, besides its plan and its jets: plain JSON values."""
     on_cuda = world.device.type == "cuda"
     cudnn: Any = torch.backends.cudnn
@@ -101,7 +101,7 @@ def record(plan: TrainingPlan, world: World, global_step: int) -> list[str]:
     `reproducibility.json`: `processes`, one entry per start, with the steps that were done before it, and `limits`.
     """
     path = plan.directory / FILE_NAME
-    known = facts(plan, world)
+    known = conditions(plan, world)
     before = _processes(path) if global_step else []
     changed = [
         f"{name} {known[name]} instead of {before[-1].get(name)}"

@@ -16,7 +16,7 @@ from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.plan import TrainingPlan
 
 
-class Span(NamedTuple):
+class RoundBatches(NamedTuple):
     """Batches of a round: done, and in all."""
 
     done: int
@@ -34,7 +34,7 @@ class Rounds(ABC):
         """Whether there is more to train."""
 
     @abstractmethod
-    def span(self, position: Position, n_batches: int) -> Span:
+    def span(self, position: Position, n_batches: int) -> RoundBatches:
         """The round that the next step belongs to."""
 
     @abstractmethod
@@ -62,8 +62,8 @@ class Epochs(Rounds):
         return position.epoch <= self.last
 
     @override
-    def span(self, position: Position, n_batches: int) -> Span:
-        return Span(position.batch, n_batches)
+    def span(self, position: Position, n_batches: int) -> RoundBatches:
+        return RoundBatches(position.batch, n_batches)
 
     @override
     def number(self, position: Position) -> int:
@@ -92,10 +92,10 @@ class Iterations(Rounds):
         return position.round_start < self.total
 
     @override
-    def span(self, position: Position, n_batches: int) -> Span:
+    def span(self, position: Position, n_batches: int) -> RoundBatches:
         start = position.round_start
         end = min((start // self.per_round + 1) * self.per_round, self.total)
-        return Span(position.global_step - start, end - start)
+        return RoundBatches(position.global_step - start, end - start)
 
     @override
     def number(self, position: Position) -> int:

@@ -16,7 +16,7 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import reproducibility
 from bhive_mltf.training.build import Ingredients
-from bhive_mltf.training.checkpointing.manager import Vault
+from bhive_mltf.training.checkpointing.manager import CheckpointManager
 from bhive_mltf.training.choices import REGRESSION_LOSSES
 from bhive_mltf.training.debugging import nonfinite
 from bhive_mltf.training.metrics import N_SUMS, Figures
@@ -24,7 +24,7 @@ from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Obse
 from bhive_mltf.training.monitoring.profiling import FOLDER, StepProfiler
 from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
 from bhive_mltf.training.optim.ddp_buckets import fix_reduction_layout
-from bhive_mltf.training.optim.schedules import Schedule
+from bhive_mltf.training.optim.schedules import LearningRateSchedule
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.rounds import rounds_of
 from bhive_mltf.training.step import Stepper
@@ -51,10 +51,12 @@ class Trainer:
         self._stepper, self._observer, self._signals = stepper, observer, signals
         self._multi_task = plan.loss_function in REGRESSION_LOSSES
         self._rounds = rounds_of(plan)
-        self._schedule = Schedule(plan.lr_scheduler, self._rounds.planned, plan.lr_decay_factor)
-        self._vault = Vault(plan, world, ingredients, stepper, rounds=self._rounds, schedule=self._schedule)
+        self._schedule = LearningRateSchedule(plan.lr_scheduler, self._rounds.planned, plan.lr_decay_factor)
+        self._checkpoints = CheckpointManager(
+            plan, world, ingredients, stepper, rounds=self._rounds, schedule=self._schedule
+        )
         self._agreement = RankAgreement(world)
-        self._position = self._vault.restore()
+        self._position = self._checkpoints.restore()
         self._layout_fixed = False
         self._learning_rate = plan.learning_rate
         self._clock = self._interval_clock = time.monotonic()
@@ -69,11 +71,11 @@ class Trainer:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
         try:
             self._train()
-            self._vault.drain()
+            self._checkpoints.drain()
             self._hand_over_best()
         finally:
             self._hand_over_trace(self._profiler.close())
-            self._vault.close()
+            self._checkpoints.close()
 
     def _train(self) -> None:
         position, rounds = self._position, self._rounds
@@ -105,7 +107,7 @@ class Trainer:
     def _hand_over_best(self) -> None:
         position = self._position
         if self._world.is_first and position.best_epoch >= 0:
-            path, state = self._vault.best()
+            path, state = self._checkpoints.best()
             model = plain_batch_norms(self._stepper.model).cpu().eval()
             model.load_state_dict(state["model_state_dict"])
             self._observer.best(model, path, position.best_epoch, position.best_loss_val)
@@ -160,12 +162,12 @@ class Trainer:
         self._observer.advance(batch.global_size)
 
     def _step_boundary(self) -> None:
-        self._vault.check()
-        stop, save = self._agreement.at_step(self._signals.received is not None, self._vault.due_by_time())
-        if stop or save or self._vault.due_by_step(self._position.global_step):
+        self._checkpoints.check()
+        stop, save = self._agreement.at_step(self._signals.received is not None, self._checkpoints.due_by_time())
+        if stop or save or self._checkpoints.due_by_step(self._position.global_step):
             self._look_at_losses()
             self._tick()
-            self._vault.save_step(self._position)
+            self._checkpoints.save_step(self._position)
         if stop:
             self._interrupted()
 
@@ -243,18 +245,18 @@ class Trainer:
         is_best = validation.loss < position.best_loss_val
         if is_best:
             position.best_loss_val, position.best_epoch = validation.loss, number
-        self._vault.save_round(position, is_best)
+        self._checkpoints.save_round(position, is_best)
         self._observer.epoch(EpochResult(number, train, validation, position.seconds, seconds, is_best))
 
     def _stop_here_if_asked(self, save: bool) -> None:
         if not self._agreement.now(self._signals.received is not None):
             return
         if save:
-            self._vault.save_step(self._position)
+            self._checkpoints.save_step(self._position)
         self._interrupted()
 
     def _interrupted(self) -> NoReturn:
-        self._vault.drain()
+        self._checkpoints.drain()
         name = self._signals.received.name if self._signals.received else "a signal to another rank"
         raise TrainingInterruptedError(
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "

@@ -26,7 +26,7 @@ PGD = {"attack": "pgd", "attack_magnitude": 0.2, "attack_iterations": 2}
 def run(directory, observer=None, **values):
     made = plan(directory, epochs=2, **values)
     train(made, World(), standin.build, observer or Observer())
-    return checkpoint.load(checkpoint.epoch_path(directory, 1))
+    return checkpoint.read_checkpoint(checkpoint.epoch_path(directory, 1))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_factors_reach_the_attack(tmp_path):
     def rank(directory, builder):
         made = plan(directory, epochs=1, **PGD, attack_individual_factors=True)
         train(made, World(), builder, Observer())
-        return checkpoint.load(checkpoint.epoch_path(directory, 0))["loss_train"]
+        return checkpoint.read_checkpoint(checkpoint.epoch_path(directory, 0))["loss_train"]
 
     assert rank(tmp_path / "a", build) < rank(tmp_path / "b", standin.build)
 

@@ -69,7 +69,7 @@ def predict(model, dataset, config):
 
 def trained(path, config):
     model = registry.create("DeepJetTransformer", config, **KWARGS)
-    model.load_state_dict(checkpoint.load(path)["model_state_dict"])
+    model.load_state_dict(checkpoint.read_checkpoint(path)["model_state_dict"])
     return model
 
 
@@ -128,7 +128,7 @@ def run(command, output):
 
 def check_ended(directory, output, expected):
     """The training ended as one that was never killed."""
-    state = checkpoint.load(directory / "model_2.pt")
+    state = checkpoint.read_checkpoint(directory / "model_2.pt")
     for name in ("loss_train", "acc_train", "loss_val", "acc_val"):
         np.testing.assert_allclose(state[name], expected[name], **CLOSE)
     dataset, config = open_set(output)

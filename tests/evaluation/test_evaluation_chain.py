@@ -107,7 +107,7 @@ def test_files_name_content_and_process(chain):
 def test_roc_curves_and_working_points_of_a_real_model(chain, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "save", lambda figure, directory, stem: f"{stem}.png")
     base, config, _, _ = chain
-    predictions = prediction_files.load(base / "inference")
+    predictions = prediction_files.read_predictions(base / "inference")
     classes = registry.classes(MODEL)
     summary = make_roc_directory(predictions, classes, config, tmp_path / "roc")
     assert 0 <= summary.auc["all"]["bvsl"]["auc"] <= 1

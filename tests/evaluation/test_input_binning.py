@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, TAIL, Binning, Values, bucket_edges, buckets, choose
+from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, TAIL, Binning, Values, bucket_edges, buckets, choose_binning
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 arrays = hnp.arrays(np.float32, st.integers(1, 300), elements=floats)
@@ -14,7 +14,7 @@ def binning_of(values, n_bins=50):
     values = np.asarray(values, np.float32)
     counts = np.bincount(buckets(values), minlength=N_BUCKETS)
     integral = bool((values == np.rint(values)).all())
-    return choose(Values(counts, float(values.min()), float(values.max()), integral), n_bins)
+    return choose_binning(Values(counts, float(values.min()), float(values.max()), integral), n_bins)
 
 
 @given(arrays)
@@ -99,7 +99,7 @@ def test_a_constant_has_a_bin(value):
 
 
 def test_features_without_values():
-    assert choose(Values(np.zeros(N_BUCKETS, int), np.inf, -np.inf, True), 10) == Binning(0.0, 1.0, 10)
+    assert choose_binning(Values(np.zeros(N_BUCKETS, int), np.inf, -np.inf, True), 10) == Binning(0.0, 1.0, 10)
 
 
 def test_an_upper_edge_that_is_reached_lies_in_the_last_bin():

@@ -19,7 +19,7 @@ def test_what_is_written_is_read_back(tmp_path, fake, six, dataset):
     predictions = fake(250, 6)
     prediction_files.write(predictions, tmp_path, dataset(), six)
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    back = prediction_files.load(tmp_path)
+    back = prediction_files.read_predictions(tmp_path)
     for name in ("logits", "truth", "process", "kinematics", "jet_id"):
         np.testing.assert_array_equal(getattr(back, name), getattr(predictions, name))
         assert getattr(back, name).dtype == getattr(predictions, name).dtype
@@ -32,7 +32,7 @@ def test_regression_is_kept_apart_from_the_logits(tmp_path, fake, six, dataset):
     prediction_files.write(predictions, tmp_path, dataset(), six)
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"regression.npy", "regression_target.npy"}
     assert np.load(tmp_path / "prediction.npy").shape == (50, 6)
-    back = prediction_files.load(tmp_path)
+    back = prediction_files.read_predictions(tmp_path)
     assert back.regression_names == names
     np.testing.assert_array_equal(back.regression, predictions.regression)
     np.testing.assert_array_equal(back.regression_target, predictions.regression_target)
@@ -116,15 +116,15 @@ def test_prediction_npy_appears_last(tmp_path, fake, six, dataset, monkeypatch):
 
 def test_missing_and_broken_files_are_named(tmp_path, fake, six, dataset):
     with pytest.raises(DataError, match=r"prediction\.npy is missing"):
-        prediction_files.load(tmp_path)
+        prediction_files.read_predictions(tmp_path)
     prediction_files.write(fake(50, 6), tmp_path, dataset(), six)
     whole = (tmp_path / "truth.npy").read_bytes()
     (tmp_path / "truth.npy").write_bytes(whole[:-20])
     with pytest.raises(CorruptFileError, match=r"truth\.npy cannot be read"):
-        prediction_files.load(tmp_path)
+        prediction_files.read_predictions(tmp_path)
     np.save(tmp_path / "truth.npy", np.zeros(49, int))
     with pytest.raises(CorruptFileError, match="differ in length"):
-        prediction_files.load(tmp_path)
+        prediction_files.read_predictions(tmp_path)
 
 
 def test_upstreams_directory_is_read(tmp_path, fake):
@@ -133,7 +133,7 @@ def test_upstreams_directory_is_read(tmp_path, fake):
     np.save(tmp_path / "truth.npy", predictions.truth.astype(np.int32))
     np.save(tmp_path / "process.npy", predictions.process.astype(np.float64))
     np.save(tmp_path / "kinematics.npy", predictions.kinematics)
-    back = prediction_files.load(tmp_path)
+    back = prediction_files.read_predictions(tmp_path)
     np.testing.assert_array_equal(back.process, predictions.process)
     assert (back.jet_id == -1).all()
     assert np.isnan(back.loss)

@@ -10,7 +10,7 @@ from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.discriminators import discriminators, softmax
 from bhive_mltf.evaluation.roc import make_roc_directory
-from bhive_mltf.evaluation.selection import evaluated, inside, process_masks
+from bhive_mltf.evaluation.selection import inside, process_masks, select_jets
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_w41_cuts_include_their_edges():
 
 def test_cuts_belong_to_their_process(fake, six, config):
     cuts = SimpleNamespace(pt_min=100.0, pt_max=None, eta_min=None, eta_max=None)
-    jets = evaluated(fake(500, 6, n_processes=3), six)
+    jets = select_jets(fake(500, 6, n_processes=3), six)
     masks = process_masks(jets, config(cuts={"TT": cuts}))
     pt = jets.kinematics[:, 0]
     np.testing.assert_array_equal(masks["TT"], (jets.process == 0) & (pt >= 100))

@@ -34,10 +34,10 @@ def limit(n_bytes):
 @pytest.mark.parametrize("n_bytes", [1000, 100_000, 1_000_000, 1_200_500])
 def test_f02_a_checkpoint_that_does_not_fit(tmp_path, n_bytes):
     path = tmp_path / "model_0.pt"
-    checkpoint.save(path, {"old": 1})
+    checkpoint.write_checkpoint(path, {"old": 1})
     before = path.read_bytes()
     with limit(n_bytes), pytest.raises(CheckpointError, match="model_0.pt cannot be written: File too large") as raised:
-        checkpoint.save(path, WEIGHTS)
+        checkpoint.write_checkpoint(path, WEIGHTS)
     assert disk.is_out_of_space(raised.value)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -71,7 +71,7 @@ def test_f02_errors_of_the_writer_itself_stay(tmp_path):
 @pytest.mark.parametrize("room", [10_000, 10])
 def test_f02_a_rank_says_so_even_if_its_reason_has_no_room(tmp_path, room):
     def work():
-        checkpoint.save(tmp_path / "model_0.pt", WEIGHTS)
+        checkpoint.write_checkpoint(tmp_path / "model_0.pt", WEIGHTS)
         return 0
 
     with limit(room):

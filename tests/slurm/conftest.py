@@ -92,7 +92,7 @@ def cluster(lab_of_the_session, monkeypatch):
 
 @pytest.fixture
 def profile(cluster):
-    return profiles.load("local-lab")
+    return profiles.read_profile("local-lab")
 
 
 @pytest.fixture

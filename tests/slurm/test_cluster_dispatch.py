@@ -37,8 +37,8 @@ FOLLOW = textwrap.dedent("""
     from bhive_mltf.slurm.client import Slurm
     from bhive_mltf.slurm.follow import follow
 
-    profile = profiles.load("local-lab", poll_seconds=0.5)
-    spec = job.make(
+    profile = profiles.read_profile("local-lab", poll_seconds=0.5)
+    spec = job.make_spec(
         profile, name="t", kind="command", command=sys.argv[2:], directory=Path(sys.argv[1]),
         environment={"PYTHONPATH": __import__("os").environ["PYTHONPATH"]},
     )
@@ -51,7 +51,7 @@ FOLLOW = textwrap.dedent("""
 
 def spec(profile, directory, *command):
     settings = {"name": "a test", "kind": "command", "environment": {"PYTHONPATH": str(REPOSITORY)}}
-    return job.make(profile, command=command, directory=directory, **settings)
+    return job.make_spec(profile, command=command, directory=directory, **settings)
 
 
 def start(directory, *command, before=(), terminal=None, **environment):
@@ -140,14 +140,14 @@ def test_a_folder_that_is_a_pattern_for_slurm(cluster, profile, client, tmp_path
 
 
 def test_a_job_that_fails_before_python_starts(cluster, client, tmp_path):
-    profile = profiles.load("local-lab", setup=["echo the module system is down", "exit 3"])
+    profile = profiles.read_profile("local-lab", setup=["echo the module system is down", "exit 3"])
     with pytest.raises(JobFailedError, match="failed with exit code 3") as caught:
         submit_and_follow(profile, client, tmp_path, "true")
     assert "    the module system is down" in str(caught.value)
 
 
 def test_an_interpreter_that_is_not_there(cluster, client, tmp_path):
-    profile = profiles.load("local-lab", python="/nowhere/python")
+    profile = profiles.read_profile("local-lab", python="/nowhere/python")
     with pytest.raises(JobFailedError, match=r"(?s)exit code 127.*/nowhere/python"):
         submit_and_follow(profile, client, tmp_path, "true")
 
@@ -158,13 +158,13 @@ def test_a_command_that_fails(cluster, profile, client, tmp_path):
 
 
 def test_a_refused_job_says_what_slurm_said(cluster, client, tmp_path):
-    profile = profiles.load("local-lab", partition="nowhere")
+    profile = profiles.read_profile("local-lab", partition="nowhere")
     with pytest.raises(SubmissionError, match="invalid partition specified: nowhere|Invalid partition name"):
         dispatch.submit_or_attach(profile, spec(profile, tmp_path, "true"), client)
 
 
 def test_cancelled_while_it_waits_and_while_it_runs(cluster, profile, client, tmp_path):
-    held = profiles.load("local-lab", options={"hold": True})
+    held = profiles.read_profile("local-lab", options={"hold": True})
     waiting = dispatch.submit_or_attach(held, spec(held, tmp_path / "a", "true"), client)
     running = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "b", "sleep", "100"), client)
     wait_for(lambda: state_of(client, running) is JobState.RUNNING)
@@ -225,7 +225,7 @@ def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
 
 
 def test_the_place_in_the_queue(cluster, profile, client, tmp_path):
-    held = profiles.load("local-lab", options={"begin": "now+600"})
+    held = profiles.read_profile("local-lab", options={"begin": "now+600"})
     records = [dispatch.submit_or_attach(held, spec(held, tmp_path / name, "true"), client) for name in "ab"]
     assert [client.position(record.job_id, "main") for record in records] == [1, 2]
 
@@ -246,7 +246,7 @@ def test_a_job_that_the_controller_has_forgotten(accounting, tmp_path, monkeypat
     cluster = start_lab(accounting=accounting, keep_jobs_s=2)
     try:
         monkeypatch.setenv("BHIVE_SLURM_LAB", str(cluster.directory))
-        profile = profiles.load("local-lab")
+        profile = profiles.read_profile("local-lab")
         client = Slurm.of(profile)
         good = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "good", "true"), client)
         bad = dispatch.submit_or_attach(profile, spec(profile, tmp_path / "bad", "false"), client)
@@ -270,7 +270,7 @@ def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
     cluster = start_lab(names="address")
     try:
         monkeypatch.setenv("BHIVE_SLURM_LAB", str(cluster.directory))
-        profile = profiles.load("local-lab", nodes=2)
+        profile = profiles.read_profile("local-lab", nodes=2)
         assert cluster.run("srun", "--nodes=2", "--ntasks=4", "hostname").stdout.count("\n") == 4
         submit_and_follow(profile, Slurm.of(profile), tmp_path, "true")
     finally:
@@ -282,9 +282,9 @@ def test_gpus_are_asked_for_in_both_styles_and_missing_ones_are_named(cluster, c
     for style in ("gres", "gpus-per-node"):
         setup = ["echo $CUDA_VISIBLE_DEVICES", *(["exit 3"] if preflight.count_gpus({}) else [])]
         asked = {"nodes": 2, "gpus_per_node": 2, "gpu_style": style}
-        profile = profiles.load("local-lab", setup=setup, python=sys.executable, **asked)
+        profile = profiles.read_profile("local-lab", setup=setup, python=sys.executable, **asked)
         environment = {"PYTHONPATH": str(REPOSITORY)}
-        ranks = job.make(
+        ranks = job.make_spec(
             profile, name="t", kind="ranks", command=["x"], directory=tmp_path / style, environment=environment
         )
         record = dispatch.submit_or_attach(profile, ranks, client)
@@ -312,10 +312,10 @@ def test_what_runs_in_a_container_is_started_in_it_by_every_node(cluster, client
     runtime.write_text(STAND_IN)
     runtime.chmod(0o755)
     box = {"image": f"{tmp_path}/a b.sif", "runtime": str(runtime)}
-    profile = profiles.load("local-lab", container=box, python=sys.executable)
+    profile = profiles.read_profile("local-lab", container=box, python=sys.executable)
     settings = {"name": "t", "kind": "ranks", "nodes": 2, "ranks_per_node": 1, "directory": tmp_path / "out"}
     environment = {"PYTHONPATH": str(REPOSITORY)}
-    ranks = job.make(profile, command=["bash", "-c", "echo $PATH"], environment=environment, **settings)
+    ranks = job.make_spec(profile, command=["bash", "-c", "echo $PATH"], environment=environment, **settings)
     follow(dispatch.submit_or_attach(profile, ranks, client), client, poll_s=0.5, display=Lines())
     started = sorted(Path(f"{runtime}.log").read_text().splitlines())
     assert started == [f"{step} a b.sif outside" for step in ("0", "0", "1", "1", "batch")]
@@ -328,7 +328,7 @@ def test_ranks_ended_by_their_time_limit_are_put_back(cluster, profile, client, 
     script = f"trap : USR2; [ -e {tmp_path}/again ] && exit; touch {tmp_path}/again; sleep 200 & wait; wait"
     settings = {"name": "t", "kind": "ranks", "nodes": 2, "ranks_per_node": 1, "directory": tmp_path / "out"}
     environment = {"PYTHONPATH": str(REPOSITORY)}
-    ranks = job.make(profile, command=["bash", "-c", script], environment=environment, **settings)
+    ranks = job.make_spec(profile, command=["bash", "-c", script], environment=environment, **settings)
     record = dispatch.submit_or_attach(profile, ranks, client)
     wait_for((tmp_path / "again").exists)
     assert cluster.run("scontrol", "update", f"jobid={record.job_id}", "endtime=now+1").returncode == 0
@@ -359,8 +359,8 @@ ORDINARY = textwrap.dedent("""
     folder = Path(sys.argv[1])
     cluster = lab.up(lab.Settings(directory=Path(os.environ["BHIVE_SLURM_LAB"])))
     try:
-        profile = profiles.load("local-lab", nodes=2, python=sys.executable)
-        spec = job.make(
+        profile = profiles.read_profile("local-lab", nodes=2, python=sys.executable)
+        spec = job.make_spec(
             profile, name="t", kind="ranks", command=["id", "-un"], directory=folder,
             environment={"PYTHONPATH": os.environ["PYTHONPATH"]},
         )

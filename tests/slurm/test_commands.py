@@ -13,8 +13,10 @@ def record(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm_jobs, "LOOK_S", 0.0)
     slurm_jobs._clients.clear()
     monkeypatch.setenv("DATA_PATH", str(tmp_path))
-    profile = profiles.load("generic", accounting=False)
-    spec = job.make(profile, name="t1 DeepJet", kind="ranks", command=["x"], directory=tmp_path / "TrainingTask" / "t1")
+    profile = profiles.read_profile("generic", accounting=False)
+    spec = job.make_spec(
+        profile, name="t1 DeepJet", kind="ranks", command=["x"], directory=tmp_path / "TrainingTask" / "t1"
+    )
     return dispatch.submit_or_attach(profile, spec, Slurm())
 
 

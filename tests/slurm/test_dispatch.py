@@ -14,12 +14,12 @@ from bhive_mltf.slurm.states import JobState
 
 @pytest.fixture
 def profile(fake):
-    return profiles.load("generic", accounting="auto", poll_seconds=0.01)
+    return profiles.read_profile("generic", accounting="auto", poll_seconds=0.01)
 
 
 @pytest.fixture
 def make(profile, tmp_path):
-    return lambda: job.make(profile, name="a test", kind="command", command=["x"], directory=tmp_path / "out put")
+    return lambda: job.make_spec(profile, name="a test", kind="command", command=["x"], directory=tmp_path / "out put")
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_neither_sbatch_nor_squeue_answers_and_the_next_command_finds_out(fake, 
 
 
 def test_a_refusal_is_told_and_binds_nobody(fake, make, client):
-    wrong = profiles.load("generic", partition="nowhere")
+    wrong = profiles.read_profile("generic", partition="nowhere")
     with pytest.raises(SubmissionError, match=r"sbatch refused .*job.sh: .*Invalid partition name specified"):
         dispatch.submit_or_attach(wrong, make(), client)
-    assert dispatch.submit_or_attach(profiles.load("generic"), make(), client).job_id in fake.jobs
+    assert dispatch.submit_or_attach(profiles.read_profile("generic"), make(), client).job_id in fake.jobs
 
 
 def test_a_machine_without_slurm_says_so(profile, make, client, monkeypatch, tmp_path):
@@ -162,7 +162,7 @@ def test_a_job_id_that_was_given_again_is_another_job(fake, profile, make, clien
 def test_the_job_sees_few_variables_and_those_of_the_profile(fake, make, client, monkeypatch):
     for name in ("MLFLOW_TRACKING_TOKEN", "X509_USER_PROXY", "SBATCH_PARTITION", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "secret")
-    record = dispatch.submit_or_attach(profiles.load("generic"), make(), client)
+    record = dispatch.submit_or_attach(profiles.read_profile("generic"), make(), client)
     seen = fake.jobs[record.job_id]["environment"]
     assert seen["X509_USER_PROXY"] == "secret"
     assert not {"MLFLOW_TRACKING_TOKEN", "SBATCH_PARTITION", "SLURM_JOB_ID"} & set(seen)

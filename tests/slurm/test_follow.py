@@ -20,8 +20,8 @@ from bhive_mltf.slurm.states import JobState
 
 @pytest.fixture
 def record(fake, tmp_path):
-    profile = profiles.load("generic", accounting=False)
-    spec = job.make(profile, name="a test", kind="command", command=["x"], directory=tmp_path / "out")
+    profile = profiles.read_profile("generic", accounting=False)
+    spec = job.make_spec(profile, name="a test", kind="command", command=["x"], directory=tmp_path / "out")
     return dispatch.submit_or_attach(profile, spec, Slurm())
 
 
@@ -103,8 +103,8 @@ def test_what_the_site_took_away_for_good_is_an_error(fake, record, watch, clock
 @pytest.fixture
 def ranks(fake, tmp_path):
     """A job of ranks, which may have three attempts."""
-    profile = profiles.load("generic", accounting=False, max_attempts=3)
-    spec = job.make(profile, name="a test", kind="ranks", command=["x"], directory=tmp_path / "ranks")
+    profile = profiles.read_profile("generic", accounting=False, max_attempts=3)
+    spec = job.make_spec(profile, name="a test", kind="ranks", command=["x"], directory=tmp_path / "ranks")
     return dispatch.submit_or_attach(profile, spec, Slurm())
 
 

@@ -102,10 +102,10 @@ def test_preflight_sees_a_folder_of_another_machine(spec, monkeypatch):
     monkeypatch.setattr(preflight, "_VISIBLE_WITHIN_S", 0.0)
     now = time.time()
     assert "not one shared file system" in preflight._problem(report(node="n8"), spec, now, now + 9)
-    assert preflight.look(spec.folder / "probe", spec.token).problem == ""
+    assert preflight.inspect_node(spec.folder / "probe", spec.token).problem == ""
     assert (spec.folder / "probe.n7").exists()
-    assert "sees another" in preflight.look(spec.folder / "probe", "other").problem
-    assert "cannot use" in preflight.look(spec.folder / "nowhere" / "probe", spec.token).problem
+    assert "sees another" in preflight.inspect_node(spec.folder / "probe", "other").problem
+    assert "cannot use" in preflight.inspect_node(spec.folder / "nowhere" / "probe", spec.token).problem
 
 
 def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkeypatch):
@@ -114,10 +114,10 @@ def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkey
     inside = spec.model_copy(update={"scratch": f"{tmp_path}/scratch/$USER"})
     assert steps.environment(inside, ALLOCATION)["TMPDIR"] == f"{tmp_path}/scratch/jo"
     assert preflight._command(ALLOCATION, inside)[-1] == inside.scratch
-    assert preflight.look(spec.folder / "probe", spec.token, inside.scratch).problem == ""
+    assert preflight.inspect_node(spec.folder / "probe", spec.token, inside.scratch).problem == ""
     assert (tmp_path / "scratch/jo").is_dir()
     assert "TMPDIR" not in steps.environment(spec, ALLOCATION)
-    wrong = preflight.look(spec.folder / "probe", spec.token, f"{spec.folder}/probe/x")
+    wrong = preflight.inspect_node(spec.folder / "probe", spec.token, f"{spec.folder}/probe/x")
     assert "the `scratch` of the profile: Not a directory" in wrong.problem
 
 
@@ -128,9 +128,9 @@ def test_copies_of_training_sets_are_optional_and_those_of_lost_jobs_are_removed
     for folder in (place / "set", kept, lost, tmp_path / "set"):
         folder.mkdir(parents=True)
     (tmp_path / "set/manifest.json").write_text("{}")
-    assert "0.0 MB of training sets copied" in staging.make(place, [tmp_path / "set"])
+    assert "0.0 MB of training sets copied" in staging.copy_sets(place, [tmp_path / "set"])
     assert [path.exists() for path in (place, place / "set", kept, lost)] == [True, False, True, False]
-    said = staging.make(place, [tmp_path / "nowhere"])
+    said = staging.copy_sets(place, [tmp_path / "nowhere"])
     assert "read where they are, since they cannot be copied: [Errno 2] No such file" in said
     assert not place.exists()
 

@@ -14,7 +14,7 @@ def written(folder, text):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_profiles(name):
-    profile = profiles.load(name)
+    profile = profiles.read_profile(name)
     assert profile.name == name
     assert profile.description
     assert profile.python
@@ -25,25 +25,25 @@ def test_shipped_profiles_are_these():
 
 
 def test_options_win_and_none_leaves_the_files_value():
-    profile = profiles.load("mltf-a6000", hours=3, partition=None, account="btv")
+    profile = profiles.read_profile("mltf-a6000", hours=3, partition=None, account="btv")
     assert (profile.hours, profile.partition, profile.account) == (3, "a6000", "btv")
 
 
 def test_a_folder_of_the_site_comes_first(tmp_path, monkeypatch):
     (tmp_path / "generic.yml").write_text("partition: special\n")
     monkeypatch.setenv("BHIVE_FACILITY_DIR", str(tmp_path))
-    assert profiles.load("generic").partition == "special"
-    assert profiles.load("mltf-cpu").partition == "cpu"
+    assert profiles.read_profile("generic").partition == "special"
+    assert profiles.read_profile("mltf-cpu").partition == "cpu"
 
 
 def test_an_unknown_profile_is_told_with_the_nearest():
     with pytest.raises(ProfileError, match=r"no profile 'mltf-a600' in .*facility; nearest: mltf-a6000"):
-        profiles.load("mltf-a600")
+        profiles.read_profile("mltf-a600")
 
 
 def test_an_unknown_option_is_told_with_the_nearest_and_all():
     with pytest.raises(ProfileError, match=r"`partitoin` is no key of a profile; nearest: partition.*; all: .*hours"):
-        profiles.load("generic", partitoin="main")
+        profiles.read_profile("generic", partitoin="main")
 
 
 @pytest.mark.parametrize(
@@ -76,26 +76,26 @@ def test_an_unknown_option_is_told_with_the_nearest_and_all():
 )
 def test_what_cannot_be_is_refused_when_typed(tmp_path, text, message):
     with pytest.raises(ProfileError if "twice" not in message else ValueError, match=message):
-        profiles.load(written(tmp_path, text))
+        profiles.read_profile(written(tmp_path, text))
 
 
 def test_a_wrong_option_is_told_apart_from_a_wrong_file():
     with pytest.raises(ProfileError, match=r"mltf-a6000.yml with hours 100: hours 100 is more than the 48 of"):
-        profiles.load("mltf-a6000", hours=100)
+        profiles.read_profile("mltf-a6000", hours=100)
 
 
 def test_the_interpreter_is_that_of_the_environment(tmp_path):
     import sys
 
-    assert profiles.load(written(tmp_path, "nodes: 1\n")).python == sys.executable
-    assert profiles.load(written(tmp_path, "venv: /v\n")).python == "python"
-    assert profiles.load(written(tmp_path, "container: {image: a.sif}\n")).python == "python3"
+    assert profiles.read_profile(written(tmp_path, "nodes: 1\n")).python == sys.executable
+    assert profiles.read_profile(written(tmp_path, "venv: /v\n")).python == "python"
+    assert profiles.read_profile(written(tmp_path, "container: {image: a.sif}\n")).python == "python3"
 
 
 @pytest.mark.parametrize(("asked", "ranks", "gpus"), [(0, 4, 4), (1, 1, 1), (3, 3, 3)])
 def test_a_job_asks_for_one_gpu_per_rank(tmp_path, asked, ranks, gpus):
-    profile = profiles.load("mltf-a6000")
-    spec = job.make(
+    profile = profiles.read_profile("mltf-a6000")
+    spec = job.make_spec(
         profile, name="t", kind="ranks", command=["x"], directory=tmp_path, ranks_per_node=asked, threads_per_rank=12
     )
     assert (spec.ranks_per_node, spec.gpus_per_node, spec.cpus_per_rank) == (ranks, gpus, 12)
@@ -104,8 +104,8 @@ def test_a_job_asks_for_one_gpu_per_rank(tmp_path, asked, ranks, gpus):
 @pytest.mark.parametrize(("nodes", "ranks", "message"), [(5, 1, "nodes 5 is more"), (1, 8, "ranks_per_node 8 is more")])
 def test_a_job_larger_than_the_site_is_refused(tmp_path, nodes, ranks, message):
     with pytest.raises(ProfileError, match=message):
-        job.make(
-            profiles.load("mltf-a6000"),
+        job.make_spec(
+            profiles.read_profile("mltf-a6000"),
             name="t",
             kind="ranks",
             command=["x"],
@@ -116,8 +116,8 @@ def test_a_job_larger_than_the_site_is_refused(tmp_path, nodes, ranks, message):
 
 
 def test_a_spec_is_read_as_it_was_written(tmp_path):
-    spec = job.make(
-        profiles.load("generic"),
+    spec = job.make_spec(
+        profiles.read_profile("generic"),
         name="t",
         kind="command",
         command=["law", "a b", "c'\n\""],

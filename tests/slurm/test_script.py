@@ -46,9 +46,9 @@ VARIANTS = {
 
 def rendered(name):
     profile_name, overrides, options = VARIANTS[name]
-    profile = profiles.load(profile_name, **{"python": "/sw/bin/python", **overrides})
+    profile = profiles.read_profile(profile_name, **{"python": "/sw/bin/python", **overrides})
     settings = {"name": "TrainingTask t1", "kind": "command", "command": ["law", "run"], "directory": Path("/data/out")}
-    spec = job.make(profile, **{**settings, **options}).model_copy(update={"token": "0123456789ab"})
+    spec = job.make_spec(profile, **{**settings, **options}).model_copy(update={"token": "0123456789ab"})
     return script.render(profile, spec), spec
 
 
@@ -80,9 +80,9 @@ def test_hostile_values_arrive_whole(tmp_path):
     shown = tmp_path / "python"
     shown.write_text('#!/bin/bash\nprintf "%s\\0" "$@" "$A"\n')
     shown.chmod(0o755)
-    profile = profiles.load("generic", python=str(shown))
+    profile = profiles.read_profile("generic", python=str(shown))
     value = "x'y\nz $HOME `id`"
-    spec = job.make(profile, name="t", kind="command", command=["x"], directory=folder, environment={"A": value})
+    spec = job.make_spec(profile, name="t", kind="command", command=["x"], directory=folder, environment={"A": value})
     done = subprocess.run(
         ["bash", "-c", script.render(profile, spec)], capture_output=True, text=True, check=True, cwd=tmp_path
     )
@@ -104,6 +104,6 @@ def test_no_path_is_part_of_an_option_line():
     ("hours", "time"), [(1 / 60, "0-00:01:00"), (0.011, "0-00:01:00"), (1.5, "0-01:30:00"), (49, "2-01:00:00")]
 )
 def test_time(hours, time):
-    profile = profiles.load("generic", hours=hours, signal_seconds=10)
-    spec = job.make(profile, name="t", kind="command", command=["x"], directory=Path("/data"))
+    profile = profiles.read_profile("generic", hours=hours, signal_seconds=10)
+    spec = job.make_spec(profile, name="t", kind="command", command=["x"], directory=Path("/data"))
     assert f"#SBATCH --time={time}\n" in script.render(profile, spec)

@@ -94,7 +94,7 @@ def test_w38_two_ranks_predict_what_one_does_bit_for_bit(chain, tmp_path):
     assert {path.name for path in (folder / "logs").iterdir()} == {"rank_0.log", "rank_1.log"}
     alone = plan.model_copy(update={"ranks_per_node": 1, "threads_per_rank": 1, "directory": tmp_path, "n_threads": 0})
     one = inference.infer(alone, alone.open(), alone.model())
-    two = prediction_files.load(folder)
+    two = prediction_files.read_predictions(folder)
     assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in PER_JET)
     assert (one.loss, one.accuracy) == (two.loss, two.accuracy)
 

@@ -45,7 +45,7 @@ def results(sandbox, version):
     (prediction,) = [
         path for path in (sandbox.data_path / "InferenceTask").rglob("prediction.npy") if version in path.parts
     ]
-    return checkpoint.load(best), np.load(prediction)
+    return checkpoint.read_checkpoint(best), np.load(prediction)
 
 
 @pytest.mark.long

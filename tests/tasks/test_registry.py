@@ -9,7 +9,7 @@ import pytest
 from bhive_mltf.models import registry
 from bhive_mltf.testing import jets
 from bhive_mltf.training import choices
-from bhive_mltf.training.checkpointing.checkpoint import load
+from bhive_mltf.training.checkpointing.checkpoint import read_checkpoint
 from tests.models.conftest import VARIANTS
 from tests.models.factory import CONFIGS, SMALL
 from tests.tasks.conftest import Sandbox, flat
@@ -62,7 +62,7 @@ def test_from_ntuples_to_predictions(sandbox, model, optimizer, schedule):
     }  # fmt: skip
     sandbox.run("InferenceTask", *flat(options))
     (training,) = (sandbox.data_path / "TrainingTask" / config / "v1" / optimizer / model).rglob("best_model.pt")
-    first, last = (load(training.parent / f"model_{epoch}.pt")["model_state_dict"] for epoch in (0, 1))
+    first, last = (read_checkpoint(training.parent / f"model_{epoch}.pt")["model_state_dict"] for epoch in (0, 1))
     assert any((last[name] != first[name]).any() for name in last if "running" not in name and "num" not in name)
     (prediction,) = (sandbox.data_path / "InferenceTask" / config / "v1/v1" / optimizer / model).rglob("prediction.npy")
     assert np.isfinite(np.load(prediction)).all()

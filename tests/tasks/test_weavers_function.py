@@ -95,7 +95,7 @@ def test_weavers_gradient_and_logits(sandbox, options, stored):
     path = f"{sandbox.folder}:{sandbox.environment['PYTHONPATH']}"
     sandbox.run("InferenceTask", *options, PYTHONPATH=path)
     (best,) = sandbox.data_path.glob("TrainingTask/**/best_model.pt")
-    state = checkpoint.load(best)
+    state = checkpoint.read_checkpoint(best)
     weights = state["model_state_dict"]
     gradients = stored_gradients(stored, "float32/training")
     before = {key: stored[f"state/{key}"].float() for key in gradients}
@@ -107,7 +107,7 @@ def test_weavers_gradient_and_logits(sandbox, options, stored):
     for key in (name.removeprefix("state/") for name in stored if name.startswith("state/")):
         ours = f"part.network.{weaver_key(key)}"
         weights[ours] = stored[f"state/{key}"].to(weights[ours].dtype).view_as(weights[ours])
-    checkpoint.save(best, state)
+    checkpoint.write_checkpoint(best, state)
     (prediction,) = sandbox.data_path.glob("InferenceTask/**/prediction.npy")
     prediction.unlink()
     sandbox.run("InferenceTask", *options, PYTHONPATH=path)

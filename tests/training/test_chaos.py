@@ -51,7 +51,7 @@ def test_w19_ten_kills_change_no_bit(tmp_path, monkeypatch):
     monkeypatch.delenv("STANDIN_KILL")
     run(cut)
     for name in (f"model_{EPOCHS - 1}.pt", "best_model.pt"):
-        whole, mended = (checkpoint.load(folder / name) for folder in (tmp_path / "whole", cut))
+        whole, mended = (checkpoint.read_checkpoint(folder / name) for folder in (tmp_path / "whole", cut))
         for key, value in whole["model_state_dict"].items():
             assert torch.equal(value, mended["model_state_dict"][key]), key
         for history in ("loss_train", "acc_train", "loss_val", "acc_val"):

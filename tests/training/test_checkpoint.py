@@ -36,8 +36,8 @@ def damage(path):
 def test_a_checkpoint_comes_back_as_plain_values(tmp_path):
     path = step_path(tmp_path, 42)
     assert path.name == "step_000000042.pt"
-    checkpoint.save(path, state(42))
-    back = checkpoint.load(path)
+    checkpoint.write_checkpoint(path, state(42))
+    back = checkpoint.read_checkpoint(path)
     assert back["global_step"] == 42
     assert torch.equal(back["model_state_dict"]["w"], torch.arange(1000.0))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -45,15 +45,15 @@ def test_a_checkpoint_comes_back_as_plain_values(tmp_path):
 
 def test_the_one_furthest_on_is_found(tmp_path):
     assert find_latest(tmp_path) is None
-    checkpoint.save(step_path(tmp_path, 5), state(5))
+    checkpoint.write_checkpoint(step_path(tmp_path, 5), state(5))
     assert find_latest(tmp_path)[1]["global_step"] == 5
-    checkpoint.save(epoch_path(tmp_path, 0), state(9, complete=True))
-    checkpoint.save(step_path(tmp_path, 9), state(9))
+    checkpoint.write_checkpoint(epoch_path(tmp_path, 0), state(9, complete=True))
+    checkpoint.write_checkpoint(step_path(tmp_path, 9), state(9))
     assert find_latest(tmp_path)[0].name == "model_0.pt"
-    checkpoint.save(epoch_path(tmp_path, 10), state(99, epoch=10, complete=True))
-    checkpoint.save(epoch_path(tmp_path, 9), state(90, epoch=9, complete=True))
+    checkpoint.write_checkpoint(epoch_path(tmp_path, 10), state(99, epoch=10, complete=True))
+    checkpoint.write_checkpoint(epoch_path(tmp_path, 9), state(90, epoch=9, complete=True))
     assert find_latest(tmp_path)[0].name == "model_10.pt"
-    checkpoint.save(step_path(tmp_path, 100), state(100, epoch=11))
+    checkpoint.write_checkpoint(step_path(tmp_path, 100), state(100, epoch=11))
     assert find_latest(tmp_path)[0].name == "step_000000100.pt"
 
 
@@ -64,7 +64,7 @@ def cut(path):
 @pytest.mark.parametrize("harm", [damage, cut, lambda path: path.write_bytes(b"")])
 def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, caplog, harm):
     for step in (3, 6):
-        checkpoint.save(step_path(tmp_path, step), state(step))
+        checkpoint.write_checkpoint(step_path(tmp_path, step), state(step))
     harm(step_path(tmp_path, 6))
     with caplog.at_level(logging.WARNING):
         assert find_latest(tmp_path)[1]["global_step"] == 3
@@ -75,14 +75,14 @@ def test_a_damaged_one_is_skipped_with_a_warning(tmp_path, caplog, harm):
 def test_foreign_files_are_no_checkpoints(tmp_path):
     torch.save({"model_state_dict": {}}, tmp_path / "model_0.pt")
     with pytest.raises(CheckpointError, match="lacks optimizer_state_dict"):
-        checkpoint.load(tmp_path / "model_0.pt")
+        checkpoint.read_checkpoint(tmp_path / "model_0.pt")
     (tmp_path / "model_best.pt").touch()
     assert find_latest(tmp_path) is None
 
 
 def test_w19_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
     path = step_path(tmp_path, 1)
-    checkpoint.save(path, state(1))
+    checkpoint.write_checkpoint(path, state(1))
 
     def full(content, target):
         target.write(b"half")
@@ -90,14 +90,14 @@ def test_w19_a_failed_write_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        checkpoint.save(path, state(2))
-    assert checkpoint.load(path)["global_step"] == 1
+        checkpoint.write_checkpoint(path, state(2))
+    assert checkpoint.read_checkpoint(path)["global_step"] == 1
     assert len(list(path.parent.iterdir())) == 1
 
 
 def test_old_step_checkpoints_go(tmp_path):
     for step in range(1, 6):
-        checkpoint.save(step_path(tmp_path, step), state(step))
+        checkpoint.write_checkpoint(step_path(tmp_path, step), state(step))
     checkpoint.prune_steps(tmp_path, keep=2)
     assert list(checkpoint.step_files(tmp_path)) == [5, 4]
 
@@ -132,9 +132,11 @@ def test_another_training_is_refused_by_name(tmp_path):
 
 def trained(directory, epochs, best):
     for t in range(epochs):
-        checkpoint.save(epoch_path(directory, t), state(t + 1, epoch=t, complete=True, best_epoch=min(t, best)))
-    checkpoint.save(step_path(directory, epochs), state(epochs))
-    checkpoint.save(directory / "best_model.pt", state(best + 1, epoch=best, complete=True))
+        checkpoint.write_checkpoint(
+            epoch_path(directory, t), state(t + 1, epoch=t, complete=True, best_epoch=min(t, best))
+        )
+    checkpoint.write_checkpoint(step_path(directory, epochs), state(epochs))
+    checkpoint.write_checkpoint(directory / "best_model.pt", state(best + 1, epoch=best, complete=True))
     (directory / "run.json").touch()
 
 
@@ -143,7 +145,7 @@ def test_resume_epoch_sets_later_epochs_aside(tmp_path):
     folder = restart.resume_epoch(tmp_path, 2)
     assert sorted(p.name for p in folder.iterdir()) == ["best_model.pt", "checkpoints", "model_2.pt", "model_3.pt"]
     assert find_latest(tmp_path)[0].name == "model_1.pt"
-    assert checkpoint.load(tmp_path / "best_model.pt")["epoch"] == 1
+    assert checkpoint.read_checkpoint(tmp_path / "best_model.pt")["epoch"] == 1
     with pytest.raises(CheckpointError, match="resume_epoch 4 needs model_3.pt .* epochs are: 0, 1;"):
         restart.resume_epoch(tmp_path, 4)
 

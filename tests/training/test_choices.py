@@ -15,7 +15,7 @@ from bhive_mltf.training.choices import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_W
 from bhive_mltf.training.losses import class_weights, create_loss, log_cosh, pinball
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.optim.ranger import Ranger
-from bhive_mltf.training.optim.schedules import Schedule
+from bhive_mltf.training.optim.schedules import LearningRateSchedule
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -110,7 +110,7 @@ def test_unknown_names_list_the_valid_ones():
     with pytest.raises(ParameterError, match="AdamW"):
         create_optimizer("Lion", [], 0.1)
     with pytest.raises(ParameterError, match="epoch_lin_decay"):
-        Schedule("step", 3, 0.1)
+        LearningRateSchedule("step", 3, 0.1)
     with pytest.raises(ParameterError, match="CrossEntropyLoss"):
         create_loss("Hinge")
 
@@ -122,7 +122,7 @@ def test_epoch_lin_decay_is_upstreams_multi_step_schedule(epochs):
     reference = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, milestones=list(range(epochs - n, epochs)), gamma=0.01 ** (1 / n)
     )
-    schedule = Schedule("epoch_lin_decay", epochs, 0.01)
+    schedule = LearningRateSchedule("epoch_lin_decay", epochs, 0.01)
     for epoch in range(epochs):
         assert schedule.factor(epoch, 0.5) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         optimizer.step()
@@ -130,20 +130,20 @@ def test_epoch_lin_decay_is_upstreams_multi_step_schedule(epochs):
 
 
 def test_batch_lin_decay_is_flat_then_geometric():
-    schedule = Schedule("batch_lin_decay", 10, 1e-2)
+    schedule = LearningRateSchedule("batch_lin_decay", 10, 1e-2)
     assert schedule.factor(0, 0.0) == schedule.factor(6, 0.999) == 1.0
     assert schedule.factor(8, 0.5) == pytest.approx(0.1)
     assert schedule.factor(9, 1.0) == pytest.approx(0.01)
-    exponential = Schedule("batch_exp_decay", 10, 1e-2)
+    exponential = LearningRateSchedule("batch_exp_decay", 10, 1e-2)
     assert all(exponential.factor(epoch, 0.4) == schedule.factor(epoch, 0.4) for epoch in range(12))
 
 
 def test_w27_batch_cosine_warmup_works_for_one_epoch():
-    schedule = Schedule("batch_cosine_warmup", 10, 0.1)
+    schedule = LearningRateSchedule("batch_cosine_warmup", 10, 0.1)
     assert [schedule.factor(0, x) for x in (0.0, 0.5)] == pytest.approx([0.1, 0.55])
     assert schedule.factor(1, 0.0) == 1.0
     assert schedule.factor(5, 0.5) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
-    short = Schedule("batch_cosine_warmup", 1, 0.1)
+    short = LearningRateSchedule("batch_cosine_warmup", 1, 0.1)
     assert short.factor(0, 0.0) == pytest.approx(0.1)
     assert short.factor(0, 0.1) == pytest.approx(1.0)
     assert short.factor(0, 1.0) == pytest.approx(0.1)
@@ -157,7 +157,7 @@ def test_w27_batch_cosine_warmup_works_for_one_epoch():
     fraction=st.floats(0, 1),
 )
 def test_w27_a_factor_is_finite_and_within_its_ends(name, epochs, decay, epoch, fraction):
-    factor = Schedule(name, epochs, decay).factor(epoch, fraction)
+    factor = LearningRateSchedule(name, epochs, decay).factor(epoch, fraction)
     assert decay * (1 - 1e-9) <= factor <= 1 + 1e-9
     assert epoch < epochs + 1 or factor == pytest.approx(decay)
 

@@ -67,7 +67,7 @@ class Seen(Observer):
 
 def run(directory, observer=None, **values):
     train(plan(directory, **values), World(), standin.build, observer or Seen())
-    return checkpoint.load(directory / "best_model.pt")
+    return checkpoint.read_checkpoint(directory / "best_model.pt")
 
 
 def same(one, two):
@@ -97,7 +97,7 @@ def test_a_training_leaves_upstreams_files(tmp_path):
 def test_figures_are_exact_sums_over_jets(tmp_path):
     made = plan(tmp_path, epochs=1, loss_weighting=False)
     train(made, World(), standin.build, Seen())
-    state = checkpoint.load(tmp_path / "model_0.pt")
+    state = checkpoint.read_checkpoint(tmp_path / "model_0.pt")
     parts = standin.build(made, World())
     parts.model.load_state_dict(state["model_state_dict"])
     parts.model.eval()
@@ -122,7 +122,7 @@ def test_w27_the_rate_follows_the_steps_there_are_when_epochs_differ_in_length(t
     decay = np.clip((done - 0.7 * 4) / (0.3 * 4), 0, 1)
     rates = [call.learning_rate for call in seen.calls if isinstance(call, Interval)]
     assert rates == pytest.approx(0.01 * 0.01**decay)
-    last = checkpoint.load(tmp_path / "model_3.pt")
+    last = checkpoint.read_checkpoint(tmp_path / "model_3.pt")
     assert len(json.dumps(last["scheduler_state_dict"])) < 200  # no list of milestones
 
 
@@ -152,7 +152,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(tmp_path, stop_at):
         run(tmp_path / "cut", seen, **kwargs)
     assert seen.calls[-1] == "KILLED"
     same(whole, run(tmp_path / "cut", **kwargs))
-    last = [checkpoint.load(checkpoint.epoch_path(tmp_path / name, 2)) for name in ("whole", "cut")]
+    last = [checkpoint.read_checkpoint(checkpoint.epoch_path(tmp_path / name, 2)) for name in ("whole", "cut")]
     same(*last)
 
 
@@ -163,7 +163,7 @@ def test_every_kind_of_optimizer_goes_on_to_the_same_bits(tmp_path, optimizer):
     with pytest.raises(TrainingInterruptedError):
         run(tmp_path / "cut", Seen(stop_at=8), **kwargs)
     run(tmp_path / "cut", **kwargs)
-    whole, cut = (checkpoint.load(checkpoint.epoch_path(tmp_path / name, 1)) for name in ("whole", "cut"))
+    whole, cut = (checkpoint.read_checkpoint(checkpoint.epoch_path(tmp_path / name, 1)) for name in ("whole", "cut"))
     same(whole, cut)
     assert whole["histories"]["loss_train"][1] < whole["histories"]["loss_train"][0]
 
@@ -180,7 +180,7 @@ def test_a_crash_goes_on_from_the_last_step_checkpoint(tmp_path):
 
 
 def test_w18_the_last_epochs_file_comes_last(tmp_path, monkeypatch):
-    order, save = [], checkpoint.save
+    order, save = [], checkpoint.write_checkpoint
     monkeypatch.setattr(checkpoint, "save", lambda path, state: (order.append(path.name), save(path, state)))
     run(tmp_path, epochs=1)
     assert order == ["best_model.pt", "model_0.pt"]

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def run(directory, observer=None, **values):
     train(plan(directory, **values), World(), standin.build, observer or Observer())
-    return checkpoint.load(directory / "best_model.pt")
+    return checkpoint.read_checkpoint(directory / "best_model.pt")
 
 
 class Recorder:
@@ -95,7 +95,7 @@ def test_the_scaler_goes_on_where_it_was(tmp_path, monkeypatch):
         run(tmp_path / "cut", Seen(stop_at=15), **kwargs)
     cut = run(tmp_path / "cut", **kwargs)
     same(whole, cut)
-    last = [checkpoint.load(checkpoint.epoch_path(tmp_path / name, 2)) for name in ("whole", "cut")]
+    last = [checkpoint.read_checkpoint(checkpoint.epoch_path(tmp_path / name, 2)) for name in ("whole", "cut")]
     assert last[0]["scaler_state_dict"] == last[1]["scaler_state_dict"]
 
 

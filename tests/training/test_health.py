@@ -57,7 +57,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step_and_spares_the_weights(
     record = json.loads((tmp_path / "nonfinite/step_000000013.json").read_text())
     weights = torch.load(tmp_path / "nonfinite" / record["weights"], weights_only=True)["model_state_dict"]
     train(plan(tmp_path / "good", optimizer=optimizer, checkpoint_steps=13), World(), standin.build, Observer())
-    good = checkpoint.load(checkpoint.step_path(tmp_path / "good", 13))["model_state_dict"]
+    good = checkpoint.read_checkpoint(checkpoint.step_path(tmp_path / "good", 13))["model_state_dict"]
     assert all(
         torch.equal(weights[name], good[name]) for name in weights if "running" not in name and "num" not in name
     )

@@ -28,7 +28,7 @@ def test_w23_a_tail_that_is_no_multiple_is_saved_too(tmp_path):
     assert models(tmp_path) == [8, 16, 19]
     assert np.load(tmp_path / "training_metrics.npz")["loss"].shape == (3,)
     assert np.load(tmp_path / "train_time.npy").shape == np.load(tmp_path / "val_time.npy").shape == (3,)
-    last = checkpoint.load(tmp_path / "model_19.pt")
+    last = checkpoint.read_checkpoint(tmp_path / "model_19.pt")
     assert (last["epoch"], last["global_step"], last["data_pass"], last["batch_in_epoch"]) == (19, 19, 1, 8)
     assert best["epoch"] in (8, 16, 19)
     assert [c[2:] for c in seen.calls if isinstance(c, tuple) and c[0] == "training"] == [(0, 8), (0, 8), (0, 3)]
@@ -55,7 +55,7 @@ def test_w19_a_cut_training_by_iterations_goes_on_to_the_same_bits(tmp_path, sto
     with pytest.raises(TrainingInterruptedError):
         run(tmp_path / "cut", Seen(stop_at=stop_at), **kwargs)
     same(whole, run(tmp_path / "cut", **kwargs))
-    same(*(checkpoint.load(tmp_path / name / "model_19.pt") for name in ("whole", "cut")))
+    same(*(checkpoint.read_checkpoint(tmp_path / name / "model_19.pt") for name in ("whole", "cut")))
     assert np.load(tmp_path / "cut" / "val_time.npy").shape == (3,)
 
 
@@ -64,12 +64,12 @@ def test_w19_extending_and_going_back_by_iterations(tmp_path):
     run(tmp_path, **ITERATIONS, extend_training=6)
     assert models(tmp_path) == [8, 16, 19, 24, 25]
     assert np.load(tmp_path / "validation_metrics.npz")["loss"].shape == (5,)
-    first = checkpoint.load(tmp_path / "model_19.pt")
+    first = checkpoint.read_checkpoint(tmp_path / "model_19.pt")
     restart.resume_epoch(tmp_path, 16, iterations=True)
     assert models(tmp_path) == [8, 16]
     assert np.load(tmp_path / "val_time.npy").shape == (2,)
     run(tmp_path, **ITERATIONS)
-    same(first, checkpoint.load(tmp_path / "model_19.pt"))
+    same(first, checkpoint.read_checkpoint(tmp_path / "model_19.pt"))
 
 
 def test_only_the_last_model_is_kept_when_asked(tmp_path):

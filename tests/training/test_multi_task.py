@@ -99,7 +99,7 @@ def test_w24_histories_hold_the_parts_not_the_total(trained, part):
 
 def test_w24_checkpoints_and_observers_have_the_parts_too(trained):
     directory, results = trained
-    state = checkpoint.load(directory / "model_1.pt")
+    state = checkpoint.read_checkpoint(directory / "model_1.pt")
     for part, name in (("train", "training"), ("val", "validation")):
         for loss in ("loss", "loss_cat", "loss_reg"):
             assert state[f"{loss}_{part}"] == metrics(directory, name)[loss][-1]
@@ -113,7 +113,7 @@ def test_w24_a_continued_training_keeps_the_histories_and_needs_no_scaler(traine
     assert checkpoint.step_files(tmp_path)
     assert not (tmp_path / "model_1.pt").exists()
     train(plan(tmp_path, dataset, checkpoint_steps=2), World(), observer=Observer())
-    one, two = (checkpoint.load(directory / "model_1.pt") for directory in (trained[0], tmp_path))
+    one, two = (checkpoint.read_checkpoint(directory / "model_1.pt") for directory in (trained[0], tmp_path))
     assert one["scaler_state_dict"] == two["scaler_state_dict"] == {}
     for key, value in one["model_state_dict"].items():
         assert torch.equal(value, two["model_state_dict"][key]), key

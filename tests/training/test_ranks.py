@@ -32,13 +32,13 @@ TWO = LocalRanks(COMMAND)
 
 def one_rank(directory, **values):
     train(plan(directory, **values), World(), standin.build, Observer())
-    return checkpoint.load(directory / "best_model.pt")
+    return checkpoint.read_checkpoint(directory / "best_model.pt")
 
 
 def two_ranks(directory, **values):
     launch(plan(directory, ranks_per_node=2, **values), TWO)
     assert LAUNCHER_VARIABLE not in os.environ
-    return checkpoint.load(directory / "best_model.pt")
+    return checkpoint.read_checkpoint(directory / "best_model.pt")
 
 
 def ranks_of(directory):
@@ -73,7 +73,7 @@ def test_two_ranks_equal_one_by_iterations_with_an_attack_and_a_closure(tmp_path
     states = []
     for name, train_as in (("one", one_rank), ("two", two_ranks)):
         train_as(tmp_path / name, **kwargs)
-        states.append(checkpoint.load(checkpoint.epoch_path(tmp_path / name, 12)))
+        states.append(checkpoint.read_checkpoint(checkpoint.epoch_path(tmp_path / name, 12)))
     assert states[0]["histories"]["loss_train"] == pytest.approx(states[1]["histories"]["loss_train"], rel=1e-8)
     assert states[0]["histories"]["loss_val"] == pytest.approx(states[1]["histories"]["loss_val"], rel=1e-8)
 
@@ -84,7 +84,7 @@ def test_w33_first_step_in_float32_and_unused_parameters(tmp_path):
     kwargs["model_kwargs"] = {"unused": True}
     one_rank(tmp_path / "one", **kwargs)
     two_ranks(tmp_path / "two", **kwargs)
-    first = [checkpoint.load(checkpoint.step_path(tmp_path / name, 1)) for name in ("one", "two")]
+    first = [checkpoint.read_checkpoint(checkpoint.step_path(tmp_path / name, 1)) for name in ("one", "two")]
     torch.manual_seed(0)
     for key, value in first[0]["model_state_dict"].items():
         torch.testing.assert_close(value, first[1]["model_state_dict"][key], rtol=1e-5, atol=1e-6)

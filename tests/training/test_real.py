@@ -57,7 +57,7 @@ def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-9, atol=0)
         np.testing.assert_allclose(one["acc"], two["acc"], rtol=1e-9, atol=0)
     model = load_best_model(tmp_path / "two", dataset[1], "DeepJet", KWARGS)
-    state = checkpoint.load(tmp_path / "two" / "best_model.pt")
+    state = checkpoint.read_checkpoint(tmp_path / "two" / "best_model.pt")
     assert list(model.state_dict()) == list(state["model_state_dict"])
     assert state["classes"][0] == ["b", ["isB"]]
     assert "epoch 2/2: loss" in capfd.readouterr().out
@@ -92,7 +92,7 @@ def test_packed_part_on_two_ranks_equals_one(tmp_path):
     states = []
     for name, ranks in (("one", 1), ("two", 2)):
         launch(plan(tmp_path / name, dataset, **values, ranks_per_node=ranks))
-        states.append(checkpoint.load(tmp_path / name / "model_0.pt"))
+        states.append(checkpoint.read_checkpoint(tmp_path / name / "model_0.pt"))
     for key in ("loss_train", "loss_val", "acc_val"):
         np.testing.assert_allclose(*(state["histories"][key] for state in states), rtol=1e-8, atol=0)
     for key, value in states[0]["model_state_dict"].items():

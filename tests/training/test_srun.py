@@ -43,7 +43,7 @@ def test_a_batch_step_is_no_rank(task, monkeypatch):
 def test_word_for_the_job_only_inside_one(tmp_path, monkeypatch):
     srun.leave_stopped_note(5, signal.SIGUSR2)
     assert not srun.goes_on(signal.SIGUSR2)
-    assert srun.facts() == {}
+    assert srun.attempt_tags() == {}
     monkeypatch.setenv(JOB_FOLDER_VARIABLE, str(tmp_path))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
@@ -54,8 +54,8 @@ def test_word_for_the_job_only_inside_one(tmp_path, monkeypatch):
     assert srun.goes_on(signal.SIGUSR2)
     assert srun.goes_on(None)
     assert not srun.goes_on(signal.SIGTERM)
-    assert srun.facts()["slurm_job_id"] == "41"
-    assert "n[1-2]" in srun.facts()["slurm_attempt_3"]
+    assert srun.attempt_tags()["slurm_job_id"] == "41"
+    assert "n[1-2]" in srun.attempt_tags()["slurm_attempt_3"]
 
 
 EARLY = """

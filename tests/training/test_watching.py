@@ -15,7 +15,7 @@ from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums
 from bhive_mltf.training.monitoring import mlflow_observer, progress
 from bhive_mltf.training.monitoring.mlflow_observer import MlflowObserver
 from bhive_mltf.training.monitoring.observers import Observers
-from bhive_mltf.training.monitoring.progress import Progress
+from bhive_mltf.training.monitoring.progress import TerminalProgress
 from tests.training import standin
 from tests.training.standin import plan
 from tests.training.threads import as_ranks
@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 def test_plain_lines_have_rate_time_left_and_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
     stream = io.StringIO()
-    train(plan(tmp_path), World(), standin.build, Progress(stream))
+    train(plan(tmp_path), World(), standin.build, TerminalProgress(stream))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "training Tiny for 2 epochs with 1 rank"
     assert "epoch 1/2 training: batch 11/11, " in lines[11]
@@ -40,7 +40,7 @@ def test_plain_lines_have_rate_time_left_and_loss(tmp_path, monkeypatch):
 
 def test_a_terminal_gets_bars(tmp_path):
     stream = Terminal()
-    train(plan(tmp_path, epochs=1), World(), standin.build, Progress(stream))
+    train(plan(tmp_path, epochs=1), World(), standin.build, TerminalProgress(stream))
     assert "\x1b" in stream.getvalue()
     assert "epoch 1/1: loss " in stream.getvalue()
 

@@ -60,7 +60,7 @@ def test_nobody_waits_and_errors_come_back():
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    save = checkpoint.save
+    save = checkpoint.write_checkpoint
 
     def slowly(path, state):
         time.sleep(0.3)
@@ -70,7 +70,7 @@ def slow_disk(monkeypatch):
 
 
 def test_the_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    save, seen, while_writing = checkpoint.save, Seen(stop_at=9), []
+    save, seen, while_writing = checkpoint.write_checkpoint, Seen(stop_at=9), []
 
     def slow(path, state):
         # the first one is not done before two more steps are

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bhive_mltf.errors import DataError
-from bhive_mltf.gc_freeze import modules_set_aside
+from bhive_mltf.gc_freeze import frozen_gc
 
 Task = tuple[Callable[[Any], Any], Any]
 
@@ -23,7 +23,7 @@ def spread(tasks: Sequence[Task], workers: int) -> list[Any]:
 
     The first error ends the rest and is raised here as it was there.
     """
-    with modules_set_aside():
+    with frozen_gc():
         if min(workers, len(tasks)) <= 1:
             return [function(argument) for function, argument in tasks]
         try:

@@ -77,7 +77,7 @@ class Values:
     integral: bool
 
 
-def choose(values: Values, n_bins: int) -> Binning:
+def choose_binning(values: Values, n_bins: int) -> Binning:
     """The binning for a feature.
 
     The range leaves `TAIL` of the values on either side. There also a value other than 0 that stands farther from

@@ -27,7 +27,7 @@ class Columns(Protocol):
 
 
 @dataclass(frozen=True)
-class Feature:
+class InputFeature:
     """A column of a group.
 
     name : of its histograms and figures; `<group>_<column>` where two groups have a column of one name.
@@ -39,18 +39,20 @@ class Feature:
     position: int
 
 
-def features(groups: Iterable[Columns]) -> tuple[Feature, ...]:
+def features(groups: Iterable[Columns]) -> tuple[InputFeature, ...]:
     """The features of all groups, in order of storage."""
     groups = tuple(groups)
     times = Counter(column for group in groups for column in group.columns)
     return tuple(
-        Feature(column if times[column] == 1 else f"{group.name}_{column}", group.name, position)
+        InputFeature(column if times[column] == 1 else f"{group.name}_{column}", group.name, position)
         for group in groups
         for position, column in enumerate(group.columns)
     )
 
 
-def figure_names(features: Sequence[Feature], labels: Sequence[str], *, ylog: bool, weighted: bool) -> dict[str, str]:
+def figure_names(
+    features: Sequence[InputFeature], labels: Sequence[str], *, ylog: bool, weighted: bool
+) -> dict[str, str]:
     """Figures by key `<feature>_<label>`: paths `<feature>/<label>[_weight][_ylog].png`, `all` for all labels together.
 
     A config with a truth label called `all` gets no figure of all labels.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation import figures
-from bhive_mltf.evaluation.inputs.features import COMBINED, Feature, figure_names
+from bhive_mltf.evaluation.inputs.features import COMBINED, InputFeature, figure_names
 
 _COUNTED = {GLOBAL: "jets", "vtx": "vertices", "lt": "lost tracks"}
 _DECADES = 6
@@ -40,7 +40,13 @@ class Look:
 
 
 def draw_inputs(
-    path: Path, features: Sequence[Feature], labels: Sequence[str], directory: Path, *, look: Look, n_workers: int = 1
+    path: Path,
+    features: Sequence[InputFeature],
+    labels: Sequence[str],
+    directory: Path,
+    *,
+    look: Look,
+    n_workers: int = 1,
 ) -> None:
     """Draw the histograms in the file `path`: `<feature>/<label>[_weight][_ylog].png`, and `<feature>/all...`.
 
@@ -68,7 +74,7 @@ def draw_inputs(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: Path, feature: Feature, labels: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def _read(path: Path, feature: InputFeature, labels: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     try:
         with path.open("rb") as handle, np.load(handle) as file:
             return {label: file[f"{label}/{feature.name}"].astype(np.float64) for label in labels}
@@ -78,7 +84,7 @@ def _read(path: Path, feature: Feature, labels: Sequence[str]) -> dict[str, NDAr
         ) from error
 
 
-def _draw_feature(job: tuple[Feature, dict[str, NDArray[np.float64]]], directory: Path, look: Look) -> None:
+def _draw_feature(job: tuple[InputFeature, dict[str, NDArray[np.float64]]], directory: Path, look: Look) -> None:
     feature, histograms = job
     names = figure_names([feature], list(histograms), ylog=look.ylog, weighted=look.weighted)
     paths = {key: (directory / name).with_suffix("") for key, name in names.items()}
@@ -92,7 +98,7 @@ def _draw_feature(job: tuple[Feature, dict[str, NDArray[np.float64]]], directory
         save(label, label_figure(feature, histograms, number, look))
 
 
-def overlay_figure(feature: Feature, histograms: Mapping[str, NDArray[np.float64]], look: Look) -> Figure:
+def overlay_figure(feature: InputFeature, histograms: Mapping[str, NDArray[np.float64]], look: Look) -> Figure:
     """The shapes of all labels that have entries: counts over their sum, underflow and overflow included."""
     edges, filled = _edges(histograms), {label: each[0] for label, each in histograms.items() if each[0].any()}
     shapes = {label: counts / counts.sum() for label, counts in filled.items()}
@@ -109,7 +115,9 @@ def overlay_figure(feature: Feature, histograms: Mapping[str, NDArray[np.float64
     return figure
 
 
-def label_figure(feature: Feature, histograms: Mapping[str, NDArray[np.float64]], number: int, look: Look) -> Figure:
+def label_figure(
+    feature: InputFeature, histograms: Mapping[str, NDArray[np.float64]], number: int, look: Look
+) -> Figure:
     """The histogram of the label `number`, in the range of the overlay."""
     label = list(histograms)[number]
     counts, edges = histograms[label][0], _edges(histograms)
@@ -125,7 +133,7 @@ def label_figure(feature: Feature, histograms: Mapping[str, NDArray[np.float64]]
     return figure
 
 
-def _noun(feature: Feature, look: Look) -> str:
+def _noun(feature: InputFeature, look: Look) -> str:
     return f"{'weighted ' if look.weighted else ''}{_COUNTED.get(feature.group, 'candidates')}"
 
 
@@ -151,7 +159,7 @@ def _shown(edges: NDArray[np.float64], histograms: Mapping[str, NDArray[np.float
     return edges[filled[0] : filled[-1] + 2] if len(filled) else edges
 
 
-def _finish(axes: Axes, feature: Feature, noun: str, shown: NDArray[np.float64]) -> None:
+def _finish(axes: Axes, feature: InputFeature, noun: str, shown: NDArray[np.float64]) -> None:
     axes.set_xlim(shown[0], shown[-1])
     if len(shown) <= _FEW_BINS and np.allclose(np.diff(shown), 1.0):
         axes.set_xticks(np.rint(shown[:-1] + 0.5))

@@ -23,7 +23,7 @@ from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.index import truth_bits
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError
-from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, Binning, Values, buckets, choose
+from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, Binning, Values, buckets, choose_binning
 from bhive_mltf.evaluation.inputs.features import check_parameters, count_workers, features
 from bhive_mltf.files import atomic
 
@@ -104,7 +104,7 @@ def find_binnings(dataset: Dataset, n_bins: int, workers: int = 1) -> dict[str, 
             integral[name] &= part.integral[name]
     return {
         group.name: [
-            choose(Values(each, float(low), float(high), bool(whole)), n_bins)
+            choose_binning(Values(each, float(low), float(high), bool(whole)), n_bins)
             for each, (low, high), whole in zip(
                 counts[group.name].reshape(-1, N_BUCKETS), extremes[group.name], integral[group.name], strict=True
             )

@@ -73,7 +73,7 @@ def remove_secrets(settings: Settings, submission: Submission) -> None:
 
 def facility_of(profile: JobProfile, hours: float) -> Profile:
     """The facility profile of a job; nothing of the worker's environment is handed on, and nothing is put back."""
-    found = profiles.load(profile.facility, hours=hours, pass_environment=(), requeue=False, max_attempts=1)
+    found = profiles.read_profile(profile.facility, hours=hours, pass_environment=(), requeue=False, max_attempts=1)
     return found.model_copy(update={"environment": {**found.environment, **profile.launcher_variables}})
 
 
@@ -100,7 +100,7 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
     path = folder / PRIVATE / PLAN_NAME
     path.parent.mkdir(exist_ok=True, mode=0o700)
     atomic.write_text(path, plan.to_json())
-    spec = job.make(
+    spec = job.make_spec(
         facility,
         name=submission.id,
         kind="ranks",

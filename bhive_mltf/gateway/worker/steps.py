@@ -119,7 +119,7 @@ class Steps:
         if submission.cancel_at is not None and not record.is_over:
             client.cancel(submission.job_id)
             faults.point("after_scancel")
-        record, info = dispatch.look(record, client)
+        record, info = dispatch.refresh(record, client)
         belief = self.beliefs.setdefault(submission.id, Belief())
         if record.is_over or belief.is_over(record, info, time.monotonic()):
             record = record if record.is_over else dispatch.end(record, info)

@@ -41,7 +41,7 @@ class BranchJobs(BaseJobManager):
         name = hashlib.sha256(outputs.encode()).hexdigest()[:10]
         directory = self._task.jobs_directory() / f"branches_{branches[0]}_{name}"
         profile = self._jobs.profile
-        self._specs[str(directory)] = job.make(
+        self._specs[str(directory)] = job.make_spec(
             profile,
             name=f"{self._task.task_family} {self._task.dataset_version} {branches[0]}",
             kind="command",

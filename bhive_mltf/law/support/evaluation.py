@@ -150,7 +150,7 @@ def _predictions(task: EvaluationBase) -> tuple[Predictions, list[str]]:
     record = Record.read(directory)
     if record is None or "classes" not in record.parameters:
         raise ParameterError(f"{directory} does not record the model's classes: remove it and predict again")
-    return prediction_files.load(directory), list(record.parameters["classes"])
+    return prediction_files.read_predictions(directory), list(record.parameters["classes"])
 
 
 def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

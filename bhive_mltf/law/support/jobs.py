@@ -35,7 +35,7 @@ def run_as_job(task: Any) -> None:
     """
     profile = with_secrets(task.profile())
     client = Slurm.of(profile)
-    spec = job.make(
+    spec = job.make_spec(
         profile,
         name=task.task_family,
         kind="command",

@@ -55,7 +55,7 @@ def train_as_job(task: TrainingTask, directory: Path) -> None:
 
 
 def _hand_in(task: TrainingTask, directory: Path, profile: Profile, client: Slurm) -> JobRecord:
-    spec = job.make(
+    spec = job.make_spec(
         profile,
         name=f"{task.training_version} {task.model_name} {task.dataset_version}",
         kind="ranks",

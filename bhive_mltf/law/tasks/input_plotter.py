@@ -16,7 +16,7 @@ from bhive_mltf.law.tasks.base import BaseTask
 from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 
 if TYPE_CHECKING:
-    from bhive_mltf.evaluation.inputs.features import Feature
+    from bhive_mltf.evaluation.inputs.features import InputFeature
 
 
 DEFAULT_BINS = 50
@@ -106,7 +106,7 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
         """The task that fills what is drawn."""
         return InputHistogrammerTask.req(self)
 
-    def features(self) -> tuple[Feature, ...]:
+    def features(self) -> tuple[InputFeature, ...]:
         """All input features of the config."""
         from bhive_mltf.evaluation.inputs.features import features
 

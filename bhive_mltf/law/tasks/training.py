@@ -136,7 +136,7 @@ class TrainingTask(
         from bhive_mltf.slurm import job
 
         profile = super().profile()
-        job.size(profile, self.nodes, self.ranks_per_node)
+        job.job_size(profile, self.nodes, self.ranks_per_node)
         return profile
 
     def plan(self) -> TrainingPlan:

@@ -127,7 +127,7 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def look(probe: Path, token: str, scratch: str = "") -> Report:
+def inspect_node(probe: Path, token: str, scratch: str = "") -> Report:
     """What this node says of itself; makes its directory for temporary files."""
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     problem, free = "", 0
@@ -166,7 +166,7 @@ def count_gpus(environment: Mapping[str, str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Print what this node says of itself."""
-    sys.stdout.write(json.dumps(asdict(look(Path(arguments[0]), *arguments[1:]))) + "\n")
+    sys.stdout.write(json.dumps(asdict(inspect_node(Path(arguments[0]), *arguments[1:]))) + "\n")
     return 0
 
 

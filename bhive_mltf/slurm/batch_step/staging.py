@@ -69,7 +69,7 @@ def _on_each_node(spec: JobSpec, variables: Mapping[str, str], *arguments: str, 
     return done.returncode == 0
 
 
-def make(place: Path, folders: Sequence[Path]) -> str:
+def copy_sets(place: Path, folders: Sequence[Path]) -> str:
     """Copy folders to this node; a sentence about it."""
     _sweep(place)
     begun = time.monotonic()
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     place = Path(os.path.expandvars(arguments[1]))
     if arguments[0] == "make":
-        sys.stderr.write(f"node {_node()}: {make(place, [Path(folder) for folder in arguments[2:]])}\n")
+        sys.stderr.write(f"node {_node()}: {copy_sets(place, [Path(folder) for folder in arguments[2:]])}\n")
     else:
         shutil.rmtree(place, ignore_errors=True)
     return 0

@@ -63,7 +63,7 @@ def step_files(directory: Path) -> dict[int, Path]:
     return _numbered(directory / STEP_FOLDER, _STEP_FILE)
 
 
-def save(path: Path, state: State) -> None:
+def write_checkpoint(path: Path, state: State) -> None:
     """Write a checkpoint as a whole.
 
     Raises
@@ -80,7 +80,7 @@ def save(path: Path, state: State) -> None:
         ) from error
 
 
-def load(path: Path) -> State:
+def read_checkpoint(path: Path) -> State:
     """Read a checkpoint to the host; CheckpointError unless it is whole."""
     try:
         # torch checks no checksums when it reads, its files carry them all the same
@@ -150,7 +150,7 @@ def _numbered(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 def _first_good(paths: Iterable[Path]) -> tuple[Path, State] | None:
     for path in paths:
         try:
-            return path, load(path)
+            return path, read_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s It is skipped, and the one before it taken.", error)
     return None

@@ -17,7 +17,7 @@ from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
 from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.metrics import Histories
-from bhive_mltf.training.optim.schedules import Schedule
+from bhive_mltf.training.optim.schedules import LearningRateSchedule
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
 from bhive_mltf.training.rounds import Rounds
 from bhive_mltf.training.step import RNG_SCHEME, Stepper
@@ -26,7 +26,7 @@ SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 
 _SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))
 
 
-class Vault:
+class CheckpointManager:
     """Checkpoints of one training. All ranks call its methods; rank 0 writes, behind the steps that follow."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Vault:
         stepper: Stepper,
         *,
         rounds: Rounds,
-        schedule: Schedule,
+        schedule: LearningRateSchedule,
     ) -> None:
         self._plan, self._world, self._stepper = plan, world, stepper
         self._rounds, self._schedule = rounds, schedule
@@ -101,7 +101,7 @@ class Vault:
 
         def write() -> None:
             ready()
-            checkpoint.save(path, state)
+            checkpoint.write_checkpoint(path, state)
             checkpoint.prune_steps(directory, keep)
 
         self._writer.put(write)
@@ -119,8 +119,8 @@ class Vault:
             ready()
             Histories(state["histories"]).write(directory)
             if is_best:
-                checkpoint.save(directory / checkpoint.BEST_NAME, state)
-            checkpoint.save(checkpoint.epoch_path(directory, number), state)
+                checkpoint.write_checkpoint(directory / checkpoint.BEST_NAME, state)
+            checkpoint.write_checkpoint(checkpoint.epoch_path(directory, number), state)
             if not self._plan.keep_all_epochs_models:
                 checkpoint.prune_before(directory, number)
 
@@ -143,7 +143,7 @@ class Vault:
         """The best model's file and content."""
         self.drain()
         path = self._plan.directory / checkpoint.BEST_NAME
-        return path, checkpoint.load(path)
+        return path, checkpoint.read_checkpoint(path)
 
     def _state(self, position: Position, complete: bool) -> dict[str, Any]:
         stepper, number = self._stepper, self._rounds.number(position)

@@ -47,11 +47,11 @@ def resume_epoch(directory: Path, epoch: int, *, iterations: bool = False) -> Pa
             f"resume_epoch {epoch} needs {kept.name} in {directory}, where the {unit} are: {there}; "
             "resume after one of these, or restart."
         )
-    state = checkpoint.load(kept)
-    best = checkpoint.load(checkpoint.epoch_path(directory, state["best_epoch"]))
+    state = checkpoint.read_checkpoint(kept)
+    best = checkpoint.read_checkpoint(checkpoint.epoch_path(directory, state["best_epoch"]))
     later = [path for number, path in checkpoint.epoch_files(directory).items() if number > last]
     folder = _set_aside(directory, [*later, directory / checkpoint.STEP_FOLDER, directory / checkpoint.BEST_NAME])
-    checkpoint.save(directory / checkpoint.BEST_NAME, best)
+    checkpoint.write_checkpoint(directory / checkpoint.BEST_NAME, best)
     Histories(state["histories"]).write(directory)
     return folder
 

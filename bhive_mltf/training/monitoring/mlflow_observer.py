@@ -33,7 +33,7 @@ class MlflowObserver(Observer):
         if plan.nested_metrics:
             self._nested = self._run.nested(NESTED_NAME)
         self._run.begin()
-        self._run.tags({"world_size": world_size, "generation": plan.generation, **srun.facts()})
+        self._run.tags({"world_size": world_size, "generation": plan.generation, **srun.attempt_tags()})
         self._run.start_system_metrics(root=_root())
 
     @override

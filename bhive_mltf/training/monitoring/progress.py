@@ -24,7 +24,7 @@ from bhive_mltf.training.plan import TrainingPlan
 LINE_INTERVAL = 10.0  # s, between plain lines
 
 
-class Progress(Observer):
+class TerminalProgress(Observer):
     """Throughput in jets/s, time left, loss. `stream` decides between bars and lines."""
 
     def __init__(self, stream: TextIO | None = None) -> None:

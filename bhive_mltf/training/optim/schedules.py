@@ -18,7 +18,7 @@ SHORT_WARMUP = 0.1
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """Factor on the learning rate.
 
     name : one of `names.SCHEDULES`.
@@ -40,7 +40,7 @@ class Schedule:
         return _SHAPES[self.name](self, epoch, fraction)
 
 
-def _epoch_lin_decay(schedule: Schedule, epoch: int, fraction: float) -> float:  # noqa: ARG001
+def _epoch_lin_decay(schedule: LearningRateSchedule, epoch: int, fraction: float) -> float:  # noqa: ARG001
     """Upstream's default: each of the last 30 % of the epochs multiplies by decay_factor^(1/n)."""
     epochs = math.ceil(schedule.epochs)
     n = max(1, int(DECAY_SHARE * epochs))
@@ -48,7 +48,7 @@ def _epoch_lin_decay(schedule: Schedule, epoch: int, fraction: float) -> float: 
     return float(schedule.decay_factor ** (done / n))
 
 
-def _batch_lin_decay(schedule: Schedule, epoch: int, fraction: float) -> float:
+def _batch_lin_decay(schedule: LearningRateSchedule, epoch: int, fraction: float) -> float:
     """The same per batch: flat for 70 %, then geometric down to decay_factor."""
     length = DECAY_SHARE * schedule.epochs
     done = (epoch + fraction - (schedule.epochs - length)) / max(length, 1e-12)
@@ -59,7 +59,7 @@ _batch_exp_decay = _batch_lin_decay
 """The Particle Transformer's schedule: the same shape, and its better name."""
 
 
-def _batch_cosine_warmup(schedule: Schedule, epoch: int, fraction: float) -> float:
+def _batch_cosine_warmup(schedule: LearningRateSchedule, epoch: int, fraction: float) -> float:
     """Linear warm-up over one epoch (a tenth of a training of one epoch), then half a cosine."""
     warmup = 1.0 if schedule.epochs > 1 else SHORT_WARMUP
     position = epoch + fraction
@@ -70,7 +70,7 @@ def _batch_cosine_warmup(schedule: Schedule, epoch: int, fraction: float) -> flo
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-_SHAPES: dict[str, Callable[[Schedule, int, float], float]] = {
+_SHAPES: dict[str, Callable[[LearningRateSchedule, int, float], float]] = {
     "epoch_lin_decay": _epoch_lin_decay,
     "batch_lin_decay": _batch_lin_decay,
     "batch_cosine_warmup": _batch_cosine_warmup,

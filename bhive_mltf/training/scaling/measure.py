@@ -8,18 +8,24 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import atomic
+from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World, join_world
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
 from bhive_mltf.ranks.process import run_rank
-from bhive_mltf.training.build import Ingredients, build
+from bhive_mltf.training.build import Ingredients, Loader, build
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.scaling.stopwatch import MeasuredError, Stopwatch, TimedLoader
 from bhive_mltf.training.scaling.table import KINDS, PARTS, Row
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training.scaling.measure")
@@ -90,22 +96,127 @@ def _rank(path: Path) -> int:
 
 
 class _Measurement:
-    """Puts a stopwatch into the ingredients of a training."""
+    """Puts timers into the ingredients of a training."""
 
     def __init__(self) -> None:
-        self._watch: Stopwatch | None = None
+        self._timer: StepTimer | None = None
 
     def build(self, plan: TrainingPlan, world: World) -> Ingredients:
         parts = build(plan, world)
         asked = json.loads((plan.directory / STEPS_NAME).read_text(encoding="utf-8"))
-        self._watch = Stopwatch(parts.model, world.device).__enter__()
-        timed = TimedLoader(parts.training, self._watch, warm_up=asked["warm_up"], steps=asked["steps"])
+        self._timer = StepTimer(parts.model, world.device)
+        timed = TimedLoader(parts.training, self._timer, warm_up=asked["warm_up"], steps=asked["steps"])
         return replace(parts, training=timed)
 
     def close(self) -> dict[str, float]:
-        assert self._watch is not None
-        self._watch.__exit__(None, None, None)
-        return self._watch.result()
+        assert self._timer is not None
+        self._timer.close()
+        return self._timer.result()
+
+
+class MeasuredError(Exception):
+    """The steps that were to be measured are done."""
+
+
+class StepTimer:
+    """Times of the parts of a step (see `table`), by hooks on a model and on all optimisers of this process.
+
+    seconds : sums over the steps since `reset`, by part; `total` is all of them without the loader.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._mark = self._last_gradient = 0.0
+        self.reset()
+        self._hooks: list[Any] = [
+            model.register_forward_pre_hook(lambda *_: self._begin()),
+            model.register_forward_hook(lambda *_: self._end_forward()),
+            register_optimizer_step_pre_hook(lambda *_: self._end_backward()),
+            register_optimizer_step_post_hook(lambda *_: self._end("update")),
+        ]
+        # after the last gradient of this rank, it waits for the sums over the ranks
+        self._hooks += [
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.seconds = dict.fromkeys((*PARTS, "total"), 0.0)
+
+    def result(self) -> dict[str, float]:
+        """Sums in seconds by part, and `total`, since `reset`."""
+        found = dict(self.seconds)
+        found["total"] += found["loader"]
+        found["rest"] = found["total"] - sum(found[part] for part in PARTS if part != "rest")
+        return found
+
+    def close(self) -> None:
+        """Remove all hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _begin(self) -> None:
+        self._mark = self._now()
+
+    def _end(self, part: str) -> None:
+        now = self._now()
+        self.seconds[part] += now - self._mark
+        self._mark = now
+
+    def _end_forward(self) -> None:
+        self._end("forward")
+        self._last_gradient = self._mark
+
+    def _note_gradient(self, _: object) -> None:
+        self._last_gradient = time.perf_counter()
+
+    def _end_backward(self) -> None:
+        now = self._now()
+        # the host runs ahead of a GPU: there both count as backward
+        last = now if self._device.type == "cuda" else self._last_gradient
+        self.seconds["backward"] += last - self._mark
+        self.seconds["communication"] += now - last
+        self._mark = now
+
+
+class TimedLoader:
+    """A loader without an end that notes how long its batches took; MeasuredError after `steps` measured steps.
+
+    The first `warm_up` steps are not counted.
+    """
+
+    def __init__(self, loader: Loader, timer: StepTimer, *, warm_up: int, steps: int) -> None:
+        self._loader, self._timer, self._warm_up, self._steps = loader, timer, warm_up, steps
+
+    def n_batches(self, epoch: int) -> int:
+        """More than will be asked for, so that no epoch ends."""
+        return max(self._loader.n_batches(epoch), self._warm_up + self._steps + 1)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch after the other, from `epoch` on."""
+        batches = self._chain(epoch, start)
+        for number in range(self._warm_up + self._steps):
+            if number == self._warm_up:
+                self._timer.reset()
+            asked = time.perf_counter()
+            batch = next(batches)
+            given = time.perf_counter()
+            self._timer.seconds["loader"] += given - asked
+            yield batch
+            self._timer.seconds["total"] += time.perf_counter() - given
+        raise MeasuredError
+
+    def _chain(self, epoch: int, start: int) -> Iterator[Batch]:
+        while True:
+            yield from self._loader.epoch(epoch, start)
+            epoch, start = epoch + 1, 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 weak : as many jets per rank, whatever the ranks; the global batch grows. strong : the same global batch, shared by more
 ranks.
 
-Parts of a step. loader : waiting for the batch. forward, backward : of the network, without messages. communication :
-messages of batch norms, and what of the sum of gradients was not hidden behind the backward pass; waiting for slower
-ranks counts there. update : of the optimiser. rest : moving the batch to the device, the loss, agreement of the ranks.
+Parts of a step. loader : waiting for the batch. forward, backward : of the network, with the messages of batch norms.
+communication : what of the sum of gradients was not hidden behind the backward pass; waiting for slower ranks counts
+there; 0 on a GPU, where it counts as backward. update : of the optimiser. rest : moving the batch to the device, the
+loss, agreement of the ranks.
 """
 
 from __future__ import annotations
