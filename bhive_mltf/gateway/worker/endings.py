@@ -7,6 +7,7 @@ from typing import Final
 
 from bhive_mltf.gateway.store.tables import State
 from bhive_mltf.slurm import outcome
+from bhive_mltf.slurm.batch_step.attempts import JobOutcome
 from bhive_mltf.slurm.batch_step.verdict import ExitCode
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
@@ -43,7 +44,8 @@ def ending_of(record: JobRecord, *, is_wanted: bool) -> Ending:
     if record.state in _CANCELLED or is_wanted:
         by = "cancelled by its owner" if is_wanted else "the scheduler, or an operator, ended it"
         return Ending(State.CANCELLED, "cancelled", by)
-    word = outcome.own_word(record)
-    reason = str(word.get("reason") or record.message or outcome.SENTENCES.get(record.state, record.state.value))
+    written = JobOutcome.read(record.folder, record.token)
+    told = (written.reason if written is not None else "") or record.message
+    reason = told or outcome.SENTENCES.get(record.state, record.state.value)
     code = _CODES.get(record.state) or _EXIT_CODES.get(record.exit_code or 0, "project_exit")
     return Ending(State.FAILED, code, reason)

@@ -20,8 +20,8 @@ from bhive_mltf.gateway.worker import batch, faults, job_folder
 from bhive_mltf.gateway.worker.endings import Ending, ending_of
 from bhive_mltf.gateway.worker.leader import Office
 from bhive_mltf.slurm import dispatch
-from bhive_mltf.slurm.belief import Belief
 from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.outcome import ConfirmedEnd
 from bhive_mltf.slurm.record import JobRecord
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Steps:
     office: Office
     minter: Minter
     clients: dict[str, Slurm] = field(default_factory=dict)
-    beliefs: dict[str, Belief] = field(default_factory=dict)
+    ends: dict[str, ConfirmedEnd] = field(default_factory=dict)
 
     def do(self, submission: Submission) -> None:
         """One step of one submission."""
@@ -120,10 +120,10 @@ class Steps:
             client.cancel(submission.job_id)
             faults.point("after_scancel")
         record, info = dispatch.refresh(record, client)
-        belief = self.beliefs.setdefault(submission.id, Belief())
-        if record.is_over or belief.is_over(record, info, time.monotonic()):
+        end = self.ends.setdefault(submission.id, ConfirmedEnd())
+        if record.is_over or end.is_over(record, info, time.monotonic()):
             record = record if record.is_over else dispatch.end(record, info)
-            self.beliefs.pop(submission.id, None)
+            self.ends.pop(submission.id, None)
             faults.point("after_end")
             values = {"job_state": record.state.value, "exit_code": record.exit_code, "ended_at": record.ended}
             self._close(submission, ending_of(record, is_wanted=submission.cancel_at is not None), **values)
