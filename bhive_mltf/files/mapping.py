@@ -1,0 +1,135 @@
+"""Bytes of files that are read in place: without shared mappings, and so that a bad block is an error.
+
+Where a page of a mapped file cannot be read, the process that touches it is killed (SIGBUS) and no word is said of the
+file. What is read for the first time is therefore read by a system call, which fails with an OSError, and the map is
+used for what was read before. Maps are private: some file systems have no others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bhive_mltf.errors import CorruptFileError, DataError, DiskError
+
+_PIECE_BYTES = 1 << 22
+_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap
+# What the machine or its file server says, whatever the file is like.
+_MACHINE = frozenset(
+    {
+        errno.EACCES,
+        errno.EHOSTDOWN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+def cannot_read(path: str | Path, error: Exception, advice: str) -> DataError:
+    """The error to raise where a file cannot be read.
+
+    advice : what to do about a damaged file.
+
+    Returns
+    -------
+    A CorruptFileError for what the file itself shows; a DiskError for what the machine does not do.
+    """
+    number = error.errno or 0 if isinstance(error, OSError) else 0
+    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    if number in _MACHINE:
+        todo = "raise `ulimit -n`" if number == errno.EMFILE else "look at the disk and the permissions"
+        return DiskError(f"'{path}' cannot be read: {reason}: {todo}, then type the command again", number)
+    return CorruptFileError(f"'{path}' cannot be read: {reason}: {advice}")
+
+
+class FileBytes:
+    """The bytes of a file, each slice read by a system call. Threads and forked processes may share it.
+
+    Raises
+    ------
+    OSError : the file cannot be opened; from slices too, where it cannot be read or has become shorter.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._handle).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return _pread(self._handle, start, stop - start, self.path)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._handle)
+
+
+def _pread(handle: int, start: int, size: int, path: Path) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        piece = os.pread(handle, size - len(found), start + len(found))
+        if not piece:
+            raise OSError(errno.EIO, "it has become shorter while it was read", str(path))
+        found += piece
+    return bytes(found)
+
+
+def open_map(path: Path) -> mmap.mmap:
+    """A private, read-only map of a file.
+
+    Raises
+    ------
+    OSError : it cannot be opened or mapped.
+    ValueError : it is empty.
+    """
+    with path.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+
+
+def populate(file: mmap.mmap, start: int, size: int) -> None:
+    """Have a part of a mapped file read into memory now; without effect before Linux 5.14.
+
+    start : a multiple of the size of a page.
+
+    Raises
+    ------
+    OSError : it cannot be read, so that touching it would end the process.
+    """
+    try:
+        file.madvise(_POPULATE_READ, start, size)
+    except ValueError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.EFAULT, errno.EIO, errno.EHWPOISON if hasattr(errno, "EHWPOISON") else 133):
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """An array of a `.npy` file, mapped and read-only; all of it has been read once.
+
+    Raises
+    ------
+    OSError, ValueError, EOFError : it cannot be read, or is not such a file.
+    """
+    with path.open("rb") as handle:
+        while handle.read(_PIECE_BYTES):
+            pass
+    array: NDArray[Any] = np.load(path, mmap_mode="c")
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,91 @@
+"""Cases 01 and 05: a block that cannot be read is an error, and no shared mapping is needed."""
+
+import errno
+import mmap
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bhive_mltf.errors import CorruptFileError, DiskError
+from bhive_mltf.files import mapping
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture
+def path(tmp_path):
+    found = tmp_path / "file_0.arrow"
+    found.write_bytes(os.urandom(4 * PAGE))
+    return found
+
+
+def test_f05_maps_are_private(path, monkeypatch):
+    make = mmap.mmap
+
+    def no_shared_maps(handle, length, **options):
+        if options.get("flags", mmap.MAP_SHARED) & mmap.MAP_SHARED:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        return make(handle, length, **options)
+
+    monkeypatch.setattr(mapping.mmap, "mmap", no_shared_maps)
+    assert bytes(mapping.open_map(path)) == path.read_bytes()
+
+
+def test_f05_an_array_is_mapped_read_only_and_private(tmp_path):
+    expected = np.arange(5000)
+    np.save(tmp_path / "index.npy", expected)
+    found = mapping.load_array(tmp_path / "index.npy")
+    np.testing.assert_array_equal(found, expected)
+    assert isinstance(found, np.memmap)
+    assert found.mode == "c"
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 1
+
+
+def test_f01_a_part_that_cannot_be_read_is_an_error_before_it_kills(path):
+    """A file that has become shorter behaves as one with a bad block."""
+    code = (
+        "import os, sys; from pathlib import Path; from bhive_mltf.files import mapping\n"
+        f"path = Path(sys.argv[1]); file = mapping.open_map(path); os.truncate(path, {PAGE})\n"
+        f"mapping.populate(file, 0, {PAGE}); file[0]\n"
+        "if sys.argv[2] == 'look':\n"
+        f"    try: mapping.populate(file, {PAGE}, {PAGE})\n"
+        "    except OSError as error: sys.exit(error.errno)\n"
+        f"file[{PAGE}]\n"
+    )
+    codes = []
+    for what in ("touch", "look"):
+        path.write_bytes(bytes(4 * PAGE))
+        codes.append(subprocess.run([sys.executable, "-c", code, str(path), what], check=False).returncode)
+    assert codes == [-7, errno.EIO]  # SIGBUS
+
+
+def test_f01_slices_are_read_by_system_calls(path):
+    content = path.read_bytes()
+    found = mapping.FileBytes(path)
+    assert len(found) == len(content)
+    assert found[10:30] == content[10:30]
+    assert found[4 * PAGE - 3 : 5 * PAGE] == content[-3:]
+    os.truncate(path, PAGE)
+    with pytest.raises(OSError, match="it has become shorter"):
+        found[PAGE : PAGE + 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EIO, CorruptFileError),
+        (errno.ENODEV, DiskError),
+        (errno.EMFILE, DiskError),
+        (errno.ESTALE, DiskError),
+        (errno.ENOMEM, DiskError),
+        (errno.EACCES, DiskError),
+    ],
+)
+def test_f09_only_what_the_file_shows_makes_it_bad(path, number, kind):
+    found = mapping.cannot_read(path, OSError(number, os.strerror(number)), "build the training set again")
+    assert type(found) is kind
+    assert str(found).startswith(f"'{path}' cannot be read: {os.strerror(number)}: ")
