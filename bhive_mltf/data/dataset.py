@@ -23,6 +23,7 @@ from bhive_mltf.data.layouts.upstream_lz4 import derive
 from bhive_mltf.data.manifest import Manifest, file_checksum
 from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
+from bhive_mltf.files import mapping
 from bhive_mltf.files.lock import DirectoryLock
 
 _REBUILD = "build the training set again"
@@ -164,8 +165,10 @@ class Dataset:
             return None
         if damage := self.side_damage(name):
             raise CorruptFileError(f"{damage}: {_REBUILD}")
-        array: NDArray[np.void] = np.load(self._side / name, mmap_mode="r")
-        return array
+        try:
+            return mapping.load_array(self._side / name)
+        except (OSError, ValueError, EOFError) as error:
+            raise mapping.cannot_read(self._side / name, error, _REBUILD) from error
 
     def side_damage(self, name: str) -> str | None:
         """What is wrong with a file beside the shards, by its recorded checksum; None if nothing is known to be."""

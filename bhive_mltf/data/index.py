@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.errors import CorruptFileError, DataError
-from bhive_mltf.files import atomic
+from bhive_mltf.errors import DataError
+from bhive_mltf.files import atomic, mapping
 
 MAX_TRUTHS = 64
 
@@ -95,11 +95,9 @@ class JetIndex:
     def _rows(self) -> NDArray[np.void]:
         start, stop = self._range
         try:
-            rows: NDArray[np.void] = np.load(self._path, mmap_mode="r")
+            rows: NDArray[np.void] = mapping.load_array(self._path)
         except (OSError, ValueError, EOFError) as error:
-            raise CorruptFileError(
-                f"the index '{self._path}' cannot be read: build the training set again ({error})"
-            ) from error
+            raise mapping.cannot_read(self._path, error, "build the training set again") from error
         return rows.view(np.ndarray)[start:stop]
 
     def __len__(self) -> int:

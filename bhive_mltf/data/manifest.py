@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, DatasetMismatchError, FilelistError
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, mapping
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -254,11 +253,11 @@ def file_hash(path: str | Path) -> xxhash.xxh3_64:
         with Path(path).open("rb") as handle:
             if os.fstat(handle.fileno()).st_size == 0:
                 raise CorruptFileError(f"the file '{path}' is empty: remove it from the list, or pass --skip-bad-files")
-            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
-                for start in range(0, len(content), _PIECE_BYTES):
-                    state.update(content[start : start + _PIECE_BYTES])
+            # not through a map: a block that cannot be read would end the process without a word
+            while piece := handle.read(_PIECE_BYTES):
+                state.update(piece)
     except OSError as error:
-        raise CorruptFileError(f"the file '{path}' cannot be read ({error.strerror or error})") from error
+        raise mapping.cannot_read(path, error, "restore it, or pass --skip-bad-files for an input") from error
     return state
 
 

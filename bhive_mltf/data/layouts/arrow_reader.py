@@ -16,7 +16,8 @@ from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.layouts.arrow_format import CHECKSUMS, FORMATS, checksum, numbers
 from bhive_mltf.data.layouts.column_planes import Plane, from_json
 from bhive_mltf.data.schema import GLOBAL, ColumnChoice, Schema
-from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.errors import CorruptFileError, DataError
+from bhive_mltf.files import mapping
 
 JET_FIELDS = ("file", "entry", "process", "weight", "kinematics", "truth")
 MAX_ROWS = 1 << 31
@@ -44,20 +45,20 @@ class ArrowShard:
         self._spans: dict[str, _Spans] = {}
         self._last: tuple[int, Set[str], pa.RecordBatch] | None = None
         try:
-            with path.open("rb") as handle:
-                self.map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            self.map = mapping.open_map(path)
             self._buffer = pa.py_buffer(self.map)
-            reader = pa.ipc.open_file(pa.BufferReader(self._buffer))
-            metadata = reader.schema.metadata or {}
+            with pa.OSFile(str(path)) as file:
+                schema_read = pa.ipc.open_file(file).schema
+            metadata = schema_read.metadata or {}
             if metadata.get(b"format") not in FORMATS:
                 raise CorruptFileError(f"'{path}' holds no jets of this format: {_REBUILD}")
-            self._fields = list(reader.schema.names)
+            self._fields = list(schema_read.names)
             self.compressed = metadata.get(b"compression", b"none") != b"none"
-            sizes, self._sums = self._survey(reader.num_record_batches)
+            sizes, self._sums = self._survey()
             if metadata[b"format"] != FORMATS[0] and not all(self._sums):
                 raise CorruptFileError(f"'{path}' has lost checksums: {_REBUILD}")
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._broken(str(error)) from error
+            raise self._unreadable(error) from error
         planes = metadata.get(b"planes")
         self.planes = from_json(planes, schema, str(path))
         self.edges = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
@@ -69,45 +70,64 @@ class ArrowShard:
     def _broken(self, reason: str) -> CorruptFileError:
         return CorruptFileError(f"'{self.path}' cannot be read as an Arrow file ({reason}): {_REBUILD}")
 
-    def _survey(self, n_blocks: int) -> tuple[list[int], list[Mapping[str, str]]]:
-        """Rows and checksums of each block; decodes no more than one small column."""
-        reader = self._reader({"process"})
+    def _unreadable(self, error: Exception, where: str = "") -> DataError:
+        if isinstance(error, OSError) and error.errno:
+            return mapping.cannot_read(self.path, error, _REBUILD)
+        return self._broken(f"{where}{error}")
+
+    def _survey(self) -> tuple[list[int], list[Mapping[str, str]]]:
+        """Rows and checksums of each block; reads no more than one small column."""
         sizes, sums = [], []
-        for number in range(n_blocks):
-            batch, metadata = reader.get_batch_with_custom_metadata(number)
-            if not 0 < batch.num_rows < MAX_ROWS:
-                raise self._broken(f"block {number} has {batch.num_rows} rows")
-            sizes.append(batch.num_rows)
-            found = metadata.get(CHECKSUMS.encode()) if metadata else None
-            sums.append(json.loads(found) if found else {})
+        with pa.OSFile(str(self.path)) as file:
+            reader = pa.ipc.open_file(file, options=self._options({"process"}))
+            for number in range(reader.num_record_batches):
+                batch, metadata = reader.get_batch_with_custom_metadata(number)
+                if not 0 < batch.num_rows < MAX_ROWS:
+                    raise self._broken(f"block {number} has {batch.num_rows} rows")
+                sizes.append(batch.num_rows)
+                found = metadata.get(CHECKSUMS.encode()) if metadata else None
+                sums.append(json.loads(found) if found else {})
         return sizes, sums
+
+    def _options(self, fields: Set[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
+        places = [i for i, name in enumerate(self._fields) if name in fields]
+        return pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
 
     def _reader(self, fields: Set[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
         # A choice of columns is copied even where nothing is to be decoded.
         chosen = fields if self.compressed else self._fields
         places = tuple(i for i, name in enumerate(self._fields) if name in chosen)
         if places not in self._readers:
-            options = pa.ipc.IpcReadOptions(
-                included_fields=list(places) if self.compressed else None, use_threads=False
-            )
+            options = self._options(fields) if self.compressed else pa.ipc.IpcReadOptions(use_threads=False)
             self._readers[places] = pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
         return self._readers[places]
+
+    def _read_first(self, block: int, fields: Set[str]) -> pa.RecordBatch:
+        """The columns of a block by system calls, which fail where a map would end the process; checked."""
+        with pa.OSFile(str(self.path)) as file:
+            batch = pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
+        self._check(block, batch, fields)
+        return batch
 
     def _batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
         """The columns `fields` of a block, checked."""
         last = self._last
         if last is None or last[:2] != (block, fields):
             try:
-                batch = self._reader(fields).get_batch(block)
+                batch = None if self._is_checked(block, fields) else self._read_first(block, fields)
+                if batch is None or not self.compressed:
+                    batch = self._reader(fields).get_batch(block)
             except (OSError, pa.ArrowException) as error:
-                raise self._broken(f"block {block}: {error}") from error
-            self._check(block, batch, fields)
+                if isinstance(error, DataError):
+                    raise
+                raise self._unreadable(error, f"block {block}: ") from error
             last = self._last = block, set(fields), batch
         return last[2]
 
+    def _is_checked(self, block: int, fields: Set[str]) -> bool:
+        return all(name in self._checked and self._checked[name][block] for name in fields)
+
     def _check(self, block: int, batch: pa.RecordBatch, fields: Set[str]) -> None:
-        if all(name in self._checked and self._checked[name][block] for name in fields):
-            return
         if len(batch) != self.n_rows(block):
             raise self._broken(f"block {block} has {len(batch)} rows")
         try:

@@ -6,7 +6,6 @@ Blocks may refer to the 64 KiB before them, so reading starts at seek points, wh
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.files import mapping
 
 _MAGIC = 0x184D2204
 _WINDOW = 65_536
@@ -59,7 +59,7 @@ def seek_point_type(linked: bool) -> np.dtype[np.void]:
 
 
 class FrameReader:
-    """One frame in a memory-mapped file.
+    """One frame in a file.
 
     Parameters
     ----------
@@ -80,16 +80,10 @@ class FrameReader:
         self._points = points
         self._checks = checks
         try:
-            with path.open("rb") as handle:
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise CorruptFileError(f"'{path}' cannot be read ({error}): restore it from where it came from") from error
-        self._data = memoryview(self._map)
+            self._data = mapping.FileBytes(path)
+        except OSError as error:
+            raise mapping.cannot_read(path, error, "restore it from where it came from") from error
         self.header = self._read_header()
-
-    def forget_pages(self) -> None:
-        """Give back what is mapped of the file; it comes again when it is read again."""
-        self._map.madvise(mmap.MADV_DONTNEED)
 
     def _broken(self, reason: str) -> CorruptFileError:
         return CorruptFileError(
@@ -97,10 +91,13 @@ class FrameReader:
             "training set again"
         )
 
-    def _take(self, position: int, size: int) -> memoryview:
+    def _take(self, position: int, size: int) -> bytes:
         if position + size > len(self._data):
             raise self._broken(f"it ends after {len(self._data)} bytes")
-        return self._data[position : position + size]
+        try:
+            return self._data[position : position + size]
+        except OSError as error:
+            raise mapping.cannot_read(self._path, error, "restore it from where it came from") from error
 
     def _integer(self, position: int) -> int:
         return int(struct.unpack("<I", self._take(position, 4))[0])
@@ -133,14 +130,14 @@ class FrameReader:
             stored = self._take(position + 4, size)
             after = position + 4 + size + (4 if self.header.block_checksums else 0)
             self._check(position, stored)
-            content = bytes(stored) if word & _RAW else self._decode(stored, window)
+            content = stored if word & _RAW else self._decode(stored, window)
             yield Block(position, offset, window, content)
             position, offset = after, offset + len(content)
             if self.header.linked:
                 window = content[-_WINDOW:] if len(content) >= _WINDOW else (window + content)[-_WINDOW:]
         yield Block(position, offset, window, b"")
 
-    def _check(self, position: int, stored: memoryview) -> None:
+    def _check(self, position: int, stored: bytes) -> None:
         good = True
         if self.header.block_checksums:
             good = self._integer(position + 4 + len(stored)) == xxhash.xxh32_intdigest(stored)
@@ -156,7 +153,7 @@ class FrameReader:
         size = self._integer(position) & ~_RAW
         return int(xxhash.xxh3_64_intdigest(self._take(position, 4 + size)))
 
-    def _decode(self, stored: memoryview, window: bytes) -> bytes:
+    def _decode(self, stored: bytes, window: bytes) -> bytes:
         try:
             options = {"dict": window} if window else {}
             content: bytes = lz4.block.decompress(stored, uncompressed_size=self.header.max_block, **options)

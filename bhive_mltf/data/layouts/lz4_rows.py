@@ -210,8 +210,7 @@ class LZ4Shard:
         return self.block(np.frombuffer(content, self._kind).reshape(-1, columns), start, choice)
 
     def forget_pages(self) -> None:
-        """Give back what is mapped of the file; it comes again when it is read again."""
-        self._frame.forget_pages()
+        """Nothing of the file is mapped."""
 
     def block(self, rows: NDArray[Any], start: int, choice: ColumnChoice) -> JetBlock:
         """Rows [J,C] of which the first is row `start` of the file."""
