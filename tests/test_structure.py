@@ -37,7 +37,7 @@ ALLOWED = {
 
 
 # What is not yet as it should be: rows are only ever taken out. A row that is no longer needed fails too.
-ROOMS_WITH_CIRCLES = {"law", "models"}
+ROOMS_WITH_CIRCLES = {"models"}
 CROWDED_FOLDERS = {"models"}
 LONG_FUNCTIONS = {"data/build/construct.py:construct"}
 MOST_MODULES, MOST_LINES, LONGEST_FUNCTION = 14, 400, 80
@@ -157,13 +157,13 @@ def test_no_module_and_no_function_is_long():
 def test_all_packages_are_in_the_wheel():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(p.parent.relative_to(REPOSITORY).parts) for p in PACKAGE.rglob("__init__.py")}
-    assert set(listed) == there
+    # mapped from the top-level `configs/`
+    assert set(listed) == there | {"bhive_mltf.configs", "bhive_mltf.configs.facility"}
 
 
 LOOK = """
 import os, sys
 os.environ["DATA_PATH"] = sys.argv[1]
-from bhive_mltf.law import messages
 from bhive_mltf.law.tasks.plotting import ROCCurveTask
 
 def walk(task):
@@ -174,8 +174,7 @@ def walk(task):
 
 sample = "examples/btag_sample/"
 options = {"config": "offline_run3", "model_name": "DeepJet", "dataset_version": "a", "test_dataset_version": "b"}
-with messages.looking():
-    walk(ROCCurveTask(filelist=sample + "train.txt", test_filelist=sample + "test.txt", **options))
+walk(ROCCurveTask(filelist=sample + "train.txt", test_filelist=sample + "test.txt", **options))
 heavy = {"torch", "mlflow", "uproot", "awkward", "pyarrow", "matplotlib", "sklearn", "pandas"} & set(sys.modules)
 sys.exit(", ".join(sorted(heavy)) or 0)
 """

@@ -18,9 +18,10 @@ DEFAULT = "default.yml"
 
 
 def own_folder() -> Path | None:
-    """`configs/` of the checkout; None for an installed library, which ships none."""
-    folder = Path(__file__).resolve().parents[2] / "configs"
-    return folder if (folder / DEFAULT).is_file() else None
+    """Our own configs: `bhive_mltf/configs/` of an installed library, `configs/` of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "configs", package.parent / "configs")
+    return next((folder for folder in folders if (folder / DEFAULT).is_file()), None)
 
 
 def folders() -> tuple[Path, ...]:

@@ -8,18 +8,9 @@ from typing import Any
 import law
 from law.workflow.local import LocalWorkflowProxy
 
-from bhive_mltf.law.messages import refuse_early
-
 
 class PooledLocalWorkflowProxy(LocalWorkflowProxy):
     """Runs what is left to do at once; what law then starts branch by branch is complete already."""
-
-    @refuse_early(bool)
-    def complete(self) -> bool:
-        if self.task.is_needless():
-            return True
-        self.task.input_files()  # an empty list is refused, and not done
-        return bool(super().complete())
 
     def run(self) -> Iterator[Any]:
         branches = [branch for branch in self.task.get_branch_tasks().values() if not branch.complete()]

@@ -7,9 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import TYPE_CHECKING, Any
 
 import law
 import luigi
+
+if TYPE_CHECKING:
+
+    class Host:
+        """The task class that stands behind a mixin in a task's bases."""
+
+        def store_parts(self) -> tuple[str, ...]:
+            """Path parts below `$DATA_PATH`."""
+
+        def local_path(self, *path: str) -> str:
+            """A path below the task's outputs."""
+
+        def deps(self) -> list[Any]:
+            """The tasks that this one needs, for the scheduler."""
+else:
+    Host = object
 
 
 def technical(parameter: type[luigi.Parameter], **kwargs: object) -> luigi.Parameter:
@@ -17,7 +34,7 @@ def technical(parameter: type[luigi.Parameter], **kwargs: object) -> luigi.Param
     return parameter(significant=False, **kwargs)
 
 
-class DatasetDependency:
+class DatasetDependency(Host):
     """The training set."""
 
     dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the training set")
@@ -42,16 +59,8 @@ class DatasetDependency:
         parts = (*super().store_parts(), self.dataset_version)
         return parts if self.weighting == "reference" else (*parts, f"weighting_{self.weighting}")
 
-    def recorded_flavour(self) -> str:
-        from bhive_mltf.files.records import Record
-        from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 
-        dataset = DatasetConstructorTask.req(self)
-        record = Record.read(dataset.local_path()) if dataset.is_made() else None
-        return str(record.parameters.get("reference_flavour", "")) if record else ""
-
-
-class ValDatasetDependency:
+class ValDatasetDependency(Host):
     """A validation set of its own, in place of a part of the training set. No path part, as with upstream."""
 
     val_dataset_version = luigi.OptionalParameter(
@@ -60,7 +69,7 @@ class ValDatasetDependency:
     val_filelist = technical(luigi.Parameter, default="", description="list of ROOT files of the validation set")
 
 
-class TestDatasetDependency:
+class TestDatasetDependency(Host):
     """The set of jets that is evaluated."""
 
     test_dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the test set")
@@ -71,7 +80,7 @@ class TestDatasetDependency:
         return (*super().store_parts(), self.test_dataset_version)
 
 
-class TrainingDependency:
+class TrainingDependency(Host):
     """The training and how it runs."""
 
     training_version = luigi.Parameter(default="training_version_01", description="version of the training")
@@ -125,10 +134,11 @@ class TrainingDependency:
 
     def plain_model_kwargs(self) -> dict[str, object]:
         """The sizes of the model as plain JSON values."""
-        return json.loads(luigi.DictParameter().serialize(self.model_kwargs))
+        plain: dict[str, object] = json.loads(luigi.DictParameter().serialize(self.model_kwargs))
+        return plain
 
 
-class AttackDependency:
+class AttackDependency(Host):
     """Adversarial training."""
 
     attack = luigi.Parameter(default="nominal")
@@ -144,7 +154,7 @@ class AttackDependency:
         return (*super().store_parts(), *attack_parts("", self))
 
 
-class TestAttackDependency:
+class TestAttackDependency(Host):
     """Adversarial inputs in inference."""
 
     test_attack = luigi.Parameter(default="nominal")
@@ -163,7 +173,7 @@ class TestAttackDependency:
 def attack_parts(prefix: str, task: AttackDependency | TestAttackDependency) -> tuple[str, ...]:
     """Path parts of an attack; `prefix` is empty for training and `test_` for inference."""
 
-    def value(name: str) -> object:
+    def value(name: str) -> Any:
         return getattr(task, f"{prefix}attack{name}")
 
     name = value("")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import law
 
 from bhive_mltf.files.records import is_current
 
+if TYPE_CHECKING:
+    _Target: Any = law.LocalTarget
+else:
+    _Target = object
 
-class _Derived:
+
+class _Derived(_Target):
     """A target made from other results; it counts as missing once one of them was made anew.
 
     `record` is the directory with the result's own `parameters.json`, `sources` the directories of the results that

@@ -6,9 +6,10 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
-from bhive_mltf.errors import QueryFailedError, SubmissionError
+from bhive_mltf.errors import QueryFailedError, SlurmError, SubmissionError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.ranks.files import PROGRESS_NAME
@@ -126,6 +127,31 @@ def close_run(record: JobRecord) -> None:
     from bhive_mltf import tracking
 
     tracking.attach(record.directory).finish(status)
+
+
+def living(directory: Path) -> JobRecord | None:
+    """The job of this directory that waits or runs, or may do so; None when there is none.
+
+    The MLflow run of one that has ended meanwhile, with nobody there to see it, is closed.
+    """
+    record = JobRecord.read(directory)
+    if record is None or record.is_over:
+        return None
+    record = find_out(record, Slurm(record.slurm_conf))
+    if record.is_over:
+        close_run(record)
+        return None
+    return record
+
+
+def refuse_while_a_job_lives(directory: Path) -> None:
+    """SlurmError when a command that runs here would work in the directory of a job."""
+    record = living(directory)
+    if record is not None:
+        raise SlurmError(
+            f"job {record.job_id} of {directory} is {record.state.value}: add --slurm {Path(record.profile).stem} to "
+            f"follow it, or end it with 'bhive-mltf slurm cancel {record.job_id}'"
+        )
 
 
 def _look_for(record: JobRecord, client: Slurm) -> JobRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from pathlib import Path
@@ -19,6 +20,12 @@ SCRIPT_NAME: Final = "job.sh"
 OUTCOME_NAME: Final = "outcome.json"
 # PATH outside the image, for what is started inside it.
 HOST_PATH: Final = "BHIVE_MLTF_HOST_PATH"
+
+# What a job needs to know of the shell of its command; values that may be secret are handed on by sbatch and written
+# nowhere.
+SHELL: Final = ("PYTHONPATH", "DATA_PATH", "LAW_HOME", "LAW_CONFIG_FILE", "B_HIVE_DIR", "BHIVE_FACILITY_DIR")
+_MAY_BE_SECRET: Final = ("MLFLOW_",)
+_NEVER: Final = ("MLFLOW_RUN_ID",)
 
 
 def new_token() -> str:
@@ -188,3 +195,20 @@ def _wrapper(profile: Profile, directory: Path, environment: dict[str, str], *, 
 def job_name(token: str) -> str:
     """The name in the queue of the job with this token."""
     return f"bhive-{token}"
+
+
+def shell() -> dict[str, str]:
+    """Variables of this shell that a job of its command needs, with absolute paths."""
+    found = {name: os.environ[name] for name in SHELL if os.environ.get(name)}
+    if "DATA_PATH" in found:
+        found["DATA_PATH"] = str(Path(found["DATA_PATH"]).absolute())
+    if "PYTHONPATH" in found:
+        parts = [part for part in found["PYTHONPATH"].split(os.pathsep) if part]
+        found["PYTHONPATH"] = os.pathsep.join(str(Path(part).absolute()) for part in parts)
+    return found
+
+
+def with_secrets(profile: Profile) -> Profile:
+    """The profile, handing on also what may hold credentials and must not be written beside the outputs."""
+    ours = [name for name in os.environ if name.startswith(_MAY_BE_SECRET) and name not in _NEVER]
+    return profile.model_copy(update={"pass_environment": (*profile.pass_environment, *ours)})

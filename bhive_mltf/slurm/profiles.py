@@ -238,7 +238,7 @@ def find_profile(name_or_path: str) -> Path:
 
 
 def folders() -> tuple[Path, ...]:
-    """Where profiles are looked for by name: `$BHIVE_FACILITY_DIR`, then `configs/facility/` of the checkout."""
+    """Where profiles are looked for by name: `$BHIVE_FACILITY_DIR`, then our own `configs/facility/`."""
     site, own = os.environ.get(FOLDER_VARIABLE), own_folder()
     return (*([Path(site)] if site else []), *([own / "facility"] if own else []))
 

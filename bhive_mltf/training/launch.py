@@ -1,14 +1,126 @@
-"""Starting a training: one rank in this process, several on this machine as processes of their own."""
+"""Starting a training: its record, its MLflow run, and its ranks.
+
+One rank runs in this process, several on this machine as processes of their own.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from bhive_mltf.errors import ParameterError
+from bhive_mltf import tracking
+from bhive_mltf.data.manifest import FILE_NAME as MANIFEST
+from bhive_mltf.errors import ParameterError, RecordMismatchError
+from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
+from bhive_mltf.files.records import Record, compare
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
-from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.ranks.process import end_with_parent
+from bhive_mltf.ranks.signals import TrainingInterruptedError
+from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
+
+if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training")
+# Where a training on ROOT files keeps the manifest of what it read.
+ROOT_RECORD = "root_files"
+RANKS_END_S = STALE_AFTER_S + 30.0
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a command asks of the training in a directory; the plan says what is trained.
+
+    asked : what decides the weights and is not in the path, `config` (a digest) among it; `defaults` of these.
+    config_name : as it was typed.
+    restart, resume_epoch, extend_training : changes that are asked for.
+    iterations : whether `resume_epoch` counts iterations.
+    data_path : folder of all outputs.
+    task, run_name, params : for the MLflow run.
+    dataset_version : name of the training set in the run.
+    """
+
+    directory: Path
+    asked: dict[str, Any]
+    defaults: dict[str, Any]
+    config_name: str
+    restart: bool
+    resume_epoch: int
+    extend_training: int
+    iterations: bool
+    data_path: str
+    task: str
+    run_name: str
+    params: dict[str, Any]
+    dataset_version: str
+
+
+@contextmanager
+def one_command(directory: Path) -> Iterator[None]:
+    """One command at a time changes a training; another one waits, and says for whom."""
+    end_with_parent()
+    with DirectoryLock(directory / COMMAND_FOLDER, wait_s=None):
+        yield
+
+
+def wait_for_ranks(directory: Path) -> None:
+    """Ranks of a command that was just killed need a moment to end."""
+    with DirectoryLock(directory, wait_s=RANKS_END_S):
+        pass
+
+
+def begin(request: TrainingRequest) -> tuple[Record, Path | None]:
+    """Carry out what the command changes.
+
+    Returns
+    -------
+    What the directory is made with from now on, and the folder with what was set aside.
+
+    Raises
+    ------
+    CheckpointError : the epoch to go back to is not there.
+    RecordMismatchError : the directory was made with other parameters.
+    """
+    from bhive_mltf.training.checkpointing import restart
+
+    changed, aside = restart.carry_out(
+        request.directory,
+        anew=request.restart,
+        epoch=request.resume_epoch,
+        iterations=request.iterations,
+    )
+    return _record(request, changed), aside
+
+
+def settled(plan: TrainingPlan, record: Record, **values: int) -> TrainingPlan:
+    """The plan that is trained: recorded values hold where the command leaves a parameter at its default.
+
+    values : fields that whoever starts the ranks decides.
+    """
+    recorded = {name: value for name, value in record.parameters.items() if name != "config"}
+    recorded["betas"] = tuple(recorded["betas"])
+    return plan.model_copy(update={**recorded, "generation": record.generation, **values})
+
+
+def train(plan: TrainingPlan) -> None:
+    """Start the ranks and wait for them.
+
+    Raises
+    ------
+    TrainingError : the training cannot go on; the same command continues it.
+    """
+    try:
+        launch(plan)
+    except BaseException as error:
+        # rank 0 may be gone without a word: the command closes the run in its place
+        stopped = isinstance(error, KeyboardInterrupt | TrainingInterruptedError)
+        status: Literal["KILLED", "FAILED"] = "KILLED" if stopped else "FAILED"
+        tracking.attach(plan.directory, tracking=plan.tracking).finish(status)
+        raise
 
 
 def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
@@ -52,3 +164,101 @@ def _train_here(plan: TrainingPlan) -> None:
     from bhive_mltf.training.engine import train
 
     train(plan, World(device=pick_device(0)))
+
+
+def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RUNNING", "SCHEDULED"]) -> Path | None:
+    """Find or make the MLflow run, and log what is known before the first step.
+
+    The training set is opened once before the ranks do: they then find the manifest of an upstream set, or what ROOT
+    files were converted to, ready.
+
+    Returns
+    -------
+    The folder of the training set; None without a run.
+    """
+    from bhive_mltf.training.build import open_training_set, open_validation_set
+
+    dataset = open_training_set(plan)
+    if plan.root_files:
+        dataset.manifest.write(plan.directory / ROOT_RECORD)
+    validation_set = open_validation_set(plan)
+    if not plan.tracking:
+        return None
+    facts = tracking.environment.facts()
+    record = tracking.prepare(
+        plan.directory,
+        data_path=request.data_path,
+        run_name=request.run_name,
+        params={**request.params, **plan.model_dump(mode="json", include=set(RESULT_FIELDS))},
+        tags={"task": request.task, **tracking.environment.tags(facts)},
+        status=status,
+        tracking=plan.tracking,
+    )
+    if record is None:
+        return None
+    with tracking.attach(plan.directory) as run:
+        run.json(facts, "environment.json")
+        run.json(plan.config.model_dump(mode="json"), "config.json")
+        run.text("\n".join(dataset.manifest.filelist) + "\n", "filelist.txt")
+        log_dataset(run, dataset, request.dataset_version, "training")
+        if validation_set is not None:
+            log_dataset(run, validation_set, str(plan.val_dataset_version), "validation")
+    return dataset.directory
+
+
+def sets_to_copy(plan: TrainingPlan) -> tuple[str, ...]:
+    """The sets that ranks may read from copies: those that are whole in their folder, the manifest included."""
+    training_set = None if plan.root_files else plan.dataset
+    sets = [path.absolute() for path in (training_set, plan.val_dataset) if path]
+    return tuple(str(path) for path in sets if (path / MANIFEST).exists())
+
+
+def log_dataset(run: tracking.Run, dataset: Dataset, name: str, context: str) -> None:
+    """The data set as an input of the run: digest, numbers, place."""
+    manifest = dataset.manifest
+    run.dataset(
+        name=name,
+        digest=manifest.digest,
+        source=str(dataset.directory),
+        context=context,
+        profile={"n_jets": manifest.n_jets, "read": manifest.accounting.read, **manifest.accounting.rejected},
+        columns={column: "float" for group in manifest.schema.groups for column in group.columns},
+    )
+
+
+def _record(request: TrainingRequest, changed: bool) -> Record:
+    """What the directory was made with; a new generation when this command changes the training."""
+    from bhive_mltf.training.checkpointing import checkpoint
+
+    directory, asked = request.directory, dict(request.asked)
+    record = Record.read(directory)
+    # a command that failed before its first checkpoint binds nobody
+    if record is None or not (checkpoint.epoch_files(directory) or checkpoint.step_files(directory)):
+        begun = Record.new({**asked, "extend_training": request.extend_training})
+        if record is not None and (changed or record.parameters != begun.parameters):
+            _set_run_aside(directory, record)
+        begun.write(directory)
+        return begun
+    if record.parameters["config"] != asked.pop("config"):
+        raise RecordMismatchError(
+            f"{directory} was trained with another config of the name '{request.config_name}': give the training "
+            "another --training-version, or --restart True"
+        )
+    compare(record.parameters, asked, request.defaults, directory)
+    if changed or record.parameters.get("extend_training") != request.extend_training:
+        record = Record.new({**record.parameters, "extend_training": request.extend_training})
+        record.write(directory)
+    return record
+
+
+def _set_run_aside(directory: Path, record: Record) -> None:
+    """Another training begins here: what MLflow holds belongs to the one before, and so does the journal."""
+    aside = directory / "aside" / f"run_{record.generation}"
+    for name in ("run.json", "journal"):
+        if (directory / name).exists():
+            aside.mkdir(parents=True, exist_ok=True)
+            (directory / name).rename(aside / name)
+    if aside.exists():
+        from bhive_mltf.tracking import sync
+
+        sync.sync(aside)

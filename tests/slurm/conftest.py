@@ -12,8 +12,8 @@ from bhive_mltf.slurm import profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.testing import slurm_lab
 from bhive_mltf.testing.slurm_lab import packages
+from tests.law.conftest import Sandbox
 from tests.slurm.fake_scheduler import FakeScheduler
-from tests.tasks.conftest import Sandbox
 
 REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
 

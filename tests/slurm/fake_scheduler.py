@@ -1,5 +1,7 @@
 """A scheduler of small scripts: programs in a folder on PATH, beside a file with the jobs and with what shall fail."""
 
+import contextlib
+import fcntl
 import json
 import sys
 from pathlib import Path
@@ -14,7 +16,25 @@ class FakeScheduler:
         self.folder = folder
 
     def state(self):
+        with self._locked():
+            return self._read()
+
+    def _read(self):
         return json.loads(self.path.read_text())
+
+    @contextlib.contextmanager
+    def _locked(self):
+        """Programs write while the test looks."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _changed(self):
+        with self._locked():
+            state = self._read()
+            yield state
+            self.path.write_text(json.dumps(state))
 
     @property
     def path(self):
@@ -38,17 +58,14 @@ class FakeScheduler:
         return self.state()["jobs"]
 
     def change(self, job_id, **values):
-        state = self.state()
-        state["jobs"][job_id].update(values)
-        self.path.write_text(json.dumps(state))
+        with self._changed() as state:
+            state["jobs"][job_id].update(values)
 
     def forget(self, job_id):
-        state = self.state()
-        del state["jobs"][job_id]
-        self.path.write_text(json.dumps(state))
+        with self._changed() as state:
+            del state["jobs"][job_id]
 
     def fail(self, name, words, code=1):
         """Let a program fail with these words; empty words let it work again."""
-        state = self.state()
-        state["fails"][name] = [words, code] if words else None
-        self.path.write_text(json.dumps(state))
+        with self._changed() as state:
+            state["fails"][name] = [words, code] if words else None

@@ -13,7 +13,7 @@ from bhive_mltf.slurm.batch_step.attempts import read_attempts
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from bhive_mltf.tracking.store import RunRecord
-from tests.tasks.conftest import REPOSITORY, Sandbox, flat
+from tests.law.conftest import REPOSITORY, Sandbox, flat
 from tests.waiting import wait_for
 
 # two ranks on two nodes: cheap, and still several nodes

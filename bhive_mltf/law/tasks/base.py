@@ -1,26 +1,31 @@
-"""What all tasks share: upstream's common parameters, paths below `$DATA_PATH`, how they report."""
+"""What all tasks share: upstream's common parameters, paths below `$DATA_PATH`, how they check and report."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import law
 import luigi
+from luigi.cmdline_parser import CmdlineParser
 
-from bhive_mltf.errors import ParameterError, RecordMismatchError
+from bhive_mltf.errors import BhiveError, ParameterError, RecordMismatchError
 from bhive_mltf.law import messages
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
 
-messages.install()
-law.Task.event_handler(luigi.Event.START)(messages.begin_running)
+# luigi's options that say where tasks are scheduled
+SCHEDULERS = ("local_scheduler", "scheduler_host", "scheduler_url", "default_scheduler_host", "default_scheduler_url")
 
 
 class BaseTask(law.Task):
-    """Upstream's base task: parameters, `store_parts()`, targets."""
+    """Upstream's base task: parameters, `store_parts()`, targets.
+
+    Wrong input is refused while luigi asks the task for its dependencies, see `deps()`. `requires()`, branch maps and
+    outputs never raise for it, so that `--print-status` and the like show what there is.
+    """
 
     debug = luigi.BoolParameter(default=False, description="one file per process and few chunks; own path part 'debug'")
     terminal_plot = luigi.BoolParameter(default=False, description="draw the curves in the terminal too")
@@ -30,6 +35,53 @@ class BaseTask(law.Task):
 
     exclude_index = True
     _held = False
+    _checked = False
+
+    if TYPE_CHECKING:
+
+        @classmethod
+        def req(cls, inst: law.Task, **kwargs: Any) -> Self:
+            """The task of this class with the parameters of another one that both have."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        messages.install()
+        schedule_here_by_default()
+
+    def check(self) -> None:
+        """Hook: raise a BhiveError for parameters that cannot be. Imports nothing heavy: `requires()` asks it too."""
+
+    def check_to_run(self) -> None:
+        """Hook: what else is checked before anything runs."""
+
+    def deps(self) -> list[law.Task]:
+        """The tasks that this one needs, for luigi's scheduler; first of all, wrong input is refused.
+
+        Also that of all needed tasks that are not complete: luigi would begin with those of them that are right.
+
+        Raises
+        ------
+        BhiveError : what is wrong, in one sentence. luigi then does not schedule the task, nor what it needs.
+        """
+        if self._checked:
+            return list(super().deps())
+        self.check()
+        self.check_to_run()
+        needed = list(super().deps())
+        for task in needed:
+            if isinstance(task, BaseTask) and not task.complete():
+                task.deps()
+        self._checked = True
+        return needed
+
+    def is_refused(self) -> bool:
+        """Whether `check()` refuses the task; shows why, in one line. For `requires()`, which never raises."""
+        try:
+            self.check()
+        except BhiveError as error:
+            messages.show_once(str(error))
+            return True
+        return False
 
     def store_parts(self) -> tuple[str, ...]:
         """Path parts below `$DATA_PATH`."""
@@ -96,7 +148,7 @@ class BaseTask(law.Task):
 
     def _repr_params(self, all_params: bool = False) -> dict[str, Any]:
         """Shown in messages: only what differs from its default."""
-        shown = super()._repr_params(all_params=all_params)
+        shown: dict[str, Any] = super()._repr_params(all_params=all_params)
         defaults = self.defaults(shown)
         return {name: value for name, value in shown.items() if all_params or value != defaults.get(name)}
 
@@ -104,22 +156,17 @@ class BaseTask(law.Task):
         """Show a line to the person at the terminal."""
         self.publish_message(text, scheduler=False)
 
-    def _print_deps(self, args: Any) -> Any:
-        with messages.looking():
-            return super()._print_deps(args)
 
-    def _print_status(self, args: Any) -> Any:
-        with messages.looking():
-            return super()._print_status(args)
+def schedule_here_by_default() -> None:
+    """Where the user named no scheduler, this command is its own; without luigi's lock, since directories have theirs.
 
-    def _print_output(self, args: Any) -> Any:
-        with messages.looking():
-            return super()._print_output(args)
-
-    def _fetch_output(self, args: Any) -> Any:
-        with messages.looking():
-            return super()._fetch_output(args)
-
-    def _remove_output(self, args: Any) -> Any:
-        with messages.looking():
-            return super()._remove_output(args)
+    luigi reads both once it has made the task of the command line.
+    """
+    parser = CmdlineParser.get_instance()
+    if parser is None:
+        return
+    config = luigi.configuration.get_config()
+    typed = vars(parser.known_args)
+    for option, others in (("local_scheduler", SCHEDULERS), ("no_lock", ("no_lock",))):
+        if not any(config.has_option("core", name) or typed.get(f"core_{name}") for name in others):
+            config.set("core", option, "True")

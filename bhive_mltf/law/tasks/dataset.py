@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +13,33 @@ import law
 import luigi
 
 from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
+from bhive_mltf.files.records import Record
 from bhive_mltf.law import messages
-from bhive_mltf.law.dispatch import SlurmDependency, dispatchable
 from bhive_mltf.law.local_workflow import PooledLocalWorkflow
-from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.law.mixins import SlurmDependency, dispatchable
 from bhive_mltf.law.parameters import DatasetDependency, technical
-from bhive_mltf.law.slurm_workflow import SlurmBranches
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.base import BaseTask
+from bhive_mltf.law.workflow import SlurmWorkflow
 
 if TYPE_CHECKING:
+    from bhive_mltf.data.build.from_root import BuildRequest
     from bhive_mltf.data.ntuples.jobs import StageJob
+    from bhive_mltf.slurm.profiles import Profile
 
 
-class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, BaseTask):
+class DatasetTask(DatasetDependency, BaseTask):
+    """A task that knows its training set."""
+
+    exclude_index = True
+
+    def recorded_flavour(self) -> str:
+        dataset = DatasetConstructorTask.req(self)
+        record = Record.read(dataset.local_path()) if dataset.is_made() else None
+        return str(record.parameters.get("reference_flavour", "")) if record else ""
+
+
+class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
     """Accepted jets of each group of ROOT files, staged for the construction of a training set."""
 
     files_per_branch = technical(luigi.IntParameter, default=1, description="ROOT files that one branch converts")
@@ -34,17 +49,27 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, Base
 
     exclude_index = False
 
-    def create_branch_map(self) -> dict[int, tuple[str, ...]]:
+    def check(self) -> None:
         if self.files_per_branch < 1:
             raise ParameterError(f"--files-per-branch {self.files_per_branch}: a branch converts one file or more")
+
+    def create_branch_map(self) -> dict[int, tuple[str, ...]]:
         try:
+            self.check()
+            self.load_config()
             files = self.input_files()
         except BhiveError as error:
-            if messages.only_looking():
-                self.say(str(error))
+            messages.show_once(str(error))
             return {}
         step = self.files_per_branch
         return {number: files[start : start + step] for number, start in enumerate(range(0, len(files), step))}
+
+    def workflow_complete(self) -> Any:
+        if self.is_needless():
+            return True
+        self.load_config()
+        self.input_files()  # an empty list is refused, and not done
+        return NotImplemented
 
     def input_files(self) -> tuple[str, ...]:
         """The files of the list; in debug mode the first of each process."""
@@ -95,8 +120,15 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmBranches, DatasetDependency, Base
 
         stage_many([branch.job() for branch in branches], workers=self.coffea_worker or os.cpu_count() or 1)
 
+    def slurm_job_name(self, branches: Sequence[int]) -> str:
+        return f"{self.task_family} {self.dataset_version} {branches[0]}"
 
-class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
+    def slurm_branch_parameters(self, profile: Profile, branches: Sequence[int]) -> dict[str, Any]:
+        # with the CPUs that a job has
+        return {"coffea_worker": max(self.coffea_worker, min(profile.cpus(), len(branches)))}
+
+
+class DatasetConstructorTask(SlurmDependency, DatasetTask):
     """The training set: shards in a global random order, weights, manifest."""
 
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
@@ -105,13 +137,8 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
 
     exclude_index = False
 
-    @refuse_early(dict)
     def requires(self) -> dict[str, law.Task]:
-        if self.is_made():
-            return {}
-        if not messages.only_looking():
-            self.check()
-        return {"staged": self.conversion()}
+        return {} if self.is_made() else {"staged": self.conversion()}
 
     def conversion(self) -> ConvertNtuples:
         """The task that reads the ROOT files."""
@@ -128,7 +155,6 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
         """All files are there."""
         return bool(super().complete())
 
-    @refuse_early(bool)
     def complete(self) -> bool:
         if not self.is_made():
             return False
@@ -137,8 +163,7 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
         self.hold_against_record()
         return True
 
-    def check(self) -> None:
-        """Refuse what can be seen to be wrong before anything runs."""
+    def check_to_run(self) -> None:
         from bhive_mltf.config import require_complete
         from bhive_mltf.data.build.construct import check_parameters
         from bhive_mltf.data.ntuples.jobs import check_memory
@@ -150,9 +175,47 @@ class DatasetConstructorTask(SlurmDependency, DatasetDependency, BaseTask):
 
     @dispatchable
     def run(self) -> None:
-        from bhive_mltf.law.support import dataset
+        from bhive_mltf.data.build.from_root import build
+        from bhive_mltf.data.weighting.report import WeightingReport
 
-        dataset.construct(self, self.conversion(), Path(self.local_path()))
+        manifest = build(self.request())
+        if manifest is None:
+            return
+        directory = Path(self.local_path())
+        self.say(f"{WeightingReport.read(directory)[0].table()}\n")
+        if importlib.util.find_spec("matplotlib") is not None:
+            from bhive_mltf.evaluation.spectra import draw_spectra
+
+            draw_spectra(directory)
+        self.say(
+            f"{self.dataset_version}: {manifest.accounting} -> {manifest.n_jets} jets in {len(manifest.shards)} shards"
+        )
+
+    def request(self) -> BuildRequest:
+        """The set to make, as the library takes it."""
+        from bhive_mltf.data.build.from_root import BuildRequest
+
+        conversion = self.conversion()
+        return BuildRequest(
+            directory=Path(self.local_path()),
+            config=self.load_config(),
+            filelist=conversion.input_files(),
+            jobs=[branch.job() for branch in conversion.get_branch_tasks().values()],
+            parameters={
+                "chunk_size": self.chunk_size,
+                "reference_flavour": self.reference_flavour,
+                "seed": self.seed,
+                "skip_bad_files": self.skip_bad_files,
+                "weighting": self.weighting,
+                "config": self.config_digest(),
+            },
+            outputs=tuple(Path(target.path).name for target in self.output().values()),
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+            weighting=self.weighting,
+            memory_mb=self.conversion_memory,
+            workers=self.coffea_worker or os.cpu_count() or 1,
+        )
 
     def result_parameters(self) -> dict[str, Any]:
         # a training with another seed may use the same set

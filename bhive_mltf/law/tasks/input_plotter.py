@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
-from bhive_mltf.law.dispatch import SlurmDependency, dispatchable
-from bhive_mltf.law.messages import refuse_early
-from bhive_mltf.law.parameters import DatasetDependency, technical
+from bhive_mltf.law.mixins import SlurmDependency, dispatchable
+from bhive_mltf.law.parameters import technical
 from bhive_mltf.law.targets import DerivedFileTarget
-from bhive_mltf.law.tasks.base import BaseTask
-from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
+from bhive_mltf.law.tasks.dataset import DatasetConstructorTask, DatasetTask
 
 if TYPE_CHECKING:
     from bhive_mltf.evaluation.inputs.features import InputFeature
+    from bhive_mltf.evaluation.inputs.results import InputsRequest
 
 
 DEFAULT_BINS = 50
 
 
-class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
+class InputHistogrammerTask(SlurmDependency, DatasetTask):
     """Histograms of all input features, with one binning per feature for all files."""
 
     Nbins = luigi.IntParameter(
@@ -37,19 +36,27 @@ class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
         parts = super().store_parts()
         return parts if self.Nbins == DEFAULT_BINS else (*parts, f"Nbins_{self.Nbins}")
 
-    @refuse_early(list)
-    def requires(self) -> law.Task:
-        self.check()
-        return self.dataset()
+    def requires(self) -> law.Task | list[law.Task]:
+        return [] if self.is_refused() else self.dataset()
 
     def output(self) -> Any:
         return self.derived("input_histogram_weight.npz" if self.weight_histo else "input_histogram.npz")
 
     @dispatchable
     def run(self) -> None:
-        from bhive_mltf.law.support import input_plotter
+        from bhive_mltf.evaluation.inputs import results
 
-        input_plotter.fill(self, Path(self.local_path()))
+        path = self.output().path
+        number, n_jets = results.fill(self.request(), Path(self.dataset().local_path()), self.load_config(), Path(path))
+        self.say(f"{number} histograms of {n_jets} jets: {path}")
+
+    def request(self) -> InputsRequest:
+        """What is filled or drawn, as the library takes it."""
+        from bhive_mltf.evaluation.inputs.results import InputsRequest
+
+        return InputsRequest(
+            Path(self.local_path()), self.sources(), self.Nbins, self.n_workers, weighted=self.weight_histo
+        )
 
     def job_directory(self) -> Path:
         # results with and without weights, logarithmic or not, share a directory
@@ -57,7 +64,6 @@ class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
         return Path(self.local_path("jobs", f"weights_{weighted}_ylog_{log}"))
 
     def check(self) -> None:
-        """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.evaluation.inputs.features import check_parameters
 
         check_parameters(self.Nbins, self.n_workers)
@@ -75,17 +81,15 @@ class InputHistogrammerTask(SlurmDependency, DatasetDependency, BaseTask):
         return DerivedFileTarget(self.local_path(name), record=self.local_path(), sources=self.sources())
 
 
-class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
+class HistogramPlotterTask(InputHistogrammerTask):
     """Figures of the histograms: one per feature and truth label, and one per feature with all labels."""
 
     ylog = luigi.BoolParameter(default=True, description="logarithmic counts")
 
     exclude_index = False
 
-    @refuse_early(list)
-    def requires(self) -> law.Task:
-        self.check()
-        return self.histograms()
+    def requires(self) -> law.Task | list[law.Task]:
+        return [] if self.is_refused() else self.histograms()
 
     def output(self) -> dict[str, DerivedFileTarget]:
         from bhive_mltf.evaluation.inputs.features import figure_names
@@ -95,9 +99,11 @@ class HistogramPlotterTask(InputHistogrammerTask, DatasetDependency, BaseTask):
 
     @dispatchable
     def run(self) -> None:
-        from bhive_mltf.law.support import input_plotter
+        from bhive_mltf.evaluation.inputs import results
 
-        input_plotter.draw(self, Path(self.local_path()))
+        path = Path(self.histograms().output().path)
+        results.draw(self.request(), path, self.features(), self.labels(), ylog=self.ylog)
+        self.say(f"{len(self.output())} figures; those of all labels together: {self.local_path()}/<feature>/all*.png")
 
     def sources(self) -> dict[str, str]:
         return {**super().sources(), "histograms": self.histograms().local_path()}

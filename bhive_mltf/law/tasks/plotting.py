@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import law
 
-from bhive_mltf.law.dispatch import dispatchable
-from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.files.records import Record
+from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedDirectoryTarget
-from bhive_mltf.law.tasks.inference import EvaluationBase, InferenceTask
+from bhive_mltf.law.tasks.inference import EvaluationBase
 
 
 class ROCCurveTask(EvaluationBase):
@@ -17,14 +19,11 @@ class ROCCurveTask(EvaluationBase):
 
     exclude_index = False
 
-    @refuse_early(dict)
     def requires(self) -> dict[str, law.Task]:
-        self.check()
-        return {
-            "training": self.training(),
-            "inference": InferenceTask.req(self),
-            "test_dataset": self.test_dataset(),
-        }
+        if self.is_refused():
+            return {}
+        needed = self.evaluated()
+        return {name: needed[name] for name in ("training", "inference", "test_dataset")}
 
     def output(self) -> law.LocalDirectoryTarget:
         return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
@@ -35,6 +34,34 @@ class ROCCurveTask(EvaluationBase):
 
     @dispatchable
     def run(self) -> None:
-        from bhive_mltf.law.support import evaluation
+        from bhive_mltf.evaluation.roc import make_roc_directory
 
-        evaluation.draw_roc_curves(self, Path(self.local_path()))
+        predictions, classes = self.predictions()
+        directory, record = Path(self.local_path()), Record.new({}, self.sources())
+        summary = make_roc_directory(predictions, classes, self.load_config(), directory, record=record)
+        self.say(table(summary.auc))
+        if self.terminal_plot:
+            from rich.console import Console
+
+            from bhive_mltf.evaluation.terminal import terminal_roc
+
+            Console().print(terminal_roc(predictions.logits, predictions.truth, classes))
+        values = {
+            f"auc/{process}/{label}": entry["auc"]
+            for process, found in summary.auc.items()
+            for label, entry in found.items()
+        }
+        with self.training_run() as run:
+            run.metrics(values, step=0, of=self.measured_on())
+            run.json(summary.auc, "roc/auc.json")
+            for name in summary.figures:
+                run.artifact(directory / name, "figures/roc")
+
+
+def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """AUCs as lines of text, narrow enough for any terminal."""
+    lines = ["", "AUC"]
+    for process, found in auc.items():
+        lines.append(f"  {process}")
+        lines += [f"    {label:<22} {entry['auc']:.4f} +- {entry['error']:.4f}" for label, entry in found.items()]
+    return "\n".join(lines)

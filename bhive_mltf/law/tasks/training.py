@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import law
 import luigi
 
+from bhive_mltf.errors import ParameterError, SlurmError
 from bhive_mltf.files import records
-from bhive_mltf.law import messages
-from bhive_mltf.law.dispatch import SlurmDependency
-from bhive_mltf.law.messages import refuse_early
-from bhive_mltf.law.parameters import (
-    AttackDependency,
-    DatasetDependency,
-    TrainingDependency,
-    ValDatasetDependency,
-    technical,
-)
+from bhive_mltf.law.mixins import SlurmDependency, follow_to_end
+from bhive_mltf.law.parameters import AttackDependency, TrainingDependency, ValDatasetDependency, technical
 from bhive_mltf.law.tasks import checks
-from bhive_mltf.law.tasks.base import BaseTask
-from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask
+from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask, DatasetTask
 
 if TYPE_CHECKING:
+    from bhive_mltf.slurm.client import Slurm
+    from bhive_mltf.slurm.job import JobSpec
     from bhive_mltf.slurm.profiles import Profile
+    from bhive_mltf.slurm.record import JobRecord
+    from bhive_mltf.training.launch import TrainingRequest
     from bhive_mltf.training.plan import TrainingPlan
 
+FIGURES = "bhive_mltf.law.plot_after_job"
+# What a command does to a training; no parameters of the result.
+COMMANDS = ("resume_training", "resume_epoch", "extend_training")
 
-class TrainingTask(
-    SlurmDependency, AttackDependency, TrainingDependency, ValDatasetDependency, DatasetDependency, BaseTask
-):
+
+class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDatasetDependency, DatasetTask):
     """Train; a training that was cut continues when its command is typed again."""
 
     loss_weighting = luigi.BoolParameter(
@@ -72,9 +71,16 @@ class TrainingTask(
     # --TrainingTask-use-iterations True at a downstream task, as with upstream
     prefer_params_cli = {"use_iterations", "total_iterations", "n_iters_per_save"}
 
-    @refuse_early(list)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.restart or self.resume_epoch:
+            from bhive_mltf.training.checkpointing.restart import command_token
+
+            command_token()
+
     def requires(self) -> law.Task | list[law.Task]:
-        self.check()
+        if self.is_refused():
+            return []
         sets = [*([] if self.read_root else [DatasetConstructorTask.req(self)]), *self.val_dataset()]
         return sets[0] if len(sets) == 1 else sets
 
@@ -95,11 +101,10 @@ class TrainingTask(
 
     def last_number(self) -> int:
         """Number of the last `model_<number>.pt`."""
-        if self.effective("use_iterations"):
-            return int(self.effective("total_iterations")) + self.extend_training
-        return self.epochs - 1 + self.extend_training
+        by_iterations = self.effective("use_iterations")
+        last = self.effective("total_iterations") if by_iterations else self.epochs - 1
+        return int(last + self.extend_training)
 
-    @refuse_early(bool)
     def complete(self) -> bool:
         if self.asks_for_a_change() or not super().complete():
             return False
@@ -111,26 +116,189 @@ class TrainingTask(
         self.hold_against_record()
         return True
 
-    def run(self) -> None:
-        from bhive_mltf.law.support import training, training_job
-
-        train = training_job.train_as_job if self.is_dispatched else training.train
-        train(self, Path(self.local_path()))
-
     def check(self) -> None:
-        """Refuse what can be seen to be wrong before anything runs."""
         from bhive_mltf.models import registry
         from bhive_mltf.training.choices import check_loss
 
         checks.refuse_small_numbers(epochs=(self.epochs, 0), resume_epoch=(self.resume_epoch, 0))
-        checks.refuse_contradictions(self)
+        self.refuse_contradictions()
         plan = self.plan()
         found = registry.entry(plan.model_name)
         if found.regression is not None:
             check_loss(plan.loss_function, plan.model_name, found.regression)
-        if not messages.only_looking():
-            model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
-            check_loss(plan.loss_function, plan.model_name, model.regression)
+
+    def check_to_run(self) -> None:
+        from bhive_mltf.models import registry
+        from bhive_mltf.training.choices import check_loss
+
+        plan = self.plan()
+        model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
+        check_loss(plan.loss_function, plan.model_name, model.regression)
+
+    def refuse_contradictions(self) -> None:
+        """ParameterError for parameters that exclude each other, or leave nothing to train."""
+        if self.restart and self.resume_epoch:
+            raise ParameterError(
+                f"--restart True begins anew and --resume-epoch {self.resume_epoch} keeps epochs: give one of them"
+            )
+        if self.nodes > 1 and not self.slurm:
+            raise ParameterError(
+                f"--nodes {self.nodes} without a facility profile: this command starts ranks on its own machine only, "
+                "also inside an allocation of SLURM: add --slurm PROFILE, or leave --nodes at 1"
+            )
+        version = self.val_dataset_version
+        if version and version == self.dataset_version:
+            raise ParameterError(
+                f"--val-dataset-version and --dataset-version are both '{version}': leave the former out to split the "
+                "training set, or give the validation set a version of its own"
+            )
+        if version and self.train_val_split != self.defaults(["train_val_split"])["train_val_split"]:
+            raise ParameterError(
+                f"--train-val-split {self.train_val_split} has no meaning with --val-dataset-version {version}, where "
+                "all jets of the training set train: give one of them"
+            )
+        if self.val_filelist and not self.effective("val_dataset_version"):
+            raise ParameterError(f"--val-filelist {self.val_filelist}: give the set a --val-dataset-version too")
+        if self.epochs == 0 and not self.effective("use_iterations"):
+            raise ParameterError(
+                "--epochs 0 trains nothing: give 1 or more, or --use-iterations True with --total-iterations"
+            )
+
+    def run(self) -> None:
+        if self.is_dispatched:
+            self.run_as_job()
+            return
+        from bhive_mltf.law.plot_after_job import draw
+        from bhive_mltf.slurm import dispatch
+        from bhive_mltf.training import launch
+
+        directory = Path(self.local_path())
+        with launch.one_command(directory):
+            dispatch.refuse_while_a_job_lives(directory)
+            launch.wait_for_ranks(directory)
+            if self.complete():
+                return  # by a command that was waited for
+            plan = self.prepare()
+            launch.train(plan)
+            draw(plan)
+
+    def run_as_job(self) -> None:
+        """Follow the job that trains; hand it in when there is none.
+
+        Raises
+        ------
+        JobFailedError : the job is over and the training is not done; the same command continues it.
+        SlurmError : the scheduler does not take the job, or one lives that must not be disturbed.
+        """
+        from bhive_mltf.slurm import dispatch, job
+        from bhive_mltf.slurm.client import Slurm
+        from bhive_mltf.slurm.record import JobRecord
+        from bhive_mltf.training import launch
+
+        profile = job.with_secrets(self.profile())
+        client, directory = Slurm.of(profile), Path(self.local_path())
+        with launch.one_command(directory):
+            record = dispatch.living(directory)
+            if record is None and self.complete():
+                return  # by a command that was waited for
+            if record is not None and self.asks_for_a_change():
+                raise SlurmError(
+                    f"job {record.job_id} still trains in {directory}: end it with 'bhive-mltf slurm cancel "
+                    f"{record.job_id}' before the training is changed"
+                )
+            if record is not None:
+                self.hold_against_record()
+            else:
+                record = self.hand_in(profile, client)
+        try:
+            follow_to_end(self, record, client, profile)
+        except SlurmError:
+            # rank 0 may be gone without a word, or never have been there
+            ended = JobRecord.read(directory)
+            if ended is not None:
+                dispatch.close_run(ended)
+            raise
+
+    def hand_in(self, profile: Profile, client: Slurm) -> JobRecord:
+        """Prepare the training and hand its job in."""
+        from bhive_mltf import tracking
+        from bhive_mltf.slurm import dispatch
+        from bhive_mltf.training import launch
+
+        spec, directory = self.job_spec(profile), Path(self.local_path())
+        launch.wait_for_ranks(directory)
+        plan = self.prepare("SCHEDULED", nodes=spec.nodes, ranks_per_node=spec.ranks_per_node)
+        plan = plan.model_copy(update={"directory": directory.absolute()})
+        plan.write()
+        spec = spec.model_copy(update={"staged": launch.sets_to_copy(plan)})
+        try:
+            return dispatch.submit_or_attach(profile, spec, client)
+        except SlurmError:
+            tracking.attach(directory, tracking=plan.tracking).finish("FAILED")
+            raise
+
+    def job_spec(self, profile: Profile) -> JobSpec:
+        """What the job runs."""
+        from bhive_mltf.slurm import job
+
+        directory = Path(self.local_path())
+        plan = str(directory / "plan.json")
+        return job.make_spec(
+            profile,
+            name=self.run_name(),
+            kind="ranks",
+            command=[profile.python, "-m", "bhive_mltf.training", plan],
+            directory=directory,
+            nodes=self.nodes,
+            ranks_per_node=self.ranks_per_node,
+            threads_per_rank=self.threads_per_rank,
+            environment=job.shell(),
+            afterwards=[profile.python, "-m", FIGURES, plan],
+        )
+
+    def prepare(self, status: Literal["RUNNING", "SCHEDULED"] = "RUNNING", **values: int) -> TrainingPlan:
+        """Carry out what the command changes, write the records, make the MLflow run; the plan to train.
+
+        values : fields of the plan that whoever starts the ranks decides.
+        """
+        from bhive_mltf.law.plot_after_job import log_spectra
+        from bhive_mltf.training import launch
+
+        request = self.request()
+        record, aside = launch.begin(request)
+        if aside is not None:
+            self.say(f"set aside: {aside}")
+        plan = launch.settled(self.plan(), record, **values)
+        dataset = launch.create_run(request, plan, status)
+        if dataset is not None:
+            log_spectra(plan, dataset)
+        return plan
+
+    def request(self) -> TrainingRequest:
+        """What this command asks of the training, as the library takes it."""
+        from bhive_mltf.training.launch import TrainingRequest
+
+        asked = self.result_parameters()
+        parameters = [name for name, parameter in self.get_params() if parameter.significant and name not in COMMANDS]
+        return TrainingRequest(
+            directory=Path(self.local_path()),
+            asked=asked,
+            defaults=self.defaults(asked),
+            config_name=self.config,
+            restart=self.restart,
+            resume_epoch=self.resume_epoch,
+            extend_training=self.extend_training,
+            iterations=bool(self.effective("use_iterations")),
+            data_path=os.environ["DATA_PATH"],
+            task=self.task_family,
+            run_name=self.run_name(),
+            params={name: getattr(self, name) for name in parameters},
+            dataset_version=self.dataset_version,
+        )
+
+    def run_name(self) -> str:
+        """What people call this training."""
+        return f"{self.training_version} {self.model_name} {self.dataset_version}"
 
     def profile(self) -> Profile:
         from bhive_mltf.slurm import job
@@ -160,9 +328,11 @@ class TrainingTask(
 
     def asks_for_a_change(self) -> bool:
         """True while this command still has to restart the training or take it back to an epoch."""
-        from bhive_mltf.law.support import commands
+        if not (self.restart or self.resume_epoch > 0):
+            return False
+        from bhive_mltf.training.checkpointing.restart import is_carried_out
 
-        return (self.restart or self.resume_epoch > 0) and not commands.is_carried_out(self.local_path())
+        return not is_carried_out(Path(self.local_path()))
 
     def effective(self, name: str) -> Any:
         """A parameter of the result; the recorded value where the command leaves it at its default."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import law
 
-from bhive_mltf.law.dispatch import dispatchable
-from bhive_mltf.law.messages import refuse_early
+from bhive_mltf.files.records import Record
+from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedFileTarget
-from bhive_mltf.law.tasks.inference import EvaluationBase, InferenceTask
+from bhive_mltf.law.tasks.inference import EvaluationBase
 
 
 class WorkingPointTask(EvaluationBase):
@@ -17,10 +17,11 @@ class WorkingPointTask(EvaluationBase):
 
     exclude_index = False
 
-    @refuse_early(dict)
     def requires(self) -> dict[str, law.Task]:
-        self.check()
-        return {"inference": InferenceTask.req(self), "test_dataset": self.test_dataset()}
+        if self.is_refused():
+            return {}
+        needed = self.evaluated()
+        return {name: needed[name] for name in ("inference", "test_dataset")}
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         path = self.local_path("working_point.pdf")
@@ -29,6 +30,15 @@ class WorkingPointTask(EvaluationBase):
 
     @dispatchable
     def run(self) -> None:
-        from bhive_mltf.law.support import evaluation
+        from bhive_mltf.evaluation.working_points import make_working_points
+        from bhive_mltf.files.lock import DirectoryLock
 
-        evaluation.make_working_points(self, Path(self.local_path()))
+        predictions, classes = self.predictions()
+        directory = Path(self.local_path())
+        with DirectoryLock(directory, wait_s=None):
+            self.begin_anew(Record.new({}, self.sources()))
+            make_working_points(predictions, classes, directory)
+        with self.training_run() as run:
+            run.artifact(directory / "working_point.png", "figures/working_points")
+            for name in ("working_points.csv", "working_points.json", "wps_combined.csv"):
+                run.artifact(directory / name, "working_points")

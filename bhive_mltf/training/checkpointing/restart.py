@@ -1,24 +1,71 @@
 """`restart` and `resume_epoch`: what a training made is set aside by rename, never deleted.
 
 `extend_training` needs nothing here: a plan with more epochs goes on from the last one.
+
+Each is carried out once per command, which stands on disk and not in memory: a command is named by a token in its
+environment, so that all its processes share it.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
 from bhive_mltf.errors import CheckpointError
+from bhive_mltf.files import atomic
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.metrics import Histories
 
 ASIDE_FOLDER = "aside"
+TOKEN_VARIABLE = "BHIVE_MLTF_COMMAND"  # noqa: S105 - the name of a variable
+MARK_NAME = "last_change.txt"
 # What the engine writes; other files of the directory (run.json, parameters.json) belong to others.
 _MADE = re.compile(
     r"model_\d+\.pt|best_model\.pt|checkpoints|(training|validation)_metrics\.npz|(train|val)_time\.npy|"
     r"(loss|acc)\.(pdf|png)|plan\.json|logs|nonfinite|profile|reproducibility\.json"
 )
+
+
+def command_token() -> str:
+    """The token of this command; made at the first call, which comes before the command starts processes."""
+    return os.environ.setdefault(TOKEN_VARIABLE, secrets.token_hex(8))
+
+
+def is_carried_out(directory: Path) -> bool:
+    """True when this very command has already changed the training in `directory`, or there is nothing to change."""
+    if not (directory / "plan.json").exists():
+        return True
+    try:
+        return (directory / MARK_NAME).read_text().strip() == command_token()
+    except FileNotFoundError:
+        return False
+
+
+def carry_out(
+    directory: Path, *, anew: bool = False, epoch: int = 0, iterations: bool = False
+) -> tuple[bool, Path | None]:
+    """Set aside what the command asks to.
+
+    Parameters
+    ----------
+    anew : `--restart`. epoch, iterations : `--resume-epoch`, see `resume_epoch`; 0 without.
+
+    Returns
+    -------
+    Whether the training is another one from now on, and the folder with what was set aside.
+
+    Raises
+    ------
+    CheckpointError : the epoch to go back to is not there.
+    """
+    if not (anew or epoch > 0) or is_carried_out(directory):
+        return False, None
+    aside = restart(directory) if anew else resume_epoch(directory, epoch, iterations=iterations)
+    atomic.write_text(directory / MARK_NAME, command_token() + "\n")
+    return True, aside
 
 
 def restart(directory: Path) -> Path | None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.tasks.conftest import REPOSITORY, Sandbox
+from tests.law.conftest import REPOSITORY, Sandbox
 
 COMMON = {"config": "offline_run3", "model_name": "DeepJet", "dataset_version": "v1"}
 REFUSED = {
@@ -64,7 +64,9 @@ from bhive_mltf.errors import BhiveError
 
 def look(values):
     try:
-        TrainingTask(**values).check()
+        task = TrainingTask(**values)
+        task.check()
+        task.check_to_run()
     except BhiveError as error:
         return str(error)
     return ""

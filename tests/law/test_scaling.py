@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.tasks.conftest import flat
+from tests.law.conftest import flat
 
 
 @pytest.mark.long

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tasks.conftest import flat
+from tests.law.conftest import flat
 
 
 @pytest.mark.long

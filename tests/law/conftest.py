@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from bhive_mltf.testing import jets
-from tests.tasks import forks
+from tests.law import forks
 
 TIMEOUT = 600  # s, for one command
+# A folder with another version of law, see `make test-law`.
+OTHER_LAW = os.environ.get("BHIVE_TEST_LAW")
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -32,7 +34,7 @@ class Sandbox:
             "LAW_HOME": str(law_home),
             "LAW_CONFIG_FILE": str(REPOSITORY / "law.cfg"),
             "B_HIVE_DIR": str(REPOSITORY),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([*filter(None, [OTHER_LAW]), str(REPOSITORY)]),
             "OMP_NUM_THREADS": "1",
             "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
         }
@@ -84,7 +86,7 @@ def server_of_forks():
     with tempfile.TemporaryDirectory() as folder:
         address = Path(folder, "socket")
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.tasks.forks", address],
+            [sys.executable, "-m", "tests.law.forks", address],
             cwd=REPOSITORY,
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
         )

@@ -13,9 +13,9 @@ import yaml
 from bhive_mltf.models.import_weights import weaver_key
 from bhive_mltf.testing.root_files import Jets, write_tree
 from bhive_mltf.training.checkpointing import checkpoint
+from tests.law.conftest import flat
 from tests.models.references.weaver_part import SIZES
 from tests.models.test_convert import distance, stored_gradients
-from tests.tasks.conftest import flat
 
 STORED = Path(__file__).parents[1] / "models/references/weaver_part.npz"
 FEATURES = [f"part_{i}" for i in range(SIZES["input_dim"])]

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from tests.tasks.conftest import flat
+from tests.law.conftest import flat
 
 
 def ranks_of(directory):

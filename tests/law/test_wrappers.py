@@ -6,19 +6,17 @@ import sys
 
 import pytest
 
-from tests.tasks.conftest import REPOSITORY, flat
+from tests.law.conftest import REPOSITORY, flat
 
 LOOK = """
 import json, sys
 from bhive_mltf.law.tasks import wrappers as DeepFlavour
-from bhive_mltf.law.messages import looking
 
 found = {}
-with looking():
-    for name in ("DeepJetRun", "DeepJetRunHLT", "DeepJetRunHLTPhase2", "ParticleNetRunHLT"):
-        run = getattr(DeepFlavour, name)(version="v", training_filelist="a.txt", test_filelist="b.txt")
-        tasks = run.requires()
-        found[name] = [sorted(tasks), *(getattr(tasks["roc"], key) for key in sys.argv[1:])]
+for name in ("DeepJetRun", "DeepJetRunHLT", "DeepJetRunHLTPhase2", "ParticleNetRunHLT"):
+    run = getattr(DeepFlavour, name)(version="v", training_filelist="a.txt", test_filelist="b.txt")
+    tasks = run.requires()
+    found[name] = [sorted(tasks), *(getattr(tasks["roc"], key) for key in sys.argv[1:])]
 print(json.dumps(found))
 """
 KEYS = ("config", "model_name", "epochs", "dataset_version", "test_dataset_version", "filelist", "training_version")

@@ -7,7 +7,7 @@ import lz4.frame
 import numpy as np
 
 from bhive_mltf import config
-from tests.tasks.conftest import flat
+from tests.law.conftest import flat
 
 N_JETS = 400  # per file
 
