@@ -1,6 +1,7 @@
 # To be sourced (bash or zsh): `source setup.sh`. Sets up the environment to run the law tasks of this checkout.
 #   VENV       virtual environment to activate (default: .venv of this checkout, when it exists and none is active)
 #   DATA_PATH  where all outputs go (default: output/ of this checkout); an exported value wins over local_setup.sh
+#   LAW_HOME   where law keeps its index (default: .law of this checkout, or of DATA_PATH where that is read-only)
 
 _bhive_mltf_setup() {
     local here venv data_path index
@@ -21,7 +22,6 @@ _bhive_mltf_setup() {
         *":$here:"*) ;;
         *) export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" ;;
     esac
-    export LAW_HOME="$here/.law"
     export LAW_CONFIG_FILE="$here/law.cfg"
     # an upstream checkout that is set up already keeps its variable, so that its configs are found too
     export B_HIVE_DIR="${B_HIVE_DIR:-$here}"
@@ -32,7 +32,18 @@ _bhive_mltf_setup() {
     if [ -n "$data_path" ]; then
         export DATA_PATH="$data_path"
     fi
-    mkdir -p "$DATA_PATH" || return 1
+    if ! mkdir -p "$DATA_PATH" 2> /dev/null || [ ! -w "$DATA_PATH" ]; then
+        echo "$DATA_PATH cannot be written: export DATA_PATH, a folder of yours for all outputs" >&2
+        return 1
+    fi
+    if [ -z "${LAW_HOME:-}" ]; then
+        if [ -w "$here" ]; then LAW_HOME="$here/.law"; else LAW_HOME="$DATA_PATH/.law"; fi
+    fi
+    export LAW_HOME
+    if ! mkdir -p "$LAW_HOME" 2> /dev/null || [ ! -w "$LAW_HOME" ]; then
+        echo "$LAW_HOME cannot be written: export LAW_HOME, a folder of yours for the index of law" >&2
+        return 1
+    fi
 
     if ! command -v law > /dev/null; then
         echo "law is not installed here: run 'make venv' in $here, or activate an environment that has it" >&2

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import dataset, loader_benchmark, replay, results, slurm, tracking
+from bhive_mltf.cli import check, dataset, loader_benchmark, replay, results, slurm, tracking
 from bhive_mltf.errors import BhiveError
 
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replay.add_to(commands)
     tracking.add_to(commands)
     slurm.add_to(commands)
+    check.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -10,6 +10,7 @@ import yaml
 
 from bhive_mltf.config.settings import shown
 from bhive_mltf.errors import ConfigError
+from bhive_mltf.files.text import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,7 +37,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         # The loader builds plain data only, as yaml.safe_load does.
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+        content = yaml.load(read_text(path), _Loader)  # noqa: S506
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""

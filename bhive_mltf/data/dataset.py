@@ -25,6 +25,7 @@ from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
 from bhive_mltf.files import mapping
 from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.files.text import read_text
 
 _REBUILD = "build the training set again"
 
@@ -257,7 +258,7 @@ def _processed_files(directory: Path) -> list[str]:
     if not path.exists():
         raise DataError(f"'{directory}' holds no complete training set (no {FILES}): run DatasetConstructorTask")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptFileError(f"'{path}' cannot be read ({error}): {_REBUILD}") from error
     listed = [line.strip() for line in text.splitlines() if line.strip()]

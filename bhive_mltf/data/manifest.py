@@ -257,7 +257,7 @@ def file_hash(path: str | Path) -> xxhash.xxh3_64:
             while piece := handle.read(_PIECE_BYTES):
                 state.update(piece)
     except OSError as error:
-        raise mapping.cannot_read(path, error, "restore it, or pass --skip-bad-files for an input") from error
+        raise mapping.cannot_read(path, error, "restore it; --skip-bad-files leaves an input out") from error
     return state
 
 

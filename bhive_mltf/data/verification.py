@@ -77,8 +77,11 @@ def _files(dataset: Dataset) -> list[str]:
     found = [damage for name in dataset.manifest.files if (damage := dataset.side_damage(name))]
     for number, shard in enumerate(dataset.manifest.shards):
         path = dataset.path(number)
-        if file_checksum(path) != shard.checksum:
-            found.append(f"the content of '{path}' has changed since it was written")
+        try:
+            if file_checksum(path) != shard.checksum:
+                found.append(f"the content of '{path}' has changed since it was written")
+        except CorruptFileError as error:
+            found.append(str(error))
     return found
 
 

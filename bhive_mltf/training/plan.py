@@ -14,6 +14,7 @@ from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import atomic
+from bhive_mltf.files.text import read_text
 from bhive_mltf.training import choices
 
 FILE_NAME = "plan.json"
@@ -153,7 +154,7 @@ class TrainingPlan(BaseModel):
     def read(cls, path: str | Path) -> TrainingPlan:
         """The plan in this file; ParameterError if it is none."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_text(path)
         except OSError as error:
             raise ParameterError(f"The training plan {path} cannot be read: {error.strerror}.") from error
         return cls.model_validate_json(text)

@@ -34,6 +34,7 @@ from bhive_mltf.data.manifest import Accounting, DatasetDigest, Manifest, Shard,
 from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.files import disk
+from bhive_mltf.files.text import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _check_rows(directory: Path, records: Sequence[Shard]) -> None:
     if not path.exists():
         return
     try:
-        account = json.loads(path.read_text(encoding="utf-8"))
+        account = json.loads(read_text(path))
         rows, n_shards = list(account["chunk_size"]), len(account["sum_weight"])
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptFileError(f"'{path}' cannot be read ({error!r}): restore it from where it came from") from error

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from bhive_mltf.errors import FilelistError
+from bhive_mltf.files.text import read_text
 
 
 def is_remote(path: str) -> bool:
@@ -30,7 +31,7 @@ def read_filelist(path: str | Path) -> tuple[str, ...]:
     """
     path = Path(os.path.expandvars(path)).expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise FilelistError(
             f"cannot read the list of files '{path}' ({_reason(error)}): give --filelist a text file with one ROOT "

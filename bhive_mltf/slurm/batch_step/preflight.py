@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bhive_mltf import __version__
+from bhive_mltf.files import checks
+from bhive_mltf.files.checks import MAX_SKEW_S, MIN_FREE_BYTES, Level
 from bhive_mltf.slurm.batch_step import steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
 
-MAX_SKEW_S = 60.0
-MIN_FREE_BYTES = 200 * 2**20
 TIMEOUT_S = 300.0
 # A network file system may show another node's file only after its cache has run out.
 _VISIBLE_WITHIN_S = 20.0
@@ -138,6 +138,9 @@ def inspect_node(probe: Path, token: str, scratch: str = "") -> Report:
         free = shutil.disk_usage(probe.parent).free
     except OSError as error:
         problem = f"cannot use {probe.parent}: {error.strerror or error}"
+    # room is judged where all reports are
+    findings = [] if problem else checks.look_at_folder(probe.parent)
+    problem = problem or next((f.text for f in findings if f.level is Level.PROBLEM and f.subject != "space"), "")
     if scratch and not problem:
         problem = _make(Path(os.path.expandvars(scratch)))
     return Report(node, time.time(), __version__, count_gpus(os.environ), free, problem)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bhive_mltf.files import disk
+from bhive_mltf.files import checks, disk
 from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.slurm.batch_step import preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
@@ -162,7 +162,7 @@ def _can_write(folder: Path) -> bool:
     path = folder / f".space.{secrets.token_hex(4)}"
     try:
         # what a rank could not finish is gone, and has left some room
-        if shutil.disk_usage(folder).free < preflight.MIN_FREE_BYTES:
+        if shutil.disk_usage(folder).free < checks.MIN_FREE_BYTES:
             return False
         path.write_bytes(b"\0" * 2**20)
     except OSError as error:

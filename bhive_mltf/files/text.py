@@ -1,0 +1,20 @@
+"""Text files that people write, with whatever editor."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its byte order mark; without that mark.
+
+    Raises
+    ------
+    OSError : the file cannot be read.
+    UnicodeDecodeError : it is not text.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    return content.decode("utf-8-sig")
