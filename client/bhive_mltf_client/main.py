@@ -24,6 +24,11 @@ _CONTROL = re.compile(
 )
 
 
+def without_control(content: bytes) -> bytes:
+    """A log without what would steer the reader's terminal."""
+    return _CONTROL.sub(b"", content)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     options = _parser().parse_args(arguments)
@@ -180,7 +185,7 @@ def _follow(gateway: Gateway, job: str, rank: int = 0, *, raw: bool = False) -> 
 
 
 def _write(content: bytes, *, raw: bool) -> None:
-    sys.stdout.buffer.write(content if raw else _CONTROL.sub(b"", content))
+    sys.stdout.buffer.write(content if raw else without_control(content))
     sys.stdout.buffer.flush()
 
 

@@ -1,5 +1,6 @@
 """A sign-on provider of one key, without a network."""
 
+import functools
 import time
 
 import jwt
@@ -13,11 +14,16 @@ from bhive_mltf.gateway.settings import Provider
 ISSUER = "https://provider.example"
 
 
+@functools.cache
+def _rsa_key():
+    return rsa.generate_private_key(65537, 2048)
+
+
 class FakeProvider:
     """Publishes its keys, signs tokens, and counts how often it is asked."""
 
     def __init__(self):
-        self.keys = {"k1": rsa.generate_private_key(65537, 2048)}
+        self.keys = {"k1": _rsa_key()}
         self.asked, self.is_away, self.time = 0, False, time.time()
 
     def verifier(self, **changes):

@@ -1,12 +1,16 @@
 """All of a gateway on this machine: provider, MLflow server, API, worker, and a lab cluster."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,6 +48,30 @@ def wait_for_url(url, seconds=90):
             pass
         assert time.monotonic() < deadline, f"{url} gave no answer"
         time.sleep(0.2)
+
+
+@functools.cache
+def installed_client():
+    """A folder with the client as its wheel installs it, entry points included."""
+    folder = Path(tempfile.mkdtemp(prefix="mltf-client-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # a copy: a build leaves folders behind
+    source = shutil.copytree(
+        REPOSITORY / "client", folder / "source", ignore=shutil.ignore_patterns("*.egg-info", "build")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(folder / "site"),
+        str(source),
+    ]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return folder / "site"
 
 
 class Stack:

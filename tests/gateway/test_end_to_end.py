@@ -1,11 +1,13 @@
 """From `login` to a run that is FINISHED: real provider, MLflow server, cluster and sandbox."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.gateway.stack import EXAMPLE
+from tests.gateway.stack import EXAMPLE, installed_client
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
 
@@ -114,3 +116,57 @@ def test_refresh_and_sign_out(stack):
     assert not place.exists()
     _, err = carol.run("jobs", code=1)
     assert "you are not signed in" in err
+
+
+def mlflow_run(person, *options, code=0, script=None):
+    """`mlflow run` of the example, or a script, as this person."""
+    command = ["-c", script] if script else ["-m", "mlflow", "run", str(EXAMPLE), "--backend", "mltf", *options]
+    variables = {**person.environment, "PYTHONPATH": str(installed_client())}
+    options = {"cwd": person.home, "env": variables, "capture_output": True, "text": True, "timeout": 180}
+    done = subprocess.run([sys.executable, *command], check=False, **options)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_mlflow_run_with_the_backend_of_the_installed_client(alice):
+    done = mlflow_run(alice, "-P", "epochs=3", "--backend-config", '{"profile": "lab", "wait": true, "label": "mlrun"}')
+    assert "epoch 2: loss" in done.stdout
+    (line,) = [one for one in alice.run("jobs", "--label", "mlrun")[0].splitlines() if one]
+    assert line.split()[1] == "succeeded"
+    run = alice.tracked(line.split()[0])
+    assert run["info"]["status"] == "FINISHED"
+    assert {one["key"]: one["value"] for one in run["data"]["params"]} == {"epochs": "3"}
+
+
+def test_mlflow_run_that_is_waited_for_fails_with_its_job(alice):
+    done = mlflow_run(alice, "-e", "crash", "--backend-config", '{"profile": "lab", "wait": true}', code=1)
+    assert "failed: rank 0 failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{}", "names no profile"),
+        ('{"profle": "lab"}', "`profle` is no key"),
+        ('{"profile": "gpu"}', "you may not use"),
+    ],
+)
+def test_mlflow_run_with_a_wrong_backend_config_is_one_sentence(alice, config, message):
+    assert message in mlflow_run(alice, "--backend-config", config, code=1).stderr
+
+
+SCRIPT = f"""
+import mlflow.projects
+from mlflow.entities import RunStatus
+run = mlflow.projects.run({str(EXAMPLE)!r}, backend="mltf", backend_config={{"profile": "lab"}},
+    parameters={{"epochs": 500, "pause": 1.0}}, synchronous=False)
+assert run.get_status() in (RunStatus.SCHEDULED, RunStatus.RUNNING)
+run.cancel()
+assert run.get_status() == RunStatus.KILLED
+assert run.wait() is False
+assert mlflow.MlflowClient().get_run(run.run_id).info.status == "KILLED"
+"""
+
+
+def test_submitted_run_of_python_is_cancelled_and_then_killed(alice):
+    mlflow_run(alice, script=SCRIPT)

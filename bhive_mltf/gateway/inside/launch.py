@@ -58,14 +58,13 @@ def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[byte
     (folder / "run" / "plan.json").write_text(json.dumps(inner), encoding="utf-8")
     shutil.copy(spawn.__file__, folder / "run" / "spawn.py")
     arguments = [f"{plan.environment}/bin/python", "-I", "-S", f"{ours}/spawn.py", f"{ours}/plan.json"]
-    if is_boxed:
-        sandbox.write_etc(folder)
-        arguments = sandbox.command(plan, folder, arguments)
     # an ignored signal stays so in what is started: bubblewrap has no handler and would end on a warning
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # empty: what bubblewrap is started with is seen inside as the environment of process 1
-    return subprocess.Popen(arguments, env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL)
+    if not is_boxed:
+        return subprocess.Popen(arguments, env={}, stdin=subprocess.DEVNULL)
+    sandbox.write_etc(folder)
+    return sandbox.start(plan, folder, arguments)
 
 
 def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:

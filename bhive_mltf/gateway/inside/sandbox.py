@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -32,16 +34,28 @@ def program() -> str:
     return found
 
 
-def command(plan: LaunchPlan, folder: Path, arguments: Sequence[str]) -> list[str]:
-    """The command that runs `arguments` in the sandbox.
+def start(plan: LaunchPlan, folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start `arguments` in the sandbox.
 
-    It must be started with an empty environment: the one it is started with is seen inside as that of process 1.
+    Environment and command line of bubblewrap are seen inside as those of process 1: the one is empty, and of the other
+    only the end is there, since the options come by a file.
 
     Parameters
     ----------
-    folder : the launcher's own folder on this node, which becomes /run/mltf.
+    folder : the launcher's own folder on this node, whose `run` becomes /run/mltf.
+
+    Raises
+    ------
+    OSError : there is no bubblewrap, or it cannot be started.
     """
-    return [program(), *_options(plan, folder), "--", *arguments]
+    options = os.memfd_create("options")
+    try:
+        os.write(options, b"".join(os.fsencode(one) + b"\0" for one in _options(plan, folder)))
+        os.lseek(options, 0, os.SEEK_SET)
+        command = [program(), "--args", str(options), "--", *arguments]
+        return subprocess.Popen(command, env={}, stdin=subprocess.DEVNULL, pass_fds=(options,))
+    finally:
+        os.close(options)
 
 
 def write_etc(folder: Path) -> None:

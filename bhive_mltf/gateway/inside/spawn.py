@@ -6,6 +6,7 @@ Started as a file of its own, by the project's interpreter: the standard library
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import threading
 
 CHUNK = 2**18
+# Processes and threads that a job may have on a node; the kernel counts them per job, except for root.
+PROCESSES = 16_384
 
 
 def main() -> int:
@@ -23,6 +26,7 @@ def main() -> int:
     threading.Thread(target=_serve, args=(server, plan["socket"]), daemon=True).start()
     port = server.getsockname()[1]
     variables = {**plan["variables"], "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}/{plan['secret']}"}
+    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
     # the launcher ignores it, and so did this program from its start
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
