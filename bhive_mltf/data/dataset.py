@@ -182,7 +182,9 @@ class Dataset:
         return None
 
 
-def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = None) -> Dataset:
+def open_dataset(
+    directory: str | Path, config: Config, sidecar: Path | None = None, *, any_reference: bool = False
+) -> Dataset:
     """Open a training set and check that it is whole and the config's.
 
     An LZ4 dataset of upstream, which has no manifest, gets one here: in its directory, or in `sidecar` when that
@@ -191,6 +193,8 @@ def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = N
     Parameters
     ----------
     sidecar : where derived files go when `directory` is read-only.
+    any_reference : the set may have been made for another reference flavour, which decides its weights only: for jets
+        that are only evaluated.
 
     Raises
     ------
@@ -209,6 +213,9 @@ def open_dataset(directory: str | Path, config: Config, sidecar: Path | None = N
     dataset = Dataset(directory, Manifest.read(found), found)
     manifest = dataset.manifest
     same_config = manifest.config_digest == config.dataset_digest
+    if any_reference and not same_config:
+        others = (config.model_copy(update={"reference_flavour": label}) for label in ("", *config.labels))
+        same_config = any(other.dataset_digest == manifest.config_digest for other in others)
     if manifest.derived and manifest.layout == "LZ4Dataset" and not (same_config and _damage(dataset, shards) is None):
         return _derived(directory, shards, config, sidecar)
     if not same_config:

@@ -66,7 +66,7 @@ class InferencePlan(BaseModel):
         """The jets to predict."""
         from bhive_mltf.data.dataset import open_dataset
 
-        return open_dataset(self.dataset, self.config, self.dataset_sidecar)
+        return open_dataset(self.dataset, self.config, self.dataset_sidecar, any_reference=True)
 
     def model(self) -> Tagger:
         """The best model of the training."""

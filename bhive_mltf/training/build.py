@@ -84,7 +84,20 @@ def open_validation_set(plan: TrainingPlan) -> Dataset | None:
 
     if plan.val_dataset is None:
         return None
-    return open_dataset(node_copy.find(plan.val_dataset), plan.config, plan.directory / "val_dataset")
+    dataset = open_dataset(node_copy.find(plan.val_dataset), plan.config, plan.directory / "val_dataset")
+    _refuse_test_set(dataset)
+    return dataset
+
+
+def _refuse_test_set(dataset: Dataset) -> None:
+    from bhive_mltf.data.weighting.methods import NONE
+    from bhive_mltf.errors import DataError
+
+    if dataset.manifest.weighting == NONE:
+        raise DataError(
+            f"'{dataset.directory}' was made as a test set, from jets without the reference flavour or with one truth "
+            "label: build a training set of its own under another --dataset-version"
+        )
 
 
 def _split(plan: TrainingPlan, dataset: Dataset) -> tuple[range, tuple[Dataset, range]]:
@@ -107,6 +120,7 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
 
     config = plan.config
     dataset = open_training_set(plan)
+    _refuse_test_set(dataset)
     seed_model(plan.seed)
     model = registry.create(plan.model_name, config, **plan.model_kwargs)
     train_jets, (validation_set, validation_jets) = _split(plan, dataset)

@@ -77,6 +77,7 @@ def build(config, paths, directory, *, chunk_size=1000, seed=1, per_job=1, **opt
     groups = [tuple(paths[i : i + per_job]) for i in range(0, len(paths), per_job)]
     skip = options.pop("skip_bad_files", False)
     weighting = options.pop("weighting", "reference")
+    is_test_set = options.pop("is_test_set", False)
     jobs = [
         StageJob(config, group, directory.parent / f"{directory.name}_staged" / staged_name(config, group, seed), seed)
         for group in groups
@@ -95,6 +96,7 @@ def build(config, paths, directory, *, chunk_size=1000, seed=1, per_job=1, **opt
         filelist=paths,
         code_version="0",
         weighting=weighting,
+        is_test_set=is_test_set,
     )
     return open_dataset(directory, config)
 

@@ -24,7 +24,7 @@ from bhive_mltf.data.manifest import Accounting, Manifest, Source, refuse_equal_
 from bhive_mltf.data.ntuples.jobs import BASE_MB, DEFAULT_MB, check_memory
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels
-from bhive_mltf.data.weighting.methods import Weighting, check_weighting, weigh
+from bhive_mltf.data.weighting.methods import NONE, Weighting, check_weighting, weigh
 from bhive_mltf.errors import DataError, DatasetMismatchError, ParameterError
 from bhive_mltf.files import disk
 
@@ -64,6 +64,7 @@ def construct(
     filelist: Sequence[str],
     code_version: str = bhive_mltf.__version__,
     weighting: str = "reference",
+    is_test_set: bool = False,
     memory_mb: int = DEFAULT_MB,
     threads: int = 1,
 ) -> Manifest:
@@ -78,6 +79,8 @@ def construct(
     seed : of the global order, the same as at staging.
     filelist : the files asked for; recorded.
     weighting : how the jets' weights are found, a name of `weighting_methods`.
+    is_test_set : jets that are only evaluated may lack the reference flavour, or all labels but one; their weights,
+        which nobody needs, are 1 then, and the manifest has the weighting `none`.
     memory_mb : budget of this process in MB, pages of mapped files not counted.
     threads : that put jets in order while others are written; with more than one, writing has a thread of its own.
 
@@ -102,7 +105,7 @@ def construct(
     refuse_equal_contents((source.path, int(source.content_id, 16)) for source in sources)
     accounting = _account(files, sources)
     histogram = _histogram(files, config)
-    weights = _weigh(histogram, config, weighting)
+    weights = _weigh(histogram, config, weighting, is_test_set=is_test_set)
     skipped = tuple(skip for file in files for skip in file.record.skipped)
     if skipped:
         logger.warning(
@@ -126,7 +129,7 @@ def construct(
         skipped_files=skipped,
         digest="",
         precision=config.data_precision,
-        weighting=weighting,
+        weighting=weights.report.weighting,
         compression=config.compression,
         full_width=full_width(config),
         storage_order=config.storage_order,
@@ -179,10 +182,17 @@ def _histogram(files: Sequence[StagedFile], config: Config) -> NDArray[np.int64]
     return histogram
 
 
-def _weigh(histogram: NDArray[np.int64], config: Config, weighting: str) -> Weighting:
+def _weigh(histogram: NDArray[np.int64], config: Config, weighting: str, *, is_test_set: bool) -> Weighting:
     """Weights of the jets; what is odd about them is logged."""
     labels, reference = Schema.of(config).truths, config.reference_flavour
-    warnings = check_labels(histogram, labels, reference, config.name)
+    try:
+        warnings = check_labels(histogram, labels, reference, config.name)
+    except DataError as error:
+        if not is_test_set:
+            raise
+        logger.warning("%s; as a test set the jets are taken all the same, each with weight 1", error)
+        most = labels[int(histogram.sum(axis=(1, 2)).argmax())]
+        return weigh(histogram, NONE, grid=_grid(config), labels=labels, reference=most)
     weights = weigh(histogram, weighting, grid=_grid(config), labels=labels, reference=reference)
     for warning in (*warnings, *weights.report.warnings()):
         logger.warning("%s", warning)

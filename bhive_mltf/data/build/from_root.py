@@ -27,6 +27,7 @@ class BuildRequest:
     parameters : recorded as what the set was made with.
     outputs : names of the files that say, together, that the set is there.
     workers : processes that convert, and threads that construct.
+    is_test_set : its jets are only evaluated, see `construct`.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class BuildRequest:
     weighting: str
     memory_mb: int
     workers: int
+    is_test_set: bool = False
 
 
 def build(request: BuildRequest) -> Manifest | None:
@@ -65,6 +67,7 @@ def build(request: BuildRequest) -> Manifest | None:
             seed=request.seed,
             filelist=request.filelist,
             weighting=request.weighting,
+            is_test_set=request.is_test_set,
             memory_mb=request.memory_mb,
             threads=request.workers,
         )

@@ -18,6 +18,8 @@ from bhive_mltf.data.weighting.report import WeightingReport, report
 from bhive_mltf.errors import ParameterError
 
 WEIGHTINGS = ("reference", "balanced")
+NONE = "none"
+"""Every jet has weight 1: of a test set without jets of the reference flavour, which cannot be trained on."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,16 @@ def weigh(
 ) -> Weighting:
     """Weights for the jets of `histogram`, int64 [K,P,E]: jets per truth label and bin.
 
+    weighting : one of `WEIGHTINGS`, or `NONE`.
+    reference : the label whose shape is wanted; for `NONE`, that the report compares with.
+
     Raises
     ------
     ParameterError
         There is no such weighting.
     """
-    check_weighting(weighting)
+    if weighting != NONE:
+        check_weighting(weighting)
     position = list(labels).index(reference)
     settings: dict[str, float] = {}
     if weighting == "balanced":
@@ -55,7 +61,7 @@ def weigh(
             "max_reduction": balanced.MAX_REDUCTION,
         }
     else:
-        weights = reference_shape(histogram, position)
+        weights = np.ones(histogram.shape) if weighting == NONE else reference_shape(histogram, position)
         cells = np.arange(histogram[0].size).reshape(histogram[0].shape)
         regions = np.broadcast_to(cells, histogram.shape)
     made = report(

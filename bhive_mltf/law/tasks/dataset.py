@@ -134,6 +134,11 @@ class DatasetConstructorTask(SlurmDependency, DatasetTask):
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
     conversion_memory = technical(luigi.IntParameter, default=1024, description="MB of memory per converting process")
     chunk_size = luigi.IntParameter(default=100000, description="jets per shard")
+    is_test_set = technical(
+        luigi.BoolParameter,
+        default=False,
+        description="the jets are only evaluated: they may lack the reference flavour, or all labels but one",
+    )
 
     exclude_index = False
 
@@ -213,6 +218,7 @@ class DatasetConstructorTask(SlurmDependency, DatasetTask):
             chunk_size=self.chunk_size,
             seed=self.seed,
             weighting=self.weighting,
+            is_test_set=self.is_test_set,
             memory_mb=self.conversion_memory,
             workers=self.coffea_worker or os.cpu_count() or 1,
         )

@@ -49,7 +49,10 @@ class EvaluationBase(
     def test_dataset(self) -> DatasetConstructorTask:
         """The set that it is evaluated on."""
         return DatasetConstructorTask.req(
-            self, dataset_version=self.test_dataset_version, filelist=self.test_filelist or self.same_filelist()
+            self,
+            dataset_version=self.test_dataset_version,
+            filelist=self.test_filelist or self.same_filelist(),
+            is_test_set=self.test_dataset_version != self.dataset_version,
         )
 
     def same_filelist(self) -> str:
