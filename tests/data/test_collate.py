@@ -16,6 +16,10 @@ from tests.data.memory_dataset import SCHEMA, inputs, make_dataset, value
 DATASET = make_dataset(300)
 
 
+def counts_of(dataset):
+    return {group.name: dataset.index.counts(group.name) for group in dataset.schema.candidate_groups}
+
+
 def batch_of(positions, model=None, dataset=DATASET, parts=1, dirt=255):
     """A batch that is filled in some parts from a decoded window."""
     model = model or inputs()
@@ -27,7 +31,7 @@ def batch_of(positions, model=None, dataset=DATASET, parts=1, dirt=255):
     for block in window:
         arenas.decode(window, block, 0)
     buffer = np.full(buffer_bytes(model, len(positions)), dirt, np.uint8)
-    lengths = padded_lengths(dataset.index, positions, model)
+    lengths = padded_lengths(counts_of(dataset), positions, model)
     shape = BatchShape(len(positions), tuple(lengths.values()), len(positions))
     collator = Collator(model)
     first = 0
@@ -75,11 +79,15 @@ def test_collate_equals_the_loop(positions, padding, cpf, split):
 @given(st.lists(st.integers(0, 299), max_size=40), st.integers(1, 8))
 def test_padded_lengths(positions, cpf):
     positions = np.array(positions, np.int64)
-    longest = padded_lengths(DATASET.index, positions, inputs("longest", cpf))
+    longest = padded_lengths(counts_of(DATASET), positions, inputs("longest", cpf))
     counts = DATASET.index.counts("cpf")[positions]
     assert longest["cpf"] == min(cpf, max([1, *counts.tolist()]))
     assert longest["global"] == 1
-    assert padded_lengths(DATASET.index, positions, inputs("configured", cpf)) == {"global": 1, "cpf": cpf, "vtx": 3}
+    assert padded_lengths(counts_of(DATASET), positions, inputs("configured", cpf)) == {
+        "global": 1,
+        "cpf": cpf,
+        "vtx": 3,
+    }
 
 
 def test_tensors_are_finite_typed_and_contiguous():

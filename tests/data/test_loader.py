@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.loader.loader import BatchLoader, rank_slice
+from bhive_mltf.data.loader.loader import BatchLoader
+from bhive_mltf.data.loader.rank_shares import rank_slice
 from bhive_mltf.errors import CorruptFileError, DataError, ModelError, ParameterError, TrainingError
 from bhive_mltf.interface import GroupInput, ModelInputs
 from tests.data.memory_dataset import CLASSES, inputs, make_dataset

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.collate import Memory, WindowTable
 from bhive_mltf.errors import ParameterError
 
 RANGES = st.tuples(st.integers(0, 5000), st.integers(1, 60_000)).map(lambda t: range(t[0], t[0] + t[1]))
@@ -23,7 +24,8 @@ def test_windows_hold_each_jet_once(jets, shuffle):
 def test_rows_are_places_among_the_positions(jets):
     for window in order.windows(jets, (3, 1)):
         positions = order.window_positions(jets, window)
-        assert np.array_equal(order.window_rows(jets, window, positions), np.arange(len(positions)))
+        table = WindowTable(Memory([]), None, {}, {}, order.window_runs(jets, window))
+        assert np.array_equal(table.rows(positions), np.arange(len(positions)))
 
 
 @given(RANGES)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bhive_mltf.data.loader import buffers as buffers_module
-from bhive_mltf.data.loader import order, prefetch
+from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import TrainingError
@@ -177,7 +177,7 @@ sys.stdin.read()
 
 def test_nothing_is_left_of_a_killed_process():
     before = set(Path("/dev/shm").iterdir())
-    root = Path(prefetch.__file__).parents[2]
+    root = Path(buffers_module.__file__).parents[2]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
     )

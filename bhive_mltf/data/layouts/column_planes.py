@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,12 @@ class Plane:
     positions: tuple[int, ...]
     half: bool = False
 
-    @property
+    @cached_property
     def type(self) -> np.dtype[Any]:
         """Type of the numbers."""
         return np.dtype(np.float16 if self.half else np.float32)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one candidate."""
         return self.type.itemsize * len(self.positions)

@@ -8,35 +8,22 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader import order, rank_shares
+from bhive_mltf.data.loader.buffers import BatchShape
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Classes, class_targets
-from bhive_mltf.data.protocols import JetIndexLike, JetSource
+from bhive_mltf.data.protocols import Integers, JetSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError, ParameterError
 from bhive_mltf.interface import ModelInputs
 
 _CHUNK = order.BLOCK * order.WINDOW
-
-
-def padded_lengths(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
-    """N per group for the global batch at these stored positions.
-
-    `longest` is the longest jet of the batch, at least 1 and at most the group's length.
-    """
-    lengths = {}
-    for group in inputs.groups:
-        lengths[group.name] = group.length
-        if group.name != GLOBAL and inputs.padding == "longest":
-            longest = int(index.counts(group.name)[positions].max(initial=1))
-            lengths[group.name] = max(1, min(longest, group.length))
-    return lengths
 
 
 @dataclass(frozen=True)
@@ -207,6 +194,66 @@ class BatchPlan:
                     positions = self.buckets.arrange(positions, begun, self.batch_size, key, window[0])
             yield window, positions[skip:]
             skip = 0
+
+
+@dataclass(frozen=True)
+class RankBatch:
+    """One rank's share of a global batch."""
+
+    number: int
+    parts: tuple[Part, ...]
+    shape: BatchShape
+
+    def write_positions(self, out: NDArray[np.int64]) -> None:
+        """Write the stored positions [B] in the order of the batch."""
+        if self.parts:
+            np.concatenate([part.positions for part in self.parts], out=out)
+
+
+class RankBatches:
+    """One rank's share of the global batches of any epoch.
+
+    balanced : the jets of a global batch go to the ranks by work; else each takes a contiguous slice.
+    """
+
+    def __init__(self, plan: BatchPlan, inputs: ModelInputs, rank: int, world_size: int, *, balanced: bool) -> None:
+        self._plan, self._inputs = plan, inputs
+        self._rank, self._world_size, self._balanced = rank, world_size, balanced
+        self._index = plan.wanted.source.index
+        self._counts = {g.name: self._index.counts(g.name) for g in inputs.groups if g.name != GLOBAL}
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[RankBatch]:
+        """The shares of an epoch from batch `start` on."""
+        for batch in self._plan.batches(epoch, start):
+            lengths = padded_lengths(self._counts, batch.positions, self._inputs)
+            parts = self._share(batch) if self._world_size > 1 else batch.parts
+            n_jets = sum(len(part.positions) for part in parts)
+            yield RankBatch(batch.number, parts, BatchShape(n_jets, tuple(lengths.values()), len(batch)))
+
+    def _share(self, batch: GlobalBatch) -> tuple[Part, ...]:
+        """Jets of a global batch for this rank, in their order."""
+        cost = rank_shares.work(self._index, batch.positions, self._inputs) if self._balanced else None
+        if cost is not None:
+            return batch.pick(rank_shares.assign(cost, self._world_size) == self._rank)
+        return batch.cut(rank_shares.rank_slice(len(batch), self._rank, self._world_size))
+
+
+def padded_lengths(counts: Mapping[str, Integers], positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
+    """N per group for the global batch at these stored positions.
+
+    `longest` is the longest jet of the batch, at least 1 and at most the group's length.
+
+    Parameters
+    ----------
+    counts : candidates per stored jet, by group.
+    """
+    lengths = {}
+    for group in inputs.groups:
+        lengths[group.name] = group.length
+        if group.name != GLOBAL and inputs.padding == "longest":
+            longest = int(counts[group.name][positions].max(initial=1))
+            lengths[group.name] = max(1, min(longest, group.length))
+    return lengths
 
 
 @dataclass(frozen=True)

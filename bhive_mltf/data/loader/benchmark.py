@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from bhive_mltf.data.loader.buffers import buffer_bytes, unpack
 from bhive_mltf.data.loader.loader import BatchLoader
-from bhive_mltf.data.loader.schedule import BatchTask
-from bhive_mltf.data.loader.workers import Decode, Fill, positions_in
 from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError
 from bhive_mltf.interface import Batch, ModelInputs
@@ -118,41 +116,29 @@ def _stages(
 ) -> tuple[dict[str, float], list[NDArray[np.uint8]]]:
     """Seconds by stage of some batches, and copies of a few of them."""
     clock = _Clock()
-    reader = loader.reader(4, buffer_bytes(inputs, batch_size), 1)
-    tasks = loader.tasks(epoch)
+    reader = loader.reader(2, buffer_bytes(inputs, batch_size))
+    shares = loader.shares(epoch)
     copies: list[NDArray[np.uint8]] = []
-    decoded = None
     for number in range(n_batches):
         with clock("plan"):
-            task = next(tasks, None)
-        if task is None:
+            share = next(shares, None)
+        if share is None:
             raise DataError(f"epoch {epoch} ended after {number} of {n_batches} batches")
-        buffer = reader.buffers.view(number % 2)
-        with clock("plan"):
-            task.write_positions(positions_in(buffer, task.shape.n_jets))
-        for work in _works(task, number % 2, 0 if reader.arenas else -1):
-            if reader.arenas is not None and work.window != decoded:
+        first = 0
+        for part in share.parts:
+            if reader.arenas is not None:
                 with clock("decode"):
-                    for block in work.window:
-                        reader.do(Decode(work.window, block, 0))
-                reader.forget_tables()
-                decoded = work.window
+                    reader.decode(part.window)
             with clock("read"):
-                reader.table(work.window, work.arena)
+                table = reader.table(part.window)
             with clock("gather"):
-                reader.do(work)
+                reader.fill(number % 2, share.shape, first, part.positions, table)
+            first += len(part.positions)
         with clock("hand-over"):
-            batch = unpack(buffer, task.shape, inputs)
+            batch = unpack(reader.buffers.view(number % 2), share.shape, inputs)
         if len(copies) < _COPIES:
             copies.append(flat_copy(batch))
     return clock.seconds, copies
-
-
-def _works(task: BatchTask, buffer: int, arena: int) -> Iterator[Fill]:
-    first = 0
-    for part in task.parts:
-        yield Fill(buffer, task.shape, first, len(part.positions), part.window, arena)
-        first += len(part.positions)
 
 
 def flat_copy(batch: Batch) -> NDArray[np.uint8]:

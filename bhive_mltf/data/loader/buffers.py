@@ -143,6 +143,13 @@ class Ring:
         self._lent[number] = weakref.ref(array, gone)
         return array
 
+    def copy(self, number: int, size: int, *, pin_memory: bool) -> NDArray[np.uint8]:
+        """A copy of the first bytes of a taken buffer, which is free again."""
+        kept: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory).numpy()
+        kept[:] = self._buffers.view(number)[:size]
+        self.give_back(number)
+        return kept
+
     def _collect(self) -> None:
         while self._returned:
             number = self._returned.popleft()
@@ -194,6 +201,10 @@ class BatchShape:
         """Columns per jet; of each group `name`, `name/mask` and, if asked for, `name/vectors`; aligned."""
         return _places(inputs, self.n_jets, self.lengths)
 
+    def n_bytes(self, inputs: ModelInputs) -> int:
+        """Bytes of the batch, from the front of its buffer."""
+        return max(place.stop for place in self.places(inputs).values())
+
 
 @lru_cache(256)
 def _places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> Mapping[str, Place]:
@@ -222,7 +233,12 @@ def _copied_places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -
 def buffer_bytes(inputs: ModelInputs, n_jets: int) -> int:
     """Bytes that hold any batch of up to `n_jets` jets."""
     shape = BatchShape(n_jets, tuple(group.length for group in inputs.groups), n_jets)
-    return max(place.stop for place in shape.places(inputs).values())
+    return shape.n_bytes(inputs)
+
+
+def positions_in(buffer: NDArray[np.uint8], n_jets: int) -> NDArray[np.int64]:
+    """Stored positions of the jets of a batch, at the front of its buffer."""
+    return buffer[: 8 * n_jets].view(np.int64)
 
 
 def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *, pin_memory: bool = False) -> Batch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -255,12 +256,24 @@ class WindowTable:
     memory, where : pieces of memory, and the number of each jet's [W]; None: there is one piece.
     groups : candidates by group.
     jets : columns per jet by name: `global` (the model's columns) and those of `Batch`.
+    runs : stored positions of the jets, ascending.
     """
 
     memory: Memory
     where: NDArray[np.int64] | None
     groups: Mapping[str, Candidates]
     jets: Mapping[str, NDArray[Any]]
+    runs: Sequence[range]
+
+    @cached_property
+    def _starts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        starts = np.array([run.start for run in self.runs], np.int64)
+        return starts, starts - np.cumsum([0, *map(len, self.runs[:-1])])
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the jets at these stored positions [J]."""
+        starts, shifts = self._starts
+        return positions - shifts[np.searchsorted(starts, positions, side="right") - 1]
 
 
 class Collator:

@@ -158,7 +158,8 @@ class Arenas:
     def table(self, window: Window, arena: int) -> WindowTable:
         """The table of a window whose blocks are all decoded."""
         buffer = self._buffers[arena]
-        n_jets = sum(map(len, order.window_runs(self._view.jets, window)))
+        runs = order.window_runs(self._view.jets, window)
+        n_jets = sum(map(len, runs))
         jets: dict[str, NDArray[Any]] = self._view.index_columns(window)
         for name in ("kinematics", *([GLOBAL] if GLOBAL in self._regions else [])):
             jets[name] = self._regions[name].view(buffer)[:n_jets].copy()
@@ -168,7 +169,7 @@ class Arenas:
             counts = np.minimum(np.diff(starts), self._view.inputs.group(name).length)
             begins = tuple(self._regions[p.field].offset + starts[:-1] * p.row_bytes for p in recipe.planes)
             groups[name] = Candidates(recipe, counts, begins)
-        return WindowTable(Memory([buffer.data]), None, groups, jets)
+        return WindowTable(Memory([buffer.data]), None, groups, jets, runs)
 
     def _window_starts(self, group: str, window: Window) -> NDArray[np.int64]:
         """Where each jet's candidates begin in an arena, and where the last ones end; int64 [W+1]."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
+
 from bhive_mltf.data.loader import order, targets
-from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter
+from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter, RankBatch, RankBatches
+from bhive_mltf.data.loader.buffers import BatchShape, Ring, buffer_bytes, unpack
 from bhive_mltf.data.loader.decode_cache import read_columns
-from bhive_mltf.data.loader.prefetch import START_METHOD, BatchStream
-from bhive_mltf.data.loader.rank_shares import work
-from bhive_mltf.data.loader.schedule import BatchTask, EpochTasks
+from bhive_mltf.data.loader.prefetch import Prefetcher
+from bhive_mltf.data.loader.rank_shares import rank_slice, work
+from bhive_mltf.data.loader.reader import BatchReader
 from bhive_mltf.data.loader.windows import LoaderView
-from bhive_mltf.data.loader.workers import BatchReader, rank_slice
+from bhive_mltf.data.loader.workers import START_METHOD, Workers
 from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError, ModelError, ParameterError, nearest
 from bhive_mltf.interface import Batch, ModelInputs
@@ -20,9 +23,9 @@ from bhive_mltf.interface import Batch, ModelInputs
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
 
-__all__ = ["BatchLoader", "Mode", "rank_slice"]
-
 Mode = Literal["training", "validation", "inference"]
+# Batches that the user may hold while others are filled; of more than that, copies are made.
+_HELD = 3
 
 
 class BatchLoader:
@@ -112,9 +115,10 @@ class BatchLoader:
             self.n_batches(0)
         weight_factors = factors if mode == "validation" else None
         self._view = LoaderView(dataset, jets, inputs, self._unmatched, weight_factors)
-        self._tasks = EpochTasks(self._plan, inputs, rank, world_size, balanced=training)
+        self._shares = RankBatches(self._plan, inputs, rank, world_size, balanced=training)
+        last = rank_slice(batch_size, world_size - 1, world_size)
         self._stream = BatchStream(
-            self._view, self._tasks, batch_size, n_threads=n_threads, pin_memory=pin_memory, start_method=start_method
+            self._view, last.stop - last.start, n_threads=n_threads, pin_memory=pin_memory, start_method=start_method
         )
         self._turn = 0
 
@@ -143,13 +147,13 @@ class BatchLoader:
         self._turn += 1
         return self._batches(self._turn, epoch, start)
 
-    def tasks(self, epoch: int) -> Iterator[BatchTask]:
+    def shares(self, epoch: int) -> Iterator[RankBatch]:
         """What is to be read for each batch of an epoch; for measurements."""
-        return self._tasks.tasks(epoch, 0)
+        return self._shares.batches(epoch)
 
-    def reader(self, n_buffers: int, buffer_bytes: int, n_arenas: int) -> BatchReader:
+    def reader(self, n_buffers: int, buffer_bytes: int) -> BatchReader:
         """A reader of its own; for measurements."""
-        return BatchReader(self._view, n_buffers, buffer_bytes, n_arenas, shared=False)
+        return BatchReader(self._view, n_buffers, buffer_bytes, 1, shared=False)
 
     def close(self) -> None:
         """End the worker processes; another epoch starts them again."""
@@ -158,7 +162,7 @@ class BatchLoader:
 
     def _batches(self, turn: int, epoch: int, start: int) -> Iterator[Batch]:
         self._expect(turn, epoch)
-        self._stream.start(epoch, start)
+        self._stream.start(self._shares.batches(epoch, start))
         while (batch := self._stream.next()) is not None:
             yield batch
             # Its memory is used again as soon as nobody holds it.
@@ -175,6 +179,94 @@ class BatchLoader:
         targets.check_unmatched(counts, self._unmatched, classes)
         if self.mode == "training":
             targets.check_filled(counts, self._unmatched)
+
+
+class BatchStream:
+    """Batches as they are filled, by this process or by workers that stay from one epoch to the next.
+
+    Parameters
+    ----------
+    n_jets : of this rank in a batch, at most.
+    n_threads : worker processes; 0 reads in this process.
+    """
+
+    def __init__(self, view: LoaderView, n_jets: int, *, n_threads: int, pin_memory: bool, start_method: str) -> None:
+        self._view, self._n_jets = view, n_jets
+        self._n_threads, self._start_method = n_threads, start_method
+        self._pin_memory = pin_memory and torch.cuda.is_available()
+        self._batches: Iterator[RankBatch] = iter(())
+        self._reader: BatchReader | None = None
+        self._ring: Ring | None = None
+        self._prefetcher: Prefetcher | None = None
+        self.workers: Workers | None = None
+
+    def start(self, batches: Iterator[RankBatch]) -> None:
+        """Turn to other batches; what is under way is dropped."""
+        try:
+            if self._reader is None:
+                self._open()
+            self._batches = batches
+            if self._prefetcher is not None:
+                self._prefetcher.start(batches)
+        except BaseException:
+            self.close()
+            raise
+
+    def next(self) -> Batch | None:
+        """The next batch, None behind the last. An error ends the workers.
+
+        Raises
+        ------
+        BhiveError
+            The reader's, whether it happened here or in a worker.
+        TrainingError
+            A worker died.
+        """
+        if self._reader is None or self._ring is None:
+            raise RuntimeError("no epoch has been started")
+        try:
+            found = self._prefetcher.next() if self._prefetcher else self._read(self._reader, self._ring)
+        except BaseException:
+            self.close()
+            raise
+        return None if found is None else self._hand_over(self._ring, *found)
+
+    def close(self) -> None:
+        """End the workers; `start` starts them again."""
+        if self.workers is not None:
+            self.workers.close()
+        self._reader = self._ring = self._prefetcher = self.workers = None
+
+    def _open(self) -> None:
+        n_threads, size = self._n_threads, buffer_bytes(self._view.inputs, self._n_jets)
+        reader = BatchReader(self._view, 2 * n_threads + _HELD + 1, size, 2 if n_threads else 1, shared=n_threads > 0)
+        ring = Ring(reader.buffers)
+        if n_threads:
+            self.workers = Workers(reader, n_threads, self._start_method)
+            n_arenas = reader.arenas.number if reader.arenas else 0
+            self._prefetcher = Prefetcher(self.workers, ring, reader.buffers, n_arenas)
+        if self._pin_memory:
+            # After the workers are there: they must not inherit what CUDA keeps of these pages.
+            reader.buffers.pin()
+        self._reader, self._ring = reader, ring
+
+    def _read(self, reader: BatchReader, ring: Ring) -> tuple[int, BatchShape] | None:
+        """Read the next batch here: number of its buffer, and its shape."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return None
+        number = ring.take()
+        if number is None:
+            raise RuntimeError("no buffer is free")
+        reader.read(batch, number)
+        return number, batch.shape
+
+    def _hand_over(self, ring: Ring, number: int, shape: BatchShape) -> Batch:
+        inputs = self._view.inputs
+        if ring.n_lent < _HELD:
+            return unpack(ring.lend(number), shape, inputs, pin_memory=self._pin_memory)
+        kept = ring.copy(number, shape.n_bytes(inputs), pin_memory=self._pin_memory)
+        return unpack(kept, shape, inputs, pin_memory=self._pin_memory)
 
 
 def _check_parameters(mode: str, batch_size: int, rank: int, world_size: int, n_threads: int) -> None:

@@ -67,15 +67,6 @@ def window_runs(jets: range, window: Window) -> list[range]:
     return runs
 
 
-def window_rows(jets: range, window: Window, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where stored positions [J] lie among the jets of their window, in `window_positions`."""
-    # Only the last block of the range is shorter, and it is the last of any window it is in.
-    from_start = positions - jets.start
-    block = from_start // BLOCK
-    rows: NDArray[np.int64] = from_start + (np.searchsorted(window, block) - block) * BLOCK
-    return rows
-
-
 def shuffled(
     positions: NDArray[np.int64], content_id: NDArray[np.uint64], entry: NDArray[Any], seed: int, epoch: int
 ) -> NDArray[np.int64]:

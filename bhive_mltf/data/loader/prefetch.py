@@ -1,121 +1,193 @@
-"""Batches one after another, read in this process or by workers that stay from one epoch to the next."""
+"""Prefetching: in which order workers decode windows and fill batches, a few batches ahead of the one that is wanted.
+
+The order of the work decides nothing but the speed: every jet has its place in its batch, whoever writes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
-import torch
-
-from bhive_mltf.data.loader.buffers import BatchShape, Ring, SharedBuffers, buffer_bytes, unpack
-from bhive_mltf.data.loader.pool import START_METHOD, Inline, Pool, Workers
-from bhive_mltf.data.loader.schedule import EpochTasks, Schedule, steps
-from bhive_mltf.data.loader.windows import LoaderView
-from bhive_mltf.data.loader.workers import BatchReader, rank_slice
-from bhive_mltf.interface import Batch
-
-__all__ = ["START_METHOD", "BatchStream"]
-
-# Batches that the user may hold while others are filled; of more than that, copies are made.
-_HELD = 3
-
-_Result = TypeVar("_Result")
+from bhive_mltf.data.loader.batch_plan import RankBatch
+from bhive_mltf.data.loader.buffers import BatchShape, Ring, SharedBuffers, positions_in
+from bhive_mltf.data.loader.order import Window
+from bhive_mltf.data.loader.reader import Decode, Fill, Work
+from bhive_mltf.data.loader.workers import Workers
 
 
-class BatchStream:
-    """The batches of one epoch at a time, in order.
+@dataclass(frozen=True)
+class _FillStep:
+    """Part `part` of a batch; None for a batch without jets."""
+
+    batch: RankBatch
+    part: int | None
+
+
+_DecodeStep = tuple[Window, int]
+_Step = _FillStep | _DecodeStep
+
+
+def _steps(batches: Iterable[RankBatch], decode: bool) -> Iterator[_Step]:
+    """Batches as steps: each window is decoded while the one before it is used."""
+    window: Window | None = None
+    waiting: list[_Step] = []
+    for batch in batches:
+        for part in range(len(batch.parts)) if batch.parts else [None]:
+            found = None if part is None else batch.parts[part].window
+            if decode and found is not None and found != window:
+                yield from _interleaved(waiting, [(found, block) for block in found])
+                waiting, window = [], found
+            if decode:
+                waiting.append(_FillStep(batch, part))
+            else:
+                yield _FillStep(batch, part)
+    yield from waiting
+
+
+def _interleaved(first: list[_Step], second: list[_Step]) -> Iterator[_Step]:
+    """Both lists, evenly mixed."""
+    places = sorted(
+        chain(
+            ((i / len(first), 0, i) for i in range(len(first))),
+            ((i / len(second), 1, i) for i in range(len(second))),
+        )
+    )
+    return ((first, second)[which][i] for _, which, i in places)
+
+
+@dataclass
+class _Filling:
+    """A batch under way."""
+
+    batch: RankBatch
+    buffer: int
+    left: int
+
+
+@dataclass
+class _Decoding:
+    """A window in an arena."""
+
+    arena: int
+    blocks_left: int
+    fills: int = 0
+
+
+class Prefetcher:
+    """Hands the steps of one epoch at a time to workers, as buffers and arenas become free.
 
     Parameters
     ----------
-    view, tasks : how to read, and what.
-    batch_size : jets of a global batch.
-    n_threads : worker processes; 0 reads in this process.
-    pin_memory : batches in pinned memory; without effect where there is no CUDA.
-    start_method : of the workers.
+    ring : the free ones of `buffers`.
+    n_arenas : windows that are decoded at the same time; 0: none needs to be.
     """
 
-    def __init__(
-        self,
-        view: LoaderView,
-        tasks: EpochTasks,
-        batch_size: int,
-        *,
-        n_threads: int,
-        pin_memory: bool,
-        start_method: str,
-    ) -> None:
-        self._view = view
-        self._tasks = tasks
-        self._n_threads = n_threads
-        self._pin_memory = pin_memory and torch.cuda.is_available()
-        self._start_method = start_method
-        last = rank_slice(batch_size, tasks.world_size - 1, tasks.world_size)
-        self._n_jets = last.stop - last.start
-        self._pool: Pool | None = None
-        self._buffers: SharedBuffers | None = None
-        self._ring: Ring | None = None
-        self._n_arenas = 0
-        self._schedule: Schedule | None = None
+    def __init__(self, workers: Workers, ring: Ring, buffers: SharedBuffers, n_arenas: int) -> None:
+        self._workers, self._ring, self._buffers, self._n_arenas = workers, ring, buffers, n_arenas
+        self._steps: Iterator[_Step] = iter(())
+        self._next: _Step | None = None
+        self._order: deque[_Filling] = deque()
+        self._by_buffer: dict[int, _Filling] = {}
+        self._windows: dict[Window, _Decoding] = {}
+        self._n_windows = 0
+        self._under_way = 0
+        self._ended = True
 
-    def start(self, epoch: int, start: int) -> None:
-        """Go to batch `start` of `epoch`; what was under way is dropped."""
-        if self._schedule is not None:
-            self._guarded(self._schedule.drop)
-        if self._pool is None or self._ring is None or self._buffers is None:
-            self._pool, self._ring, self._buffers = self._open()
-        ahead = self._n_threads > 0
-        work = steps(self._tasks.tasks(epoch, start), decode=self._n_arenas > 0, ahead=ahead)
-        self._schedule = Schedule(self._pool, self._ring, self._buffers, self._n_arenas, ahead, work)
+    def start(self, batches: Iterable[RankBatch]) -> None:
+        """Turn to other batches; what is under way is waited for and dropped."""
+        while self._under_way:
+            self._settle(self._workers.done(wait=True))
+        for filling in self._order:
+            self._ring.give_back(filling.buffer)
+        self._order, self._by_buffer, self._windows = deque(), {}, {}
+        self._steps = _steps(batches, decode=self._n_arenas > 0)
+        self._next, self._n_windows, self._ended = None, 0, False
 
-    def next(self) -> Batch | None:
-        """The next batch, None at the end of the epoch. An error ends the workers.
+    def next(self) -> tuple[int, BatchShape] | None:
+        """The next batch: number of its buffer, and its shape. None at the end of the epoch.
 
         Raises
         ------
-        BhiveError : the reader's, whether it happened here or in a worker.
-        TrainingError : a worker died.
+        BhiveError
+            The reader's.
+        TrainingError
+            A worker died.
         """
-        if self._schedule is None:
-            raise RuntimeError("no epoch has been started")
-        found = self._guarded(self._schedule.next)
-        return None if found is None else self._batch(*found)
+        while True:
+            self._settle(self._workers.done(wait=False))
+            issued = self._issue()
+            if self._order and not self._order[0].left:
+                filling = self._order.popleft()
+                del self._by_buffer[filling.buffer]
+                return filling.buffer, filling.batch.shape
+            if self._ended and not self._order:
+                return None
+            if not self._under_way and not issued:
+                raise RuntimeError("no buffer is free, and none is being filled")
+            self._settle(self._workers.done(wait=True))
 
-    def close(self) -> None:
-        """End the workers; `start` starts them again."""
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = self._ring = self._buffers = self._schedule = None
+    def _issue(self) -> bool:
+        """Hand out what can be handed out; True if there was anything."""
+        issued = False
+        while self._workers.has_room():
+            if self._next is None:
+                self._next = next(self._steps, None)
+            self._ended = self._next is None
+            if self._next is None or not self._hand_out(self._next):
+                break
+            self._next, issued = None, True
+        return issued
 
-    @property
-    def workers(self) -> Workers | None:
-        """The worker processes, if there are any now."""
-        return self._pool if isinstance(self._pool, Workers) else None
+    def _hand_out(self, step: _Step) -> bool:
+        """Hand out a step; False if it has to wait."""
+        work = self._fill(step) if isinstance(step, _FillStep) else self._decode(*step)
+        if isinstance(work, Decode | Fill):
+            self._under_way += 1
+            self._workers.submit(work)
+        return work is not None
 
-    def _open(self) -> tuple[Pool, Ring, SharedBuffers]:
-        size = buffer_bytes(self._view.inputs, self._n_jets)
-        n_buffers, n_arenas = 2 * self._n_threads + _HELD + 1, 2 if self._n_threads else 1
-        reader = BatchReader(self._view, n_buffers, size, n_arenas, shared=self._n_threads > 0)
-        self._n_arenas = reader.arenas.number if reader.arenas else 0
-        pool: Pool = Workers(reader, self._n_threads, self._start_method) if self._n_threads else Inline(reader)
-        if self._pin_memory:
-            # After the workers are there: they must not inherit what CUDA keeps of these pages.
-            reader.buffers.pin()
-        return pool, Ring(reader.buffers), reader.buffers
+    def _fill(self, step: _FillStep) -> Work | bool | None:
+        """What to hand out; True if there is nothing to do, None if the step has to wait."""
+        window = None if step.part is None else step.batch.parts[step.part].window
+        decoding = self._windows.get(window) if window is not None else None
+        if decoding is not None and decoding.blocks_left:
+            return None
+        if not self._order or self._order[-1].batch is not step.batch:
+            buffer = self._ring.take()
+            if buffer is None:
+                return None
+            step.batch.write_positions(positions_in(self._buffers.view(buffer), step.batch.shape.n_jets))
+            self._order.append(_Filling(step.batch, buffer, len(step.batch.parts)))
+            self._by_buffer[buffer] = self._order[-1]
+        if step.part is None or window is None:
+            return True
+        if decoding is not None:
+            decoding.fills += 1
+        parts, filling = step.batch.parts, self._order[-1]
+        first = sum(len(part.positions) for part in parts[: step.part])
+        n_jets = len(parts[step.part].positions)
+        return Fill(filling.buffer, step.batch.shape, first, n_jets, window, decoding.arena if decoding else -1)
 
-    def _batch(self, number: int, shape: BatchShape) -> Batch:
-        if self._ring is None or self._buffers is None:
-            raise RuntimeError("the workers have ended")
-        if self._ring.n_lent < _HELD:
-            return unpack(self._ring.lend(number), shape, self._view.inputs, pin_memory=self._pin_memory)
-        size = max(place.stop for place in shape.places(self._view.inputs).values())
-        kept = torch.empty(size, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
-        kept[:] = self._buffers.view(number)[:size]
-        self._ring.give_back(number)
-        return unpack(kept, shape, self._view.inputs, pin_memory=self._pin_memory)
+    def _decode(self, window: Window, block: int) -> Work | None:
+        if window not in self._windows:
+            arena = self._n_windows % self._n_arenas
+            for other, decoding in list(self._windows.items()):
+                if decoding.arena == arena:
+                    if decoding.fills or decoding.blocks_left:
+                        return None
+                    del self._windows[other]
+            self._windows[window] = _Decoding(arena, len(window))
+            self._n_windows += 1
+        return Decode(window, block, self._windows[window].arena)
 
-    def _guarded(self, function: Callable[[], _Result]) -> _Result:
-        try:
-            return function()
-        except BaseException:
-            self.close()
-            raise
+    def _settle(self, done: list[Work]) -> None:
+        for finished in done:
+            self._under_way -= 1
+            if isinstance(finished, Decode):
+                self._windows[finished.window].blocks_left -= 1
+            else:
+                self._by_buffer[finished.buffer].left -= 1
+                if finished.arena >= 0:
+                    self._windows[finished.window].fills -= 1

@@ -44,3 +44,8 @@ def assign(cost: NDArray[np.int64], world_size: int) -> NDArray[np.int64]:
     ranks = np.empty(len(cost), np.int64)
     ranks[np.argsort(-cost, kind="stable")] = np.where(turn % 2, world_size - 1 - place, place)
     return ranks
+
+
+def rank_slice(n: int, rank: int, world_size: int) -> slice:
+    """The jets of `rank` among the `n` of a global batch: contiguous, sizes differ by one at most."""
+    return slice(rank * n // world_size, (rank + 1) * n // world_size)

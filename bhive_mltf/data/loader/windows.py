@@ -203,7 +203,8 @@ class MappedWindows:
 
     def table(self, window: Window) -> WindowTable:
         """The table of a window; CorruptFileError for a block that is not what was written."""
-        pieces = list(self._windows.pieces(order.window_runs(self._view.jets, window)))
+        runs = order.window_runs(self._view.jets, window)
+        pieces = list(self._windows.pieces(runs))
         known = [self._windows.was_read(piece) for piece in pieces]
         numbers = [self._windows.numbers(piece) for piece in pieces]
         shards = list(dict.fromkeys(piece.shard for piece in pieces))
@@ -223,6 +224,7 @@ class MappedWindows:
             where=where if len(shards) > 1 else None,
             groups={name: self._candidates(name, pieces, numbers) for name in self._windows.recipes},
             jets=jets,
+            runs=runs,
         )
 
     def _candidates(self, name: str, pieces: list[BlockRows], numbers: list[Numbers]) -> Candidates:
