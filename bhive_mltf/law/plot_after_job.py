@@ -22,6 +22,7 @@ def draw(plan: TrainingPlan) -> None:
         for name in names:
             run.artifact(plan.directory / name, "figures")
         run.json(histories, "histories.json")
+        run.report()
 
 
 def _history(path: Path) -> dict[str, list[float]]:

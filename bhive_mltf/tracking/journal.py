@@ -126,11 +126,17 @@ class Journal:
                 return float(record["values"][key]), int(record["time"])
         return None
 
-    def next_step(self, prefix: str) -> int:
-        """The step after the last one of the metrics that begin with `prefix` and have no further `/`."""
+    def next_step(self, prefix: str, *, nested: bool = True) -> int:
+        """The step after the last one of the metrics that begin with `prefix`.
+
+        nested : also of those that have a further `/`.
+        """
         with self._lock:
-            names = [name for name in self._seen if name[1].startswith(prefix) and "/" not in name[1][len(prefix) :]]
-            steps = [max(self._seen[name]) for name in names if self._seen[name]]
+            steps = [
+                max(seen)
+                for (_, key, _), seen in self._seen.items()
+                if key.startswith(prefix) and seen and (nested or "/" not in key[len(prefix) :])
+            ]
         return max(steps, default=-1) + 1
 
     def close(self) -> None:

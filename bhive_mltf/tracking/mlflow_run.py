@@ -193,6 +193,12 @@ class MlflowRun(Run):
         """The run's own point if it has one, so that MLflow keeps one of the two; it may be of an earlier process."""
         return self._journal.find(key, step) or (float(value), int(time.time() * 1000))
 
+    @_safe
+    def report(self) -> None:  # noqa: D102
+        from bhive_mltf.tracking.report import page
+
+        self.artifact(page.write(self._journal.directory))
+
     def nested(self, name: str) -> Run:  # noqa: D102
         if name not in self._children:
             child = MlflowRun(self._store, self._journal, self._sender, self)
@@ -207,9 +213,7 @@ class MlflowRun(Run):
         from bhive_mltf.tracking.system.sampler import Sampler
 
         if self._system_metrics is None:
-            self._system_metrics = Sampler(
-                self.metrics, self._journal.next_step, node=node_id, interval=interval, root=root
-            )
+            self._system_metrics = Sampler(self.metrics, self._journal, node=node_id, interval=interval, root=root)
 
     @_safe
     def stop_system_metrics(self) -> None:  # noqa: D102

@@ -90,6 +90,9 @@ class Run:
         files : kept beside the model under `extra_files/`.
         """
 
+    def report(self) -> None:
+        """The report of the training (`report.html`) as it is now, beside its outputs and as an artifact."""
+
     def nested(self, name: str) -> Run:  # noqa: ARG002
         """A child of this run; made at its first use, found again by its name when a training goes on."""
         return NullRun()

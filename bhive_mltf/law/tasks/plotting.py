@@ -56,6 +56,7 @@ class ROCCurveTask(EvaluationBase):
             run.json(summary.auc, "roc/auc.json")
             for name in summary.figures:
                 run.artifact(directory / name, "figures/roc")
+            run.report()
 
 
 def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

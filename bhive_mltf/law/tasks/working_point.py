@@ -42,3 +42,4 @@ class WorkingPointTask(EvaluationBase):
             run.artifact(directory / "working_point.png", "figures/working_points")
             for name in ("working_points.csv", "working_points.json", "wps_combined.csv"):
                 run.artifact(directory / name, "working_points")
+            run.report()

@@ -34,7 +34,7 @@ class Sampler:
     Parameters
     ----------
     send : takes the values of a point and its step.
-    next_step : gives the first free step of metrics with a prefix; a training that goes on continues there.
+    journal : of the training; one that goes on continues at its next step.
     node : stands in the names (`system/<node>/...`); None for the first node, which has MLflow's own names.
     root : id of the process whose tree belongs to the job, default this one.
     """
@@ -42,7 +42,7 @@ class Sampler:
     def __init__(
         self,
         send: Callable[[dict[str, float], int], None],
-        next_step: Callable[[str], int],
+        journal: Journal,
         *,
         node: str | None = None,
         interval: float = INTERVAL,
@@ -53,7 +53,7 @@ class Sampler:
         self._prefix = f"system/{node}/" if node else "system/"
         self._interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or interval)
         self._samples = int(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING") or 1)
-        self._step = next_step(self._prefix)
+        self._step = journal.next_step(self._prefix, nested=False)
         self._root = os.getpid() if root is None else root
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-system-metrics", daemon=True)
@@ -102,7 +102,7 @@ def sample_node(
         def send(values: dict[str, float], step: int) -> None:
             journal.metrics(values, step, int(time.time() * 1000))
 
-        sampler = Sampler(send, journal.next_step, node=node, interval=interval, root=root)
+        sampler = Sampler(send, journal, node=node, interval=interval, root=root)
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
         logger.warning("node %s has no system metrics (%s)", node, one_line(error))
         return lambda: None

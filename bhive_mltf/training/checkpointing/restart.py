@@ -25,7 +25,7 @@ MARK_NAME = "last_change.txt"
 # What the engine writes; other files of the directory (run.json, parameters.json) belong to others.
 _MADE = re.compile(
     r"model_\d+\.pt|best_model\.pt|checkpoints|(training|validation)_metrics\.npz|(train|val)_time\.npy|"
-    r"(loss|acc)\.(pdf|png)|plan\.json|logs|nonfinite|profile|reproducibility\.json"
+    r"(loss|acc)\.(pdf|png)|report\.html|plan\.json|logs|nonfinite|profile|reproducibility\.json"
 )
 
 

@@ -1,0 +1,109 @@
+"""What a training's journal and records say of it, read for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bhive_mltf.tracking import journal
+from bhive_mltf.tracking.journal import Record
+from bhive_mltf.tracking.store import RunRecord
+
+Series = list[tuple[int, float, float]]  # step, seconds since 1970, value
+
+
+@dataclass
+class Contents:
+    """A training as its report shows it.
+
+    series : points of each metric of the run itself, sorted by step; of evaluations the last ones.
+    figures : (folder, file) of images that are there.
+    parameters, environment : plain values by name; empty where nothing was recorded.
+    """
+
+    directory: Path
+    run: RunRecord | None
+    status: str
+    series: dict[str, Series] = field(default_factory=dict)
+    figures: list[tuple[str, Path]] = field(default_factory=list)
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def start(self) -> float | None:
+        """Time of the first point, in seconds since 1970."""
+        return min((points[0][1] for points in self.series.values()), default=None)
+
+    def energy(self) -> float | None:
+        """What the GPUs used, in Wh, over all starts of the training; None where no GPU counts it."""
+        found = [points for name, points in self.series.items() if name.endswith("_energy_watt_hours")]
+        return sum(map(_used, found)) if found else None
+
+
+def read(directory: Path) -> Contents:
+    """Read what is there of a training; what is missing is left out."""
+    found = Contents(directory, RunRecord.read(directory), journal.last_status(directory) or "")
+    for record in journal.records(directory):
+        if record.get("kind") in _READERS and not record.get("child"):
+            _READERS[record["kind"]](found, record)
+    for points in found.series.values():
+        points.sort(key=lambda point: point[0])
+    found.parameters = _json(directory / "parameters.json").get("parameters", {})
+    return found
+
+
+def _metrics(found: Contents, record: Record) -> None:
+    for name, value in record["values"].items():
+        found.series.setdefault(name, []).append((record["step"], record["time"] / 1000, float(value)))
+
+
+def _tags(found: Contents, record: Record) -> None:
+    found.tags |= record["values"]
+
+
+def _text(found: Contents, record: Record) -> None:
+    if record["file"] == "environment.json":
+        found.environment = json.loads(record["text"])
+
+
+def _dataset(found: Contents, record: Record) -> None:
+    others = [dataset for dataset in found.datasets if dataset["name"] != record["name"]]
+    found.datasets = [*others, record]
+
+
+def _artifact(found: Contents, record: Record) -> None:
+    image = record["folder"] or "", Path(record["path"])
+    if image[1].suffix == ".png" and image not in found.figures and image[1].is_file():
+        found.figures.append(image)
+
+
+_READERS: dict[str, Callable[[Contents, Record], None]] = {
+    "metrics": _metrics,
+    "tags": _tags,
+    "text": _text,
+    "dataset": _dataset,
+    "artifact": _artifact,
+}
+
+
+def _used(points: Series) -> float:
+    """The end of each start's count: a smaller value than before begins another start."""
+    total, before = 0.0, 0.0
+    for _, _, value in points:
+        if value < before:
+            total += before
+        before = value
+    return total + before
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
