@@ -1,4 +1,4 @@
-"""The name of `bhive_mltf.slurm.batch_step` in batch scripts of version 0.1, which may still be in a queue."""
+"""`python -m bhive_mltf.slurm.inside SPEC`, as batch scripts of version 0.1 start it."""
 
 import sys
 
