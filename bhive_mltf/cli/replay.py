@@ -1,4 +1,4 @@
-"""`bhive-mltf replay`: a step whose loss or gradient was not finite, once more, and which number goes wrong first."""
+"""`bhive-mltf replay`: repeat a step whose loss or gradient was not finite, and name what went wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
-    parser = commands.add_parser("replay", help="repeat a step that was not finite", description=__doc__)
+    parser = commands.add_parser(
+        "replay", help="repeat a training step whose loss or gradient was not finite", description=__doc__
+    )
     parser.add_argument("file", type=Path, help="nonfinite/step_<number>.json of a training", metavar="FILE")
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""`bhive-mltf slurm`: facility profiles, batch scripts, jobs, and a lab cluster on this machine."""
+"""`bhive-mltf slurm`: facility profiles, batch scripts, jobs, and a SLURM test cluster on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
-    parser = commands.add_parser("slurm", help="facility profiles, jobs, a cluster of one's own", description=__doc__)
+    parser = commands.add_parser(
+        "slurm", help="facility profiles, batch scripts, jobs, a local test cluster", description=__doc__
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     profiles = actions.add_parser("profiles", help="list the profiles, or show one")
@@ -30,13 +32,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     render = actions.add_parser("render", help="print the batch script of a job, without submitting")
     render.add_argument("profile", help="name or path")
     render.add_argument("options", nargs="*", metavar="KEY=VALUE", help="keys of the profile: hours=12 nodes=2 ...")
-    render.add_argument("--ranks-per-node", type=int, default=0)
-    render.add_argument("--threads-per-rank", type=int, default=0)
+    render.add_argument("--ranks-per-node", type=int, default=0, help="0: one per GPU, else one")
+    render.add_argument("--threads-per-rank", type=int, default=0, help="0: the CPUs of a rank in the profile")
     render.add_argument("--directory", default="output", help="output directory of the job")
-    render.add_argument("--command", dest="runs", default="", help="what each rank runs (default: a training)")
+    render.add_argument("--command", dest="runs", default="", help="command of each rank (default: a training)")
     render.set_defaults(run=render_script)
 
-    environment = actions.add_parser("env", help="print exports that let a shell use the lab cluster")
+    environment = actions.add_parser("env", help="print the export that lets a shell use the local test cluster")
     environment.set_defaults(run=slurm_lab.environment)
     slurm_jobs.add_to(actions)
     slurm_lab.add_to(actions)
@@ -72,13 +74,13 @@ def _show(profile: Profile) -> None:
     import yaml
 
     values = profile.model_dump(mode="json", exclude={"name", "source"})
-    told = {key: value for key, value in values.items() if value or value is False}
+    shown = {key: value for key, value in values.items() if value or value is False}
     print(f"# {profile.source}")
-    print(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
 
 
 def render_script(options: argparse.Namespace) -> None:
-    """Print the script that a training with these options would hand in.
+    """Print the script that a training with these options would submit.
 
     Raises
     ------

@@ -42,7 +42,7 @@ def show(options: argparse.Namespace) -> None:
     folder = _folder(options)
     records = sorted(record.find_all(folder), key=lambda found: found.created)
     if not records:
-        print(f"no job has been handed in for outputs below {folder}")
+        print(f"no job was submitted for outputs below {folder}")
     for found in records:
         print("\n".join(_block(found, folder)))
 
@@ -54,7 +54,7 @@ def _block(found: JobRecord, folder: Path) -> Iterator[str]:
     found, remark = _now(found)
     tries = f", {found.restarts + 1} attempts" if found.restarts else ""
     age = display.duration((found.ended or time.time()) - (found.submitted or found.created))
-    took = f"took {age}" if found.ended else f"handed in {age} ago"
+    took = f"took {age}" if found.ended else f"submitted {age} ago"
     yield f"{found.job_id or '?':>8}  {found.state.value:<13} {found.name}"
     yield f"          {Path(found.profile).stem}, {took}{tries}{remark}"
     progress = RankProgress.read(found.folder)

@@ -1,4 +1,4 @@
-"""`bhive-mltf slurm lab`: a two-node cluster on this machine."""
+"""`bhive-mltf slurm lab`: a two-node SLURM cluster on this machine, for tests and development."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from bhive_mltf.errors import SlurmError
 
 def add_to(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the actions to a parser."""
-    parser = actions.add_parser("lab", help="start or stop a two-node cluster on this machine")
+    parser = actions.add_parser("lab", help="start or stop a two-node SLURM cluster on this machine, for tests")
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     start = steps.add_parser("up", help="start it; one that runs is used as it is")
     start.add_argument("--directory", type=Path, help="where all its files go (default: a folder for temporary files)")
     start.add_argument("--port", type=int, default=0, help="first of ten ports (default: the first ten that are free)")
     start.add_argument("--accounting", action="store_true", help="with an accounting database, so that sacct works")
-    start.add_argument("--names", choices=("namespace", "address"), default="", help="how nodes get their names")
+    start.add_argument(
+        "--names",
+        choices=("namespace", "address"),
+        default="",
+        help="node names by namespaces for host names, or by loopback addresses (default: what works)",
+    )
     start.add_argument("--install", action="store_true", help="install missing Debian packages, as root")
     start.set_defaults(run=up)
     stop = steps.add_parser("down", help="cancel its jobs, stop it and remove its files")
-    stop.add_argument("--directory", type=Path)
+    stop.add_argument("--directory", type=Path, help="where its files are (default: as for up)")
     stop.set_defaults(run=down)
 
 

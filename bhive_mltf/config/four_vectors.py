@@ -1,4 +1,4 @@
-"""Which four columns of a group are the four-vectors, told by their names and not by their position."""
+"""Which four columns of a group are the four-vectors: by their names, not by their position."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find(columns: Sequence[str]) -> FourVectors | Ambiguous | None:
 
     A set is complete when four columns share a prefix that is not empty, and go on with px, py, pz or
     pt, eta, phi and with e or energy, in whatever order and place. One complete set is the answer; with
-    several (both kinds, two prefixes) nobody can tell.
+    several (both kinds, two prefixes) the names do not decide.
     """
     known = set(columns)
     found = []

@@ -98,7 +98,7 @@ class Config(_Frozen):
     data_precision : of network inputs on disk; four-vectors, kinematics, labels and weights keep their width.
     compression : codec of Arrow shards.
     storage_order : per group the columns that Arrow shards keep together, in the order in which a model reads them.
-    warnings : what was odd but harmless, one sentence each; whoever loads the config logs them.
+    warnings : what was odd but harmless, one sentence each, to be logged by the caller of `load`.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""What it is to be one of several processes that train or predict together."""
+"""Several processes that train or predict together: launchers, process groups, signals, failures, files."""

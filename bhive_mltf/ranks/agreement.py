@@ -12,8 +12,8 @@ from bhive_mltf.ranks.distributed import World
 class RankAgreement:
     """Agreement at step boundaries; each rank may ask, all get the same answer.
 
-    The question of a step travels while the next step is computed, so that nobody waits for it: the answer
-    comes one step later. Who asks goes on asking until the answer is yes.
+    The reduction over the ranks overlaps with the next step, so that no rank waits for it: the answer comes one step
+    later. A rank that asks goes on asking until the answer is yes.
     """
 
     def __init__(self, world: World) -> None:

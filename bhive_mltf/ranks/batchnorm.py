@@ -115,7 +115,7 @@ def synchronise_batch_norms(module: nn.Module, device: torch.device, group: Grou
         return converted
     for child in module.modules():
         if type(child) is nn.BatchNorm1d:
-            # in place, so that whoever holds a reference sees it too
+            # in place, so that existing references see it too
             child.__class__ = GlobalBatchNorm1d
             child.group = group  # type: ignore[assignment]
     return module

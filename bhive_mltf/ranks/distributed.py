@@ -1,4 +1,4 @@
-"""The ranks of a training: who this process is, and what it says to the others.
+"""The process group: rank and device of this process, and its collectives.
 
 Gloo on a CPU, NCCL on CUDA (gloo beside it for what lives on the host). Sums over ranks are made in float64,
 in the order of the ranks.
@@ -85,7 +85,7 @@ def backends(device: torch.device) -> tuple[str, str]:
 
 
 def size_from_environment() -> int:
-    """Number of ranks that whoever started this process announced; 1 if nobody did."""
+    """Number of ranks that the launcher of this process set; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -105,8 +105,8 @@ def wait_limit() -> timedelta:
 def join_world() -> Iterator[World]:
     """Join the ranks named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; alone without them.
 
-    The process group is taken down on success only: after an error the other ranks may be gone, and whoever
-    waits for them here would wait long. The process then has to end.
+    The process group is taken down on success only: after an error the other ranks may be gone, and waiting
+    for them would take until the timeout. The process then has to end.
     """
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     size = size_from_environment()

@@ -54,7 +54,7 @@ def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[i
     silent = [rank for rank in range(size) if rank not in reasons]
     own.sort(key=lambda rank: reasons[rank].time)
     # errors of its own first: a rank that was killed may have been slow to end when the launcher ended all; then
-    # killed by somebody; then whoever is silent while all others lost it
+    # killed by a signal; then a rank that is silent while all others lost the connection
     for candidates in (own, killed, silent if reasons else []):
         if candidates:
             return candidates[0]

@@ -55,7 +55,7 @@ def run_reporting(directory: Path, work: Callable[[], int]) -> int:
         return work()
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - the last stop: told to the launcher, and to the log
+    except Exception as error:  # noqa: BLE001 - reported to the launcher and in the log
         _leave_reason(directory, error)
         return signals.NO_SPACE_EXIT_CODE if disk.is_out_of_space(error) else 1
 

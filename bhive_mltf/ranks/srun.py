@@ -1,4 +1,4 @@
-"""A rank that `srun` started, one task per rank: who it is, and what it tells the job around it.
+"""A rank that `srun` started, one task per rank: its rank number, and the note it leaves for its job.
 
 Everything comes by environment variables, so that nothing here knows how jobs are made.
 """

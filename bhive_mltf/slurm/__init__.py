@@ -1,6 +1,6 @@
 """Jobs on a SLURM cluster.
 
-Outside the job: a profile describes the site (`profiles`), a spec one job (`job`), `script` joins them in one text,
-`client` talks to the scheduler, `dispatch` submits once and follows, `record` remembers beside the outputs.
-Inside the job: `inside`. A cluster on this machine, for development and tests: `lab`.
+Outside the job: a profile describes the site (`profiles`), a spec one job (`job`), `script` makes the batch script of
+both, `client` talks to the scheduler, `dispatch` submits once, `follow` polls, `record` keeps the job beside the
+outputs, `outcome` judges how it ended. Inside the job: `batch_step`.
 """

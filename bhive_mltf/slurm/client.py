@@ -26,13 +26,13 @@ from bhive_mltf.slurm.states import JobState
 
 logger = logging.getLogger(__name__)
 
-# What a job may know of the submitting shell, besides what its profile names.
+# Variables of the submitting shell that a job gets, besides those that its profile names.
 _PASSED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "BASH_ENV", "MODULEPATH", "MODULESHOME"),
     *("LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
 _PASSED_PREFIXES: Final = ("SLURM_CONF", "BASH_FUNC_", "LMOD_")
-# After these words of sbatch a job may have been taken all the same.
+# After these messages of sbatch a job may have been accepted all the same.
 _NOT_REACHED: Final = ("contact", "timed out", "zero bytes", "connect", "communication", "socket")
 SUBMIT_TIMEOUT_S: Final = 60.0
 QUERY_TIMEOUT_S: Final = 30.0
@@ -64,7 +64,7 @@ class Slurm:
         )
 
     def submit(self, script: Path, passed: Iterable[str] = ()) -> str:
-        """Hand in a script from the folder it lies in; the job id.
+        """Submit a script from the folder it lies in; the job id.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class Slurm:
         SubmissionError : the scheduler refuses the job, or there is none.
         QueryFailedError : no answer in time; whether there is a job now is not known.
         """
-        # a job handed in from inside another one is none of its steps
+        # a job submitted from inside another one is none of its steps
         environment = {**_environment_for_job(passed), **self._cluster()}
         # sbatch ends in time even when this process does not live to end it
         limit = ["timeout", "--kill-after=2", f"{self.submit_timeout_s:g}"] if shutil.which("timeout") else []

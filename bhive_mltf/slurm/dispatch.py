@@ -24,7 +24,7 @@ from bhive_mltf.slurm.states import JobState
 
 logger = logging.getLogger(__name__)
 
-# After that an sbatch of a command that is gone has ended, and what it handed in is in the queue.
+# After that an sbatch of a command that was killed has ended, and a job that it submitted is in the queue.
 SUBMISSION_ENDS_S: Final = 90.0
 LOOK_AGAIN_S: Final = 2.0
 CANCEL_WAIT_S: Final = 60.0
@@ -33,13 +33,13 @@ CANCEL_WAIT_S: Final = 60.0
 def submit_or_attach(profile: Profile, spec: JobSpec, client: Slurm | None = None) -> JobRecord:
     """The job of `spec.directory`: the one that waits or runs, else a new one.
 
-    A lock in the directory lets one command at a time decide, on whatever host. Nothing is handed in while it is not
+    A lock in the directory lets one command at a time decide, on whatever host. Nothing is submitted while it is not
     certain that the job before is over.
 
     Raises
     ------
     SubmissionError : the scheduler refuses the job.
-    QueryFailedError : it is not known whether an earlier job, or the one just handed in, exists; the same command,
+    QueryFailedError : it is not known whether an earlier job, or the one just submitted, exists; the same command,
         typed again, finds out.
     """
     client = client or Slurm.of(profile)
@@ -47,7 +47,7 @@ def submit_or_attach(profile: Profile, spec: JobSpec, client: Slurm | None = Non
     with DirectoryLock(spec.folder, wait_s=None):
         before = JobRecord.read(spec.directory)
         if before is not None and before.state is JobState.TIMEOUT:
-            # whoever follows it may have put it back meanwhile
+            # a command that follows it may have requeued it meanwhile
             before = before.changed(ended=None)
         if before is not None and not before.is_over:
             before = find_out(before, Slurm(before.slurm_conf, client.accounting))
@@ -155,7 +155,7 @@ def refuse_while_a_job_lives(directory: Path) -> None:
 
 
 def _look_for(record: JobRecord, client: Slurm) -> JobRecord:
-    """Find the job of a command that died while it was handing it in."""
+    """Find the job of a command that was killed during sbatch."""
     while True:
         found = client.find_by_name(record.token)
         if found:

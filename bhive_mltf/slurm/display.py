@@ -1,4 +1,4 @@
-"""What a person sees while a job is followed: one live line on a terminal, else a line per change."""
+"""Output while a job is followed: one live line on a terminal, else a line per change."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Lines:
         self._stream = stream or sys.stderr
         self._every_s = every_s
         self._last: tuple[object, ...] = ()
-        self._told = 0.0
+        self._last_progress = 0.0
 
     def state(self, info: JobInfo) -> None:
         """See `Display`."""
@@ -116,8 +116,8 @@ class Lines:
     def progress(self, progress: RankProgress) -> None:
         """See `Display`."""
         sentence = describe_progress(progress)
-        if sentence and (time.monotonic() - self._told >= self._every_s or not self._told):
-            self._told = time.monotonic()
+        if sentence and (time.monotonic() - self._last_progress >= self._every_s or not self._last_progress):
+            self._last_progress = time.monotonic()
             self.say(sentence)
 
     def say(self, text: str) -> None:

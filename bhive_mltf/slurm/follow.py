@@ -27,7 +27,7 @@ LOOK_S: Final = 1.0
 # While nothing changes, questions to the scheduler grow rarer by SLOWER, up to RAREST times the shortest interval.
 SLOWER: Final = 1.5
 RAREST: Final = 6.0
-# A place in the queue is asked for less often: that question is about everybody's jobs.
+# A place in the queue is asked for less often: that question covers the jobs of all users.
 POSITION_EVERY_S: Final = 30.0
 
 
@@ -46,7 +46,7 @@ class Clock(Protocol):
         """Whether a second Ctrl-C comes soon after the first."""
 
     def confirms(self, question: str) -> bool:
-        """Ask the person."""
+        """Ask at the terminal."""
 
 
 def follow(
@@ -138,9 +138,9 @@ class _Follower:
 
     def _end(self, info: JobInfo) -> None:
         if info.state is JobState.TIMEOUT:
-            self.record, told = requeue_after_timeout(self.record, self.client)
-            if told:
-                self.display.say(told)
+            self.record, done = requeue_after_timeout(self.record, self.client)
+            if done:
+                self.display.say(done)
                 self._interval, self._next = self.poll_s, 0.0
                 return
         if not self.record.is_over:
@@ -164,7 +164,7 @@ class _Follower:
     def _interrupted(self) -> None:
         job = self.record.job_id
         self.display.say(f"leaving job {job}; Ctrl-C again to cancel it")
-        # no live line while a person types
+        # no live line while the answer is typed
         twice = self.clock.came_twice()
         self.display.close()
         if twice and self.clock.confirms(f"cancel job {job} of {self.record.directory}?"):

@@ -17,7 +17,7 @@ class Detached(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Context manager: Ctrl-C is counted instead of ending the process; also the clock of who follows.
+    """Context manager: Ctrl-C is counted instead of ending the process; also the clock of `follow`.
 
     Outside the main thread, where Python allows no handlers, nothing is changed.
     """

@@ -79,9 +79,9 @@ def failure_sentence(record: JobRecord) -> str:
         if written is None and record.exit_code in EXIT_CODES:
             # a full disk keeps the job from writing its outcome
             reason = EXIT_CODES[ExitCode(record.exit_code)]
-    told = f" ({reason})" if reason and reason != "NonZeroExitCode" else ""
+    because = f" ({reason})" if reason and reason != "NonZeroExitCode" else ""
     where = f"job {record.job_id} of {record.directory}"
-    text = f"{where} ended as {record.state.value}: {what}{told}; the same command goes on; its log is {record.log}"
+    text = f"{where} ended as {record.state.value}: {what}{because}; the same command goes on; its log is {record.log}"
     last = tail(record.log)
     return f"{text}, and ends with\n{last}" if last else text
 

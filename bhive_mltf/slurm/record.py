@@ -1,6 +1,6 @@
 """`slurm/job.json`: the job that belongs to an output directory.
 
-The record is written before the job is handed in, with a token that is part of the job's name, so that a command that
+The record is written before the job is submitted, with a token that is part of the job's name, so that a command that
 dies in between leaves a trace by which the next one finds the job.
 """
 
@@ -40,7 +40,7 @@ class EarlierJob(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """A job, from before it is handed in until it is over.
+    """A job, from before it is submitted until it is over.
 
     job_id : None while it is not known whether the scheduler has the job.
     state : as last seen.
@@ -72,7 +72,7 @@ class JobRecord(BaseModel):
 
     @classmethod
     def new(cls, profile: Profile, spec: JobSpec, slurm_conf: str, before: JobRecord | None) -> JobRecord:
-        """A record of a job that is about to be handed in."""
+        """A record of a job that is about to be submitted."""
         return cls(
             token=spec.token,
             name=spec.name,
@@ -103,7 +103,7 @@ class JobRecord(BaseModel):
         return self.folder / f"job_{self.job_id}.log"
 
     def as_earlier(self) -> EarlierJob:
-        """What is kept of the job once the next one is handed in."""
+        """What is kept of the job once the next one is submitted."""
         return EarlierJob(**{name: getattr(self, name) for name in EarlierJob.model_fields})
 
     def changed(self, **values: Any) -> JobRecord:  # noqa: ANN401 - fields of the record
@@ -128,7 +128,7 @@ class JobRecord(BaseModel):
     def read(cls, directory: str | Path) -> JobRecord | None:
         """The record of an output directory, None when it has none; SlurmError when it cannot be read.
 
-        The directory is where the record lies now, whatever it was called when the job was handed in.
+        The directory is where the record lies now, whatever it was called when the job was submitted.
         """
         path = Path(directory) / FOLDER / RECORD_NAME
         try:

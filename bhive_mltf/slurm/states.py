@@ -11,7 +11,7 @@ RunStatus = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 class JobState(StrEnum):
     """SLURM's states, and two of ours.
 
-    UNKNOWN : no answer, or a word that SLURM does not have: never a verdict.
+    UNKNOWN : no answer, or a state that SLURM does not have: never taken for an end.
     GONE : the scheduler answered that it knows no such job, so it neither waits nor runs; how it ended is not known.
     """
 
@@ -70,7 +70,7 @@ class JobState(StrEnum):
 
     @property
     def is_held(self) -> bool:
-        """It waits for a person to release it."""
+        """It waits until somebody releases it by `scontrol release`."""
         return self in (JobState.REQUEUE_HOLD, JobState.SPECIAL_EXIT, JobState.RESV_DEL_HOLD)
 
     @property

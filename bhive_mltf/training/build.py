@@ -1,4 +1,4 @@
-"""What a training is made of: model and loaders, from a plan; tests put their own."""
+"""Model and loaders of a training, built from its plan."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Builder(Protocol):
     """Makes model and loaders of one rank."""
 
     def __call__(self, plan: TrainingPlan, world: World) -> Ingredients:
-        """See `ingredients.build`."""
+        """See `build.build`."""
 
 
 def train(plan: TrainingPlan, world: World, build: Builder = making.build, observer: Observer | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The loop: rounds of steps, validation, files, and the places where a training may stop."""
+"""The training loop: rounds of steps, validation, checkpoints, and the step boundaries where it may stop."""
 
 from __future__ import annotations
 

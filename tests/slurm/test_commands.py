@@ -53,7 +53,7 @@ def test_jobs_of_the_outputs_are_listed_with_their_states(fake, record, capsys):
     text = said(capsys, "jobs")
     assert f"{record.job_id}  PENDING" in text
     assert "t1 DeepJet" in text
-    assert "generic, handed in 0 s ago, Priority\n" in text
+    assert "generic, submitted 0 s ago, Priority\n" in text
     assert "TrainingTask/t1\n" in text
     fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
     slurm_jobs._clients.clear()

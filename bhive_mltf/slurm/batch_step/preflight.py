@@ -1,4 +1,4 @@
-"""Is each node fit for the job? One task per node looks around before hours are lost.
+"""Check of the nodes before the ranks start: one task per node reports file systems, clock, GPUs and version.
 
 `python -m bhive_mltf.slurm.batch_step.preflight PROBE TOKEN SCRATCH` prints one line of JSON;
 `check_nodes` starts it and judges.
@@ -32,7 +32,7 @@ _VISIBLE_WITHIN_S = 20.0
 
 @dataclass(frozen=True)
 class Report:
-    """What one node says of itself; `problem` is a sentence about it, or empty."""
+    """The report of one node; `problem` is a sentence about it, or empty."""
 
     node: str
     time: float
@@ -128,7 +128,7 @@ def _appears(path: Path) -> bool:
 
 
 def inspect_node(probe: Path, token: str, scratch: str = "") -> Report:
-    """What this node says of itself; makes its directory for temporary files."""
+    """The report of this node; makes its directory for temporary files."""
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     problem, free = "", 0
     try:
@@ -168,7 +168,7 @@ def count_gpus(environment: Mapping[str, str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what this node says of itself."""
+    """Print the report of this node."""
     sys.stdout.write(json.dumps(asdict(inspect_node(Path(arguments[0]), *arguments[1:]))) + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""The batch step of a job: check the nodes, start the ranks, judge, and put the job back into the queue."""
+"""The batch step of a job: check the nodes, start the ranks, judge how they ended, requeue the job."""
 
 from __future__ import annotations
 

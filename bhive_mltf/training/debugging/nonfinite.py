@@ -1,7 +1,7 @@
 """A step whose loss or gradient is not finite: what is known of it, as a file to replay it from.
 
 `nonfinite/step_<9 digits>.json` in the directory of the training, and beside it, as `.pt`, the weights of that step
-where the engine could spare them (see `guard`).
+where the engine could keep them (see `optim.skip_nonfinite_update`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOLDER = "nonfinite"
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that is not to be gone on from.
+    """A step whose loss or gradient is not finite.
 
     step : number of steps before it; epoch, batch : where its jets are.
     losses : each rank's part of the loss; norm : of the gradient, before clipping.

@@ -24,7 +24,7 @@ SHOWN = 10
 
 
 def replay(path: Path, build: Builder = making.build) -> list[str]:
-    """Repeat the step of a file of `incident` on one rank and say what was found, a line each.
+    """Repeat the step of a file of `nonfinite` on one rank and say what was found, a line each.
 
     The jets of all ranks go through the model at once, as their batch norms saw them; with several ranks dropout
     is another one. Nothing is written.

@@ -1,4 +1,4 @@
-"""Who watches a training: progress display, tracking. Rank 0 only; nothing here changes the training."""
+"""Observers of a training, as callbacks: progress display, tracking. Nothing here changes the training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EpochResult:
 
 
 class Observer:
-    """Told what happens; this base class does nothing with it."""
+    """Callbacks of a training; those of this base class do nothing."""
 
     def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
         """The training starts, or goes on."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import profiler
 
 from bhive_mltf.files import atomic
@@ -22,48 +21,40 @@ class StepProfiler:
 
     def __init__(self, plan: TrainingPlan, world: World) -> None:
         self._folder = plan.directory / FOLDER
-        self._wanted = plan.profile_steps if world.is_first else 0
         self._on_cuda = world.device.type == "cuda"
+        self._is_written = False
         self._profile: profiler.profile | None = None
-        self._steps = 0
+        if plan.profile_steps and world.is_first:
+            activities = [profiler.ProfilerActivity.CPU, *([profiler.ProfilerActivity.CUDA] if self._on_cuda else [])]
+            self._profile = profiler.profile(
+                activities=activities,
+                schedule=profiler.schedule(wait=WARM_UP - 1, warmup=1, active=plan.profile_steps, repeat=1),
+                on_trace_ready=self._write,
+                record_shapes=True,
+            )
+            self._profile.start()
 
     def step(self) -> bool:
         """A step is done; True when with it the trace is on disk."""
-        if not self._wanted:
-            return False
-        self._steps += 1
-        if self._profile is None and self._steps == WARM_UP:
-            self._begin()
-        elif self._profile is not None and self._steps == WARM_UP + self._wanted:
-            self._end()
-            return True
-        return False
-
-    def close(self) -> bool:
-        """End early; True when a trace of fewer steps is on disk."""
         if self._profile is None:
             return False
-        self._end()
-        return True
+        self._profile.step()
+        return self._is_written and self.close()
+
+    def close(self) -> bool:
+        """End, early too; True when now a trace, perhaps of fewer steps, is on disk."""
+        if self._profile is None:
+            return False
+        found, self._profile = self._profile, None
+        found.stop()
+        return self._is_written
 
     @property
     def files(self) -> list[Path]:
         """The trace (for chrome://tracing or Perfetto), and a table of its operations."""
         return [self._folder / "trace.json.gz", self._folder / "operations.txt"]
 
-    def _begin(self) -> None:
-        activities = [profiler.ProfilerActivity.CPU]
-        if self._on_cuda:
-            activities.append(profiler.ProfilerActivity.CUDA)
-        self._profile = profiler.profile(activities=activities, record_shapes=True)
-        self._profile.start()
-
-    def _end(self) -> None:
-        assert self._profile is not None
-        found, self._profile, self._wanted = self._profile, None, 0
-        if self._on_cuda:
-            torch.cuda.synchronize()
-        found.stop()
+    def _write(self, found: profiler.profile) -> None:
         trace, table = self.files
         with atomic.replace_file(trace) as path:
             # torch looks at the ending of the name
@@ -73,3 +64,4 @@ class StepProfiler:
         averages: Any = found.key_averages()
         order = "self_cuda_time_total" if self._on_cuda else "self_cpu_time_total"
         atomic.write_text(table, averages.table(sort_by=order, row_limit=_ROWS) + "\n")
+        self._is_written = True
