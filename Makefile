@@ -9,10 +9,11 @@ WEAVER_VENV ?= .venv-weaver
 SYNTHETIC := .bench/jetclass
 # JetClass files for the benchmarks, named after their processes.
 DATA ?= $(SYNTHETIC)
+OLDEST_LAW := 0.1.19
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 
-.PHONY: help venv weaver demo test test-long test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
+.PHONY: help venv weaver demo test test-long test-law test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +35,11 @@ test: venv ## the default test suite
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto
+
+test-law: venv ## the tests of workflows and of the law package on the oldest law that is supported
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .law-oldest law==$(OLDEST_LAW)
+	BHIVE_TEST_LAW=$(abspath .law-oldest) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm' \
+		tests/law/test_workflow.py tests/law/test_package.py
 
 weaver: $(WEAVER_VENV)/bin/weaver ## create the environment of weaver-core, for `make bench` only
 
@@ -78,4 +84,4 @@ format: venv ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches (outputs stay)
-	rm -rf $(VENV) .venv-weaver .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .law-oldest .venv-weaver .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
