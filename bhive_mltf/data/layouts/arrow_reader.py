@@ -41,7 +41,7 @@ class ArrowShard:
         self.path = path
         self._schema = schema
         self._checked: dict[str, NDArray[np.bool_]] = {}
-        self._readers: dict[tuple[int, ...], Any] = {}
+        self._mapped: Any = None
         self._spans: dict[str, _Spans] = {}
         self._last: tuple[int, Set[str], pa.RecordBatch] | None = None
         try:
@@ -93,36 +93,36 @@ class ArrowShard:
         places = [i for i, name in enumerate(self._fields) if name in fields]
         return pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
 
-    def _reader(self, fields: Set[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
-        # A choice of columns is copied even where nothing is to be decoded.
-        chosen = fields if self.compressed else self._fields
-        places = tuple(i for i, name in enumerate(self._fields) if name in chosen)
-        if places not in self._readers:
-            options = self._options(fields) if self.compressed else pa.ipc.IpcReadOptions(use_threads=False)
-            self._readers[places] = pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
-        return self._readers[places]
-
-    def _read_first(self, block: int, fields: Set[str]) -> pa.RecordBatch:
-        """The columns of a block by system calls, which fail where a map would end the process; checked."""
-        with pa.OSFile(str(self.path)) as file:
-            batch = pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
-        self._check(block, batch, fields)
-        return batch
-
     def _batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
-        """The columns `fields` of a block, checked."""
+        """The columns `fields` of a block, checked; without compression, views of the mapped file."""
         last = self._last
         if last is None or last[:2] != (block, fields):
+            is_checked = self._is_checked(block, fields)
             try:
-                batch = None if self._is_checked(block, fields) else self._read_first(block, fields)
-                if batch is None or not self.compressed:
-                    batch = self._reader(fields).get_batch(block)
+                if self.compressed or not is_checked:
+                    batch = self._read_columns(block, fields)
+                    if not is_checked:
+                        self._check(block, batch, fields)
+                if not self.compressed:
+                    batch = self._mapped_batch(block)
             except (OSError, pa.ArrowException) as error:
                 if isinstance(error, DataError):
                     raise
                 raise self._unreadable(error, f"block {block}: ") from error
             last = self._last = block, set(fields), batch
         return last[2]
+
+    def _read_columns(self, block: int, fields: Set[str]) -> pa.RecordBatch:
+        """Columns of a block by system calls, which fail where touching a map would end the process."""
+        with pa.OSFile(str(self.path)) as file:
+            return pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
+
+    def _mapped_batch(self, block: int) -> pa.RecordBatch:
+        """All columns of a block as they lie in the file; a choice of columns would be copied."""
+        if self._mapped is None:
+            options = pa.ipc.IpcReadOptions(use_threads=False)
+            self._mapped = pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
+        return self._mapped.get_batch(block)
 
     def _is_checked(self, block: int, fields: Set[str]) -> bool:
         return all(name in self._checked and self._checked[name][block] for name in fields)
