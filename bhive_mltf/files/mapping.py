@@ -21,6 +21,7 @@ from bhive_mltf.errors import CorruptFileError, DataError, DiskError
 
 _PIECE_BYTES = 1 << 22
 _POPULATE_READ = 22  # Linux 5.14; not in Python's mmap
+_EHWPOISON = 133  # not in Python's errno
 # What the machine or its file server says, whatever the file is like.
 _MACHINE = frozenset(
     {
@@ -90,7 +91,13 @@ def _pread(handle: int, start: int, size: int, path: Path) -> bytes:
     return bytes(found)
 
 
-def open_map(path: Path) -> mmap.mmap:
+class FileMap(mmap.mmap):
+    """A map that knows its file."""
+
+    path = Path()
+
+
+def open_map(path: Path) -> FileMap:
     """A private, read-only map of a file.
 
     Raises
@@ -99,25 +106,29 @@ def open_map(path: Path) -> mmap.mmap:
     ValueError : it is empty.
     """
     with path.open("rb") as handle:
-        return mmap.mmap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        found = FileMap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    found.path = path
+    return found
 
 
-def populate(file: mmap.mmap, start: int, size: int) -> None:
-    """Have a part of a mapped file read into memory now; without effect before Linux 5.14.
+def populate(file: FileMap, start: int, size: int, advice: str) -> None:
+    """Have a part of a mapped file read into memory now, in one go; without effect before Linux 5.14.
 
     start : a multiple of the size of a page.
+    advice : what to do about a damaged file.
 
     Raises
     ------
-    OSError : it cannot be read, so that touching it would end the process.
+    CorruptFileError : it cannot be read, so that touching it would end the process.
     """
     try:
         file.madvise(_POPULATE_READ, start, size)
     except ValueError:
         pass
     except OSError as error:
-        if error.errno in (errno.EFAULT, errno.EIO, errno.EHWPOISON if hasattr(errno, "EHWPOISON") else 133):
-            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+        # any other: this system has no such advice
+        if error.errno in (errno.EFAULT, _EHWPOISON):
+            raise cannot_read(file.path, OSError(errno.EIO, os.strerror(errno.EIO)), advice) from error
 
 
 def load_array(path: Path) -> NDArray[Any]:

@@ -23,14 +23,13 @@ def path(tmp_path):
 
 
 def test_f05_maps_are_private(path, monkeypatch):
-    make = mmap.mmap
+    class NoSharedMaps(mapping.FileMap):
+        def __new__(cls, handle, length, **options):
+            if options.get("flags", mmap.MAP_SHARED) & mmap.MAP_SHARED:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            return super().__new__(cls, handle, length, **options)
 
-    def no_shared_maps(handle, length, **options):
-        if options.get("flags", mmap.MAP_SHARED) & mmap.MAP_SHARED:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return make(handle, length, **options)
-
-    monkeypatch.setattr(mapping.mmap, "mmap", no_shared_maps)
+    monkeypatch.setattr(mapping, "FileMap", NoSharedMaps)
     assert bytes(mapping.open_map(path)) == path.read_bytes()
 
 
@@ -48,19 +47,22 @@ def test_f05_an_array_is_mapped_read_only_and_private(tmp_path):
 def test_f01_a_part_that_cannot_be_read_is_an_error_before_it_kills(path):
     """A file that has become shorter behaves as one with a bad block."""
     code = (
-        "import os, sys; from pathlib import Path; from bhive_mltf.files import mapping\n"
+        "import os, sys; from pathlib import Path; from bhive_mltf.files import mapping; "
+        "from bhive_mltf.errors import CorruptFileError\n"
         f"path = Path(sys.argv[1]); file = mapping.open_map(path); os.truncate(path, {PAGE})\n"
-        f"mapping.populate(file, 0, {PAGE}); file[0]\n"
+        f"mapping.populate(file, 0, {PAGE}, 'build it again'); file[0]\n"
         "if sys.argv[2] == 'look':\n"
-        f"    try: mapping.populate(file, {PAGE}, {PAGE})\n"
-        "    except OSError as error: sys.exit(error.errno)\n"
+        f"    try: mapping.populate(file, {PAGE}, {PAGE}, 'build it again')\n"
+        "    except CorruptFileError as error: sys.exit(str(error))\n"
         f"file[{PAGE}]\n"
     )
-    codes = []
+    done = {}
     for what in ("touch", "look"):
         path.write_bytes(bytes(4 * PAGE))
-        codes.append(subprocess.run([sys.executable, "-c", code, str(path), what], check=False).returncode)
-    assert codes == [-7, errno.EIO]  # SIGBUS
+        command = [sys.executable, "-c", code, str(path), what]
+        done[what] = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done["touch"].returncode == -7  # SIGBUS
+    assert done["look"].stderr == f"'{path}' cannot be read: Input/output error: build it again\n"
 
 
 def test_f01_slices_are_read_by_system_calls(path):

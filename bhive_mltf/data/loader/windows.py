@@ -23,6 +23,8 @@ from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unm
 from bhive_mltf.data.protocols import ArrowSource, JetSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.files import mapping
+from bhive_mltf.files.mapping import FileMap
 from bhive_mltf.interface import ModelInputs
 
 
@@ -79,7 +81,6 @@ def _along(values: NDArray[Any], runs: Sequence[range]) -> NDArray[Any]:
 
 
 _PAGE = mmap.PAGESIZE
-_POPULATE_READ = 22  # Linux 5.14; not in Python's mmap
 _MAX_MAPPED = 128 << 20
 
 
@@ -244,11 +245,11 @@ class _Pages:
     """Which parts of files this process has mapped, so that they stay few; the system keeps their content."""
 
     def __init__(self) -> None:
-        self._parts: OrderedDict[tuple[mmap.mmap, int, int], int] = OrderedDict()
+        self._parts: OrderedDict[tuple[FileMap, int, int], int] = OrderedDict()
         self._n_bytes = 0
         self._turn = 0
 
-    def use(self, parts: Iterable[tuple[tuple[mmap.mmap, int, int], bool]]) -> None:
+    def use(self, parts: Iterable[tuple[tuple[FileMap, int, int], bool]]) -> None:
         """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed.
 
         The flag says that a part may not be mapped yet; one whose checksum was just verified is.
@@ -260,9 +261,7 @@ class _Pages:
             if part not in self._parts:
                 self._n_bytes += part[2]
                 if may_be_away:
-                    # Read in one go where they are not in memory; older systems have no such advice.
-                    with contextlib.suppress(OSError, ValueError):
-                        file.madvise(_POPULATE_READ, begin, part[2])
+                    mapping.populate(file, begin, part[2], "build the training set again")
             self._parts[part] = self._turn
             self._parts.move_to_end(part)
         while self._n_bytes > _MAX_MAPPED and next(iter(self._parts.values())) < self._turn - 1:

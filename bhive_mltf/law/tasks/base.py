@@ -133,12 +133,14 @@ class BaseTask(law.Task):
         self._held = True
         asked = self.result_parameters()
         config = asked.pop("config", None)
+        # parameters first: one of them may be what changes the config
+        notes = records.compare(record.parameters, asked, self.defaults(asked), self.local_path())
         if config is not None and record.parameters.get("config", config) != config:
             raise RecordMismatchError(
                 f"{self.local_path()} was made with another content of config '{self.config}': give the result another "
                 "version, or the config another name"
             )
-        for note in records.compare(record.parameters, asked, self.defaults(asked), self.local_path()):
+        for note in notes:
             self.say(f"note: {note}")
 
     def defaults(self, names: Iterable[str]) -> dict[str, Any]:
