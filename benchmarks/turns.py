@@ -17,13 +17,15 @@ from torch import nn
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training import build as ingredients
-from bhive_mltf.training import engine, precision
+from bhive_mltf.training import engine
 from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.precision import Precision
 
 ENGINE = "engine"
+CPU = torch.device("cpu")
 ROUNDS_PER_EPOCH = 400  # the trainer looks at its losses twenty times in them
 Step = Callable[[int], float]  # number of the round -> seconds
 
@@ -63,7 +65,7 @@ class Bare:
     """Forward, backward, step: nothing else."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch], plan: TrainingPlan) -> None:
-        self._model, self._batches, self._bf16 = model.train(), batches, plan.mixed_precision
+        self._model, self._batches, self._precision = model.train(), batches, Precision.of(plan, CPU)
         self._optimizer = create_optimizer(
             plan.optimizer, model.parameters(), plan.learning_rate, betas=plan.betas, eps=plan.eps
         )
@@ -72,11 +74,9 @@ class Bare:
     def __call__(self, number: int) -> float:
         batch = self._batches[number % len(self._batches)]
         started = time.perf_counter()
-        device = torch.device("cpu")
-        with precision.mixed(device, self._bf16):
+        with self._precision.autocasting(CPU):
             loss = self._loss(self._model(batch), batch.target)
-        with precision.bfloat16_products(device, self._bf16):
-            loss.backward()
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started

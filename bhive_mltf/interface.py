@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Padding = Literal["longest", "configured"]
@@ -61,12 +63,32 @@ class GroupBatch:
     mask : bool [B,N], True for a real candidate.
     columns : names of the F columns.
     four_vectors : float [B,N,4] in the order of the config's `four_vectors`, or None.
+    counts : int64 [B], on the host: candidates of each jet, which are then the first ones of its N; None where the
+        mask alone says which are real. A model that has them need not wait for the device.
     """
 
     features: Tensor
     mask: Tensor
     columns: tuple[str, ...]
     four_vectors: Tensor | None = None
+    counts: NDArray[np.int64] | None = None
+
+    def counted(self) -> GroupBatch:
+        """The same candidates with `counts`; where they are not known, a GPU is waited for."""
+        if self.counts is not None:
+            return self
+        first = self.mask.int().argsort(dim=1, descending=True, stable=True)
+
+        def sorted_by_jet(values: Tensor) -> Tensor:
+            return values.take_along_dim(first[..., None], 1)
+
+        return replace(
+            self,
+            features=sorted_by_jet(self.features),
+            mask=self.mask.take_along_dim(first, 1),
+            four_vectors=None if self.four_vectors is None else sorted_by_jet(self.four_vectors),
+            counts=self.mask.sum(1).cpu().numpy(),
+        )
 
 
 @dataclass(frozen=True)

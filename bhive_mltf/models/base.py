@@ -5,17 +5,21 @@ Axes: B jets, N candidates, F columns, C classes, R regression outputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models.kinematics import cartesian
+from bhive_mltf.models.layers import RowWise
+from bhive_mltf.models.layout import Layout, Pairs, lay_out
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest, resolve_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from bhive_mltf.config import Config
     from bhive_mltf.interface import Batch, GroupBatch, ModelInputs, Padding
@@ -109,6 +113,35 @@ class Tagger(nn.Module):
             raise ModelError(msg)
         return group
 
+    def counted(self, batch: Batch) -> Batch:
+        """The batch with the `counts` of all its groups of candidates."""
+        groups = {name: group if name == GLOBAL else group.counted() for name, group in batch.groups.items()}
+        return replace(batch, groups=groups)
+
+    def lay_out(self, batch: Batch, names: Iterable[str], pairs: Pairs = "none") -> Layout:
+        """The layout of the candidates of these groups together; the batch has their `counts`."""
+        groups = [self.group_of(batch, name) for name in names]
+        counts = [group.counts for group in groups if group.counts is not None]
+        return lay_out(np.stack(counts), [group.mask.shape[1] for group in groups], batch.target.device, pairs)
+
+    def real_features(self, batch: Batch, names: Iterable[str], layout: Layout) -> list[Tensor]:
+        """Features [M,F] of the real candidates of each of the groups of a layout."""
+        parts = zip(names, layout.real, strict=True)
+        return [self.features(batch, name).flatten(0, 1).index_select(0, real) for name, real in parts]
+
+    def real_momenta(self, batch: Batch, names: Iterable[str], layout: Layout) -> Tensor:
+        """Four-momenta [M,4] of the real candidates of all groups of a layout."""
+        parts = zip(names, layout.real, strict=True)
+        return torch.cat([self.momenta(batch, name).flatten(0, 1).index_select(0, real) for name, real in parts])
+
+    def compile_rows(self, mode: str) -> None:
+        """Compile with torch.compile, in place: what works on rows (`layers.row_wise`), else the whole model."""
+        parts = [module for module in self.modules() if isinstance(module, RowWise)]
+        for part in parts:
+            part.compile_mode = mode
+        if not parts:
+            self.compile(mode=mode, dynamic=True)
+
     def features(self, batch: Batch, name: str) -> Tensor:
         """Features [B,N,F] of a group in the type of the weights."""
         return self.group_of(batch, name).features.to(self.dtype)
@@ -125,3 +158,26 @@ class Tagger(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def at_least(model: str, minimum: int, **sizes: int) -> None:
+    """ModelError unless each size is a whole number of at least `minimum`."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < minimum:
+            msg = f"model {model}: {name} is {size!r}; give a whole number of at least {minimum}"
+            raise ModelError(msg)
+
+
+def fraction(model: str, **fractions: float) -> None:
+    """ModelError unless each value is a number in [0, 1)."""
+    for name, value in fractions.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            msg = f"model {model}: {name} is {value!r}; give a number of at least 0 and below 1"
+            raise ModelError(msg)
+
+
+def divisible(model: str, embed_dim: int, num_heads: int) -> None:
+    """ModelError unless the heads share the width evenly."""
+    if embed_dim % num_heads:
+        msg = f"model {model}: embed_dim {embed_dim} is no multiple of num_heads {num_heads}; change one of them"
+        raise ModelError(msg)

@@ -1,4 +1,4 @@
-"""Classes of the taggers: output class -> truth labels of the config. No torch here: tasks read it too.
+"""Outputs of the taggers: class -> truth labels of the config, regression outputs. No torch: tasks read it too.
 
 The label sets are those of B-Hive. Names of the light-quark labels differ between configs, see `SYNONYMS`.
 """
@@ -66,6 +66,15 @@ JETCLASS: Classes = {
     )
 }
 """The ten classes of the JetClass data set, each under the name of its label."""
+
+OFFLINE_OUTPUTS = ("pt", "pt_q16", "pt_q84", "pt_with_neutrinos")
+"""Regression outputs offline, as ratios to the pT of the jet (`models.regression`).
+
+Of the visible particles: centre, 16 % and 84 % quantile; of all particles: centre.
+"""
+
+HLT_OUTPUTS = ("pt",)
+"""The same of the trigger: of the visible particles; for a tau, of the visible part of its decay."""
 
 SYNONYMS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("isUD",), ("isU", "isD")),

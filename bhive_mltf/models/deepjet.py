@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bhive_mltf.models.base import Tagger
+from bhive_mltf.models.base import Tagger, fraction
 from bhive_mltf.models.classes import HLT, OFFLINE, OFFLINE_UD
 from bhive_mltf.models.layers import batch_norm
-from bhive_mltf.models.options import fraction
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
 if TYPE_CHECKING:

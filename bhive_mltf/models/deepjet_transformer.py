@@ -2,7 +2,7 @@
 
 F. Blekman et al., "Tagging more quark jet flavours at FCC-ee at 91 GeV with a transformer-based neural network",
 arXiv:2406.08590; sizes as in B-Hive. Padded candidates are hidden everywhere; batch norms see real ones only.
-Axes: B jets, N candidates of all groups, E width, C classes.
+Axes: B jets, E width, C classes; R rows of a layout.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bhive_mltf.models.base import Outputs, Tagger
-from bhive_mltf.models.classes import HLT, OFFLINE_UD
+from bhive_mltf.models.base import Outputs, Tagger, at_least, divisible, fraction
+from bhive_mltf.models.classes import HLT, HLT_OUTPUTS, OFFLINE_UD
 from bhive_mltf.models.deepjet import HLT_CPF, HLT_VTX
-from bhive_mltf.models.layers import batch_norm, key_bias, visible_keys
-from bhive_mltf.models.options import at_least, divisible, fraction
-from bhive_mltf.models.outputs import HLT_OUTPUTS
+from bhive_mltf.models.layers import batch_norm
+from bhive_mltf.models.layout import Layout
 from bhive_mltf.models.part.v1 import HLT_JET, NORM_EPS, ConvolutionEmbedding
 from bhive_mltf.models.part.v2 import ParticleBlock2, TokenEmbedding
 from bhive_mltf.models.regression import HLT_COLUMNS, hlt_tagger_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
-from bhive_mltf.models.sequence import embedded
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -62,12 +60,16 @@ class AttentionPooling(nn.Module):
         self.score = nn.Linear(embed_dim, 1)
         self.norm = nn.BatchNorm1d(embed_dim, eps=NORM_EPS)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """[B,E] from tokens [B,N,E] and mask [B,N]."""
-        scores = self.score(tokens).squeeze(2).masked_fill(~visible_keys(mask), float("-inf"))
-        # a jet without candidates looks at its first padded place
-        weights = scores.softmax(1).masked_fill(~mask, 0)
-        return batch_norm(self.norm, (weights[:, None] @ tokens).squeeze(1).relu())
+    def forward(self, rows: Tensor, layout: Layout) -> Tensor:
+        """[B,E] from rows [R,E]."""
+        found = []
+        scores = layout.split(self.score(rows))
+        biases = layout.key_biases(scores[0].dtype)
+        for score, bias, tokens, group in zip(scores, biases, layout.split(rows), layout.groups, strict=True):
+            # a jet without candidates looks at its first slot, and sees zeros
+            weights = (score.squeeze(2) + bias[0, :, 0]).softmax(1).masked_fill(group.hidden, 0)
+            found.append((weights[:, None].to(tokens.dtype) @ tokens).squeeze(1))
+        return batch_norm(self.norm, layout.jets(torch.cat(found)).relu())
 
 
 class ResidualDense(nn.Module):
@@ -127,11 +129,15 @@ class DeepJetTransformerTagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        tokens, mask = embedded(self, batch, self.embeddings)
-        bias = key_bias(visible_keys(mask), tokens.dtype)
+        batch, names = self.counted(batch), list(self.embeddings)
+        layout = self.lay_out(batch, names)
+        features = self.real_features(batch, names, layout)
+        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
+        rows = layout.rows(torch.cat(tokens))
+        biases = layout.key_biases(rows.dtype)
         for block in self.blocks:
-            tokens = block(tokens, bias)
-        jet: Tensor = self.dense(self.pooling(tokens, mask))
+            rows = block(rows, biases, layout)
+        jet: Tensor = self.dense(self.pooling(rows, layout))
         if self.jet_inputs:
             columns = self.jet_columns(batch, self.jet_inputs).to(jet.dtype)
             jet = torch.cat((jet, batch_norm(self.norm_global, columns)), dim=1)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bhive_mltf.errors import ModelError
+from bhive_mltf.interface import GroupBatch
 from bhive_mltf.models.kinematics import TINY
 from bhive_mltf.models.part.network import PartNetwork
 
@@ -51,7 +52,8 @@ class PartFromWeaver(nn.Module):
 
         features : [B,F,N]. four_vectors : [B,4,N], (px, py, pz, E). mask : [B,1,N], 1 or True for real particles.
         """
-        logits: Tensor = self.network(features.transpose(1, 2), four_vectors.transpose(1, 2), mask[:, 0].bool())
+        group = GroupBatch(features.transpose(1, 2), mask[:, 0].bool(), (), four_vectors.transpose(1, 2)).counted()
+        logits: Tensor = self.network(group.features, group.four_vectors, group.counts)
         return logits
 
 

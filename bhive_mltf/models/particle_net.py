@@ -3,7 +3,7 @@
 H. Qu, L. Gouskos, "ParticleNet: Jet Tagging via Particle Clouds", arXiv:1902.08570; dynamic graphs: arXiv:1801.07829;
 sizes as in B-Hive. Neighbours are real candidates only, and a jet with fewer than k others uses all of them: padding
 enters neither the graph nor a batch norm.
-Axes: B jets, N candidates of all groups, F columns, M real candidates of the batch, P edges, C classes.
+Axes: B jets, F columns, M real candidates of the batch, P edges, S jets and L slots of a group, C classes.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhive_mltf.models.base import Outputs, Tagger
-from bhive_mltf.models.classes import HLT, OFFLINE
+from bhive_mltf.models.base import Outputs, Tagger, at_least, fraction
+from bhive_mltf.models.classes import HLT, HLT_OUTPUTS, OFFLINE
 from bhive_mltf.models.deepjet import HLT_CPF, HLT_VTX
-from bhive_mltf.models.layers import batch_norm
-from bhive_mltf.models.options import at_least, fraction
-from bhive_mltf.models.outputs import HLT_OUTPUTS
+from bhive_mltf.models.layers import RowWise, batch_norm, row_wise
+from bhive_mltf.models.layout import Layout, entries
 from bhive_mltf.models.regression import HLT_COLUMNS, hlt_tagger_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
-from bhive_mltf.models.sequence import embedded, real_rows, spread_rows
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -37,37 +36,54 @@ DENSE = (256, 128)
 
 
 class Edges(NamedTuple):
-    """Edges of the graphs of all jets; each int64 [P], rows of the real candidates [M], sorted by centre.
-
-    n_neighbours : of each candidate, [M].
-    """
+    """Edges of the graphs of all jets: int32 [P], the centre and the neighbour, as real candidates."""
 
     centre: Tensor
     neighbour: Tensor
-    n_neighbours: Tensor
 
 
-def nearest_neighbours(rows: Tensor, mask: Tensor, k: int) -> Edges:
+def n_neighbours(layout: Layout, k: int) -> Tensor:
+    """How many neighbours each real candidate has, [M]."""
+    of_jets = (layout.n - 1).clamp(max=k).index_select(0, layout.place)
+    return of_jets.index_select(0, layout.jet)
+
+
+def nearest_neighbours(values: Tensor, layout: Layout, k: int) -> Edges:
     """Edges from each real candidate to the k others of its jet that are nearest in feature space, or to all.
 
-    rows : [M,F], the real candidates; mask : [B,N].
+    values : [M,F].
     """
-    others = mask[:, :, None] & mask[:, None, :]
-    others = others & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-    crowded = mask.sum(1) > k + 1
-    if crowded.any():
-        points = spread_rows(rows.detach(), real_rows(mask), mask)
-        others[crowded] = _nearest(points[crowded], others[crowded], k)
-    number = (mask.flatten().cumsum(0) - 1).view_as(mask)
-    jet, centre, neighbour = others.nonzero(as_tuple=True)
-    return Edges(number[jet, centre], number[jet, neighbour], others.sum(2)[mask])
+    counts, found, start = layout.counts, [], 0
+    parts = zip(layout.split(layout.rows(values.detach())), layout.groups, strict=True)
+    for points, group in parts:
+        here = slice(start, start + group.jets)
+        n, row = layout.n[here], layout.row[here]
+        total = int((counts[here] * np.clip(counts[here] - 1, 0, k)).sum())
+        many = n * (n - 1).clamp(min=0, max=k)
+        jet, entry = entries(many, many.cumsum(0).int() - many, total)
+        per_centre = (n - 1).clamp(min=1, max=k).index_select(0, jet)
+        centre = torch.div(entry, per_centre, rounding_mode="floor")
+        number = entry - centre * per_centre
+        if counts[here].max() > k + 1:
+            nearest = _by_distance(points, group.hidden, k)
+            place = (jet * group.length + centre) * nearest.shape[2] + number
+            neighbour = nearest.flatten().index_select(0, place)
+        else:
+            neighbour = number + (number >= centre).int()
+        first = row.index_select(0, jet)
+        found.append(torch.stack((first + centre, first + neighbour)))
+        start += group.jets
+    edges = torch.cat(found, 1)
+    return Edges(*(layout.source.index_select(0, rows) for rows in edges))
 
 
-def _nearest(points: Tensor, others: Tensor, k: int) -> Tensor:
-    """Those of `others` [B,N,N] that are among the k nearest; points [B,N,F]."""
+def _by_distance(points: Tensor, hidden: Tensor, k: int) -> Tensor:
+    """The k nearest slots [S,L,k] of each slot of [S,L,F], hidden ones and itself last."""
+    length = points.shape[1]
     distance = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    chosen = distance.masked_fill(~others, float("inf")).topk(k, dim=2, largest=False).indices
-    return others & torch.zeros_like(others).scatter(2, chosen, True)
+    itself = torch.eye(length, dtype=torch.bool, device=points.device)
+    distance = distance.masked_fill(hidden[:, None] | itself, float("inf"))
+    return distance.topk(min(k, length), dim=2, largest=False).indices.int()
 
 
 def mean_by(place: Tensor, values: Tensor, counts: Tensor) -> Tensor:
@@ -77,7 +93,7 @@ def mean_by(place: Tensor, values: Tensor, counts: Tensor) -> Tensor:
     return total / counts.clamp(min=1)[:, None].to(total.dtype)
 
 
-class EdgeConvolution(nn.Module):
+class EdgeConvolution(RowWise):
     """Three layers on (candidate, neighbour - candidate), mean over neighbours, shortcut, ReLU.
 
     The first layer is linear in both, so it is computed per candidate and added per edge.
@@ -93,23 +109,28 @@ class EdgeConvolution(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Linear(before, widths[-1], bias=False)
         self.norm_shortcut = nn.Identity() if same else nn.BatchNorm1d(widths[-1])
 
-    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """[M,before] -> [M,after] of the real candidates of mask [B,N]."""
-        edges = nearest_neighbours(rows, mask, self.k)
+    def forward(self, rows: Tensor, layout: Layout) -> Tensor:
+        """[M,before] -> [M,after]."""
+        edges = nearest_neighbours(rows, layout, self.k)
         own, difference = self.linears[0].get_parameter("weight").chunk(2, dim=1)
-        values = F.linear(rows, own - difference)[edges.centre] + F.linear(rows, difference)[edges.neighbour]
-        values = batch_norm(self.norms[0], values).relu()
-        for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
-            values = batch_norm(norm, linear(values)).relu()
-        mean = mean_by(edges.centre, values, edges.n_neighbours).to(values.dtype)
+        centres, neighbours = F.linear(rows, own - difference), F.linear(rows, difference)
+        values = centres.index_select(0, edges.centre) + neighbours.index_select(0, edges.neighbour)
+        mean = mean_by(edges.centre, self._convolved(values), n_neighbours(layout, self.k)).to(values.dtype)
         shortcut = self.shortcut(rows)
         if isinstance(self.shortcut, nn.Linear):
             shortcut = batch_norm(self.norm_shortcut, shortcut)
         joined: Tensor = (shortcut + mean).relu()
         return joined
 
+    @row_wise
+    def _convolved(self, values: Tensor) -> Tensor:
+        values = batch_norm(self.norms[0], values).relu()
+        for linear, norm in zip(self.linears[1:], self.norms[1:], strict=True):
+            values = batch_norm(norm, linear(values)).relu()
+        return values
 
-class CandidateEmbedding(nn.Module):
+
+class CandidateEmbedding(RowWise):
     """Features of one group -> tokens: batch norm, then linear map, GELU and batch norm of widths E, 4 E, E."""
 
     def __init__(self, n_features: int, embed_dim: int) -> None:
@@ -119,6 +140,7 @@ class CandidateEmbedding(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
 
+    @row_wise
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [M,F] of real candidates -> [M,E]."""
         rows = batch_norm(self.norm_in, rows)
@@ -161,14 +183,17 @@ class ParticleNetTagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        tokens, mask = embedded(self, batch, self.embeddings)
-        rows = batch_norm(self.norm_in, tokens.flatten(0, 1).index_select(0, real_rows(mask)))
+        batch, names = self.counted(batch), list(self.embeddings)
+        layout = self.lay_out(batch, names)
+        features = self.real_features(batch, names, layout)
+        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
+        rows = batch_norm(self.norm_in, torch.cat(tokens))
         layers = []
         for convolution in self.convolutions:
-            rows = convolution(rows, mask)
+            rows = convolution(rows, layout)
             layers.append(rows)
         fused = batch_norm(self.norm_fusion, self.fusion(torch.cat(layers, dim=1))).relu()
-        mean = mean_by(mask.nonzero()[:, 0], fused, mask.sum(1))
+        mean = mean_by(layout.jet, fused, layout.n.index_select(0, layout.place))[: layout.n_jets]
         return self.outputs(self.head(self.dense(mean)))
 
 

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bhive_mltf.errors import ModelError, nearest
 from bhive_mltf.models import external
-from bhive_mltf.models.classes import HLT, JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS, OFFLINE_UD, Classes
-from bhive_mltf.models.outputs import HLT_OUTPUTS, OFFLINE_OUTPUTS
+from bhive_mltf.models.classes import (
+    HLT,
+    HLT_OUTPUTS,
+    JETCLASS,
+    OFFLINE,
+    OFFLINE_OUTPUTS,
+    OFFLINE_TAU,
+    OFFLINE_TAUS,
+    OFFLINE_UD,
+    Classes,
+)
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,14 +27,14 @@ def bounded_ratio(generated: Tensor, measured: Tensor) -> Tensor:
 
 
 def offline_targets(columns: Tensor) -> Tensor:
-    """Targets [B,4] of `outputs.OFFLINE_OUTPUTS` from `OFFLINE_COLUMNS` [B,3]."""
+    """Targets [B,4] of `classes.OFFLINE_OUTPUTS` from `OFFLINE_COLUMNS` [B,3]."""
     measured, visible, full = columns.unbind(1)
     centre = bounded_ratio(visible, measured)
     return torch.stack((centre, centre, centre, bounded_ratio(full, measured)), dim=1)
 
 
 def hlt_targets(columns: Tensor, is_tau: Tensor) -> Tensor:
-    """Targets [B,1] of `outputs.HLT_OUTPUTS` from `HLT_COLUMNS` [B,3]: for a tau [B] the visible part of its decay."""
+    """Targets [B,1] of `classes.HLT_OUTPUTS` from `HLT_COLUMNS` [B,3]: for a tau [B] the visible part of its decay."""
     measured, jet, tau = columns.unbind(1)
     return bounded_ratio(torch.where(is_tau, tau, jet), measured)[:, None]
 

@@ -1,8 +1,9 @@
-"""Batch norms with the statistics of the global batch.
+"""Batch norms with the statistics of the global batch, on any device, over gloo or NCCL.
 
-On CUDA torch's own SyncBatchNorm; on a CPU, where torch has none, the same over gloo: every rank sends count,
-mean and summed squared deviations, and merges all of them (Chan et al., 1979). State-dict keys stay
-those of a plain batch norm. B: jets of this rank, may be 0; C: channels.
+Every rank sends count, mean and variance of its elements in float64, one message per norm forward and one backward, and
+merges those of all (Chan et al., 1979). A rank sends the same kind of message whatever it has, no jets or values of
+half precision, and nothing is read on the host. Keys of a state dict stay those of a plain batch norm.
+B: jets of this rank; C: channels.
 """
 
 from __future__ import annotations
@@ -15,17 +16,49 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bhive_mltf.models.cpu_kernels.messages import message
-from bhive_mltf.models.cpu_kernels.moments import update_running
-
+aten = torch.ops.aten
 Group = dist.ProcessGroup
+_CHUNK = 2048  # rows that stay in the cache of a core
 
 
-class _GlobalNorm(torch.autograd.Function):
-    """(x - mean) / std * weight + bias with mean and variance of all ranks' elements; gradients flow through both.
+def _own_moments(x: Tensor) -> Tensor:
+    """Count, mean and biased variance [3,C] of x [B,C] or [B,C,...], float64."""
+    own = x.new_zeros(3, x.shape[1], dtype=torch.float64)
+    count = x.numel() // x.shape[1]
+    if count == 0:
+        return own
+    if x.device.type == "cpu" and x.dim() == 2:
+        # torch's kernel for rows loses three digits on 10^4 of them
+        shift = x[:_CHUNK].mean(0, dtype=torch.promote_types(x.dtype, torch.float32))
+        for rows in torch.split(x, _CHUNK):
+            away = rows - shift
+            own[1] += away.sum(0)
+            own[2] += away.square_().sum(0)
+        own[1:] /= count
+        own[2] -= own[1].square()
+        own[1] += shift
+    else:
+        # with buffers of float32, or else the statistics of half-precision values come in half precision
+        unused = own[:2].to(torch.promote_types(x.dtype, torch.float32))
+        own[1], own[2] = aten.batch_norm_update_stats(x, *unused, 0.0)
+    own[0] = count
+    return own
 
-    torch's fused kernels for given statistics do the passes over `x`; between them ranks exchange 2 C numbers.
-    """
+
+def global_moments(x: Tensor, group: Group) -> Tensor:
+    """Count, mean and biased variance [3,C], float64, of the elements of all ranks."""
+    own = _own_moments(x)
+    ranks = own.new_empty(dist.get_world_size(group), *own.shape)
+    dist.all_gather(list(ranks), own, group=group)
+    counts, means, variances = ranks.unbind(1)
+    total = counts.sum(0)
+    shares = counts / total.clamp(min=1)
+    mean = (shares * means).sum(0)
+    return torch.stack((total, mean, (shares * (variances + (means - mean).square())).sum(0)))
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / std * weight + bias with the moments of all ranks; gradients flow through these too."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes them by position
@@ -37,8 +70,8 @@ class _GlobalNorm(torch.autograd.Function):
         eps: float,
         group: Group,
     ) -> Tensor:
-        # moments [3,C] float64: count, mean, variance of the global batch
-        mean, variance = moments[1].to(x.dtype), moments[2].to(x.dtype)
+        kind = torch.promote_types(x.dtype, torch.float32)
+        mean, variance = moments[1].to(kind), moments[2].to(kind)
         ctx.save_for_backward(x, weight, mean, variance, moments[0])
         ctx.eps, ctx.group = eps, group
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
@@ -47,109 +80,100 @@ class _GlobalNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight, mean, variance, count = ctx.saved_tensors
-        of_weight, of_bias = _parameter_gradients(grad, x, mean, variance, ctx.eps)
-        sums = torch.stack([of_bias, of_weight]).double()
-        with message():
-            dist.all_reduce(sums, group=ctx.group)
-        offset, slope = (sums / count).to(x.dtype)
-        # dx = scale (grad - offset - slope (x - mean) / std), as a line in grad and one in x
+        of_weight, of_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        if x.numel():
+            _, of_weight, of_bias = aten.native_batch_norm_backward(
+                grad, x, None, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
+        parameters = (None, None) if weight is None else (of_weight.to(weight.dtype), of_bias.to(weight.dtype))
+        if not ctx.needs_input_grad[0]:
+            return None, *parameters, None, None, None
+        sums = torch.stack((of_weight, of_bias)).double()
+        dist.all_reduce(sums, group=ctx.group)
+        slope, offset = (sums / count).to(mean.dtype)
         inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
-        dx = _line(x, mean, -scale * slope * inverse, -scale * offset)
-        dx += _line(grad, torch.zeros_like(mean), scale, None)
-        return dx, None if weight is None else of_weight, None if weight is None else of_bias, None, None, None
+        # scale * (grad - offset - slope * (x - mean) / std)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        line = torch.addcmul((slope * inverse * mean - offset).view(shape), x, -(slope * inverse).view(shape))
+        return line.add_(grad).mul_(scale.view(shape)).to(x.dtype), *parameters, None, None, None
 
 
-def _parameter_gradients(grad: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Sums [C] over this rank's elements of grad times the normalised x, and of grad."""
-    if x.numel() == 0:
-        return torch.zeros_like(mean), torch.zeros_like(mean)
-    _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-        grad, x, None, mean, variance, None, None, False, eps, [False, True, True]
-    )
-    return of_weight, of_bias
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm over the jets of all ranks of `group` in training; plain in evaluation.
 
+    With fewer than two elements in all there is no variance: the running statistics normalise, and stay.
+    """
 
-def _line(x: Tensor, origin: Tensor, slope: Tensor, offset: Tensor | None) -> Tensor:
-    """The line slope (x - origin) + offset of each channel, in one pass."""
-    return F.batch_norm(x, origin, torch.ones_like(origin), slope, offset, False, 0.0, 0.0)
+    group: Group
 
-
-class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d over the jets of all ranks of `group` in training; plain in evaluation."""
-
-    group: Group | None = None
-
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C] or [B,C,L], L may differ from rank to rank, to the same shape."""
-        self._check_input_dim(x)
+        """[B,C] or [B,C,...], which may differ from rank to rank but for C, to the same shape."""
+        self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if not (self.training or self.running_mean is None):
             return super().forward(x)
-        assert self.group is not None
-        values = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        moments = _global_moments(values.detach(), self.group)
-        if moments[0, 0] < 2:
-            # no variance anywhere: the running statistics, unchanged, as taggers do on one rank
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        self._update_running(moments)
-        normed: Tensor = _GlobalNorm.apply(  # type: ignore[no-untyped-call]
-            values, self.weight, self.bias, moments, self.eps, self.group
+        moments = global_moments(x.detach(), self.group)
+        few = moments[0] < 2
+        if self.running_mean is not None and self.running_var is not None:
+            known = torch.stack((self.running_mean, self.running_var)).double()
+            if self.training:
+                self._update_running(moments, known, few)
+            # an infinite count: these statistics have no gradient
+            fixed = torch.cat((torch.full_like(moments[:1], torch.inf), known))
+            moments = torch.where(few, fixed, moments)
+        normed: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, moments, self.eps, self.group
         )
-        return normed.to(x.dtype)
+        return normed
 
     @torch.no_grad()
-    def _update_running(self, moments: Tensor) -> None:
-        if not self.training or self.running_mean is None or self.running_var is None:
-            return
+    def _update_running(self, moments: Tensor, known: Tensor, few: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         count, mean, variance = moments
-        update_running(self, mean, variance * count / (count - 1))
+        self.num_batches_tracked.add_(~few[0])
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        if self.momentum is None:
+            rate: Tensor | float = 1 / self.num_batches_tracked.clamp(min=1).double()
+        else:
+            rate = self.momentum
+        new = torch.where(few, known, known + rate * (torch.stack((mean, unbiased)) - known))
+        self.running_mean.copy_(new[0])
+        self.running_var.copy_(new[1])
 
 
-def synchronise_batch_norms(module: nn.Module, device: torch.device, group: Group | None) -> nn.Module:
-    """Make all batch norms of `module` use the global batch; `group` None (one rank) changes nothing."""
-    if group is None:
-        return module
-    if device.type == "cuda":
-        converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        assert isinstance(converted, nn.Module)
-        return converted
-    for child in module.modules():
-        if type(child) is nn.BatchNorm1d:
-            # in place, so that existing references see it too
-            child.__class__ = GlobalBatchNorm1d
-            child.group = group  # type: ignore[assignment]
+class GlobalBatchNorm1d(GlobalBatchNorm, nn.BatchNorm1d):
+    """See `GlobalBatchNorm`."""
+
+
+class GlobalBatchNorm2d(GlobalBatchNorm, nn.BatchNorm2d):
+    """See `GlobalBatchNorm`."""
+
+
+_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: GlobalBatchNorm1d,
+    nn.BatchNorm2d: GlobalBatchNorm2d,
+}
+_PLAIN = {found: plain for plain, found in _GLOBAL.items()}
+
+
+def synchronise_batch_norms(module: nn.Module, group: Group | None) -> nn.Module:
+    """Make all batch norms of `module` use the global batch, in place; `group` None (one rank) changes nothing."""
+    if group is not None:
+        for child in module.modules():
+            if type(child) in _GLOBAL:
+                # the same object, so that whoever holds a reference sees it too
+                child.__class__ = _GLOBAL[type(child)]
+                child.group = group  # type: ignore[assignment]
     return module
 
 
 def plain_batch_norms(module: nn.Module) -> nn.Module:
     """The same module without process groups, to be copied and stored; all weights and keys stay."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.SyncBatchNorm):
-                plain = nn.BatchNorm1d(child.num_features, child.eps, child.momentum, child.affine)
-                plain.__dict__.update({k: v for k, v in child.__dict__.items() if k != "process_group"})
-                setattr(parent, name, plain)
     for child in module.modules():
-        if isinstance(child, GlobalBatchNorm1d):
+        if type(child) in _PLAIN:
+            child.__class__ = _PLAIN[type(child)]
             del child.group
-            child.__class__ = nn.BatchNorm1d  # type: ignore[assignment]
     return module
-
-
-def _global_moments(x: Tensor, group: Group) -> Tensor:
-    """Count, mean and variance [3,C], float64, of all ranks' elements per channel."""
-    count = x.numel() // x.shape[1]
-    own = torch.zeros(3, x.shape[1], dtype=torch.float64)
-    if count > 0:
-        # torch's own kernel for batch norms; var_mean takes twenty times as long
-        mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
-        own[0], own[1], own[2] = count, mean, variance.double() * count
-    gathered = own.new_empty(dist.get_world_size(group), 3, x.shape[1])
-    with message():
-        dist.all_gather(list(gathered), own, group=group)
-    counts, means, deviations = gathered.unbind(1)
-    total = counts.sum(0)
-    safe = total.clamp(min=1)
-    mean = (counts * means).sum(0) / safe
-    deviation = deviations.sum(0) + (counts * (means - mean) ** 2).sum(0)
-    return torch.stack([total, mean, deviation / safe])

@@ -31,9 +31,10 @@ REGRESSION_LOSSES: dict[str, tuple[float, ...]] = {
     "CrossEntropyLogCoshHLT": (LOG_COSH,),
 }
 LOSSES = ("CrossEntropyLoss", *REGRESSION_LOSSES)
-PRECISIONS = ("float32", "float16", "float64")
+PRECISIONS = ("float32", "float16", "float64", "tf32", "bf16", "fp16")
 UNMATCHED = ("error", "drop", "first")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")  # with CUDA graphs
 
 
 def check_loss(loss: str, model: str, outputs: Sequence[str]) -> None:

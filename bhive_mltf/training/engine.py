@@ -10,22 +10,25 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
+from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.gc_freeze import frozen_gc
-from bhive_mltf.models.cpu_kernels.memory import keep_memory
+from bhive_mltf.models.base import Tagger
 from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from bhive_mltf.ranks.distributed import World, set_threads
 from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import build as making
+from bhive_mltf.training import choices
 from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.choices import check_loss
 from bhive_mltf.training.losses import create_loss
 from bhive_mltf.training.monitoring.observers import Observer, Observers
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.precision import Precision, float32_products
 from bhive_mltf.training.reproducibility import deterministic
 from bhive_mltf.training.step import Stepper
 from bhive_mltf.training.trainer import Trainer
@@ -71,8 +74,8 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
         try:
             stack.enter_context(disk.writing(plan.directory, disk.NO_SPACE))
             stack.enter_context(deterministic(plan.deterministic))
+            stack.enter_context(float32_products(tf32=Precision.of(plan, world.device).tf32))
             set_threads(plan.threads_per_rank, world)
-            keep_memory(world.device)
             trainer = _trainer(plan, world, build(plan, world), watching, signals)
             with frozen_gc():
                 trainer.run()
@@ -97,12 +100,11 @@ def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Obs
 
 def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Stepper:
     """The model on its device, with loss, optimiser and attack."""
-    dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
-    model: nn.Module = synchronise_batch_norms(parts.model, world.device, world.norm_group)
+    dtype = Precision.of(plan, world.device).weights
+    model: nn.Module = synchronise_batch_norms(parts.model, world.norm_group)
     model = model.to(world.device, dtype)
     if plan.use_torch_compile:
-        # in place: the keys of the state dict stay; dynamic: batches have as many slots as their largest jet
-        model.compile(mode=plan.torch_compile_mode, dynamic=True)
+        compile_model(model, plan.torch_compile_mode)
     check_loss(plan.loss_function, plan.model_name, getattr(parts.model, "regression", ()))
     weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
     optimizer = create_optimizer(
@@ -118,6 +120,21 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
         inputs = cast("ModelInputs", parts.model.inputs)
         stepper.attack = pick_attack(plan.attack_options, model, inputs, parts.attack_factors)
     return stepper
+
+
+def compile_model(model: nn.Module, mode: str) -> None:
+    """Compile in place, so that the keys of the state dict stay; ParameterError for a mode that does not fit."""
+    if getattr(model, "padding", "") == "longest" and mode in choices.GRAPH_MODES:
+        fitting = " or ".join(f"'{name}'" for name in choices.COMPILE_MODES if name not in choices.GRAPH_MODES)
+        raise ParameterError(
+            f"torch_compile_mode is '{mode}', which records a graph of the GPU for each shape, but each batch of "
+            f"{type(model).__name__} has a shape of its own: take {fitting}"
+        )
+    if isinstance(model, Tagger):
+        model.compile_rows(mode)
+    else:
+        # dynamic: batches have as many slots as their largest jet
+        model.compile(mode=mode, dynamic=True)
 
 
 def _node_observer(world: World) -> Observer:

@@ -177,7 +177,7 @@ _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("betas", lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     ("eps", lambda x: 0 < x < math.inf, "a number above 0"),
     ("weight_decay", lambda x: x is None or 0 <= x < math.inf, "0 or more"),
-    ("clip_norm", lambda x: x == -1 or 0 <= x < math.inf, "-1 (1 with mixed_precision, else none), 0 (none) or above"),
+    ("clip_norm", lambda x: x == -1 or 0 <= x < math.inf, "-1 (1 under autocast, else none), 0 (none) or above"),
     ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
     ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
     ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
@@ -216,6 +216,10 @@ _COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
     (
         lambda plan: plan.weight_decay is not None and plan.optimizer in choices.WITHOUT_WEIGHT_DECAY,
         "weight_decay is {weight_decay}, but must be left out for the optimizer {optimizer}, which has none.",
+    ),
+    (
+        lambda plan: plan.mixed_precision and plan.training_precision in {"tf32", "bf16", "fp16"},
+        "mixed_precision is True beside training_precision '{training_precision}', but both set the products: take one",
     ),
 )
 

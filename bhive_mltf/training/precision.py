@@ -1,31 +1,92 @@
-"""Mixed precision of a step."""
+"""Precision of a training, as one option with a name, and what it switches.
+
+| `training_precision` | weights, sums | products on a GPU | |
+| --- | --- | --- | --- |
+| `float32` | float32 | float32, TF32 nowhere | |
+| `tf32` | float32 | TF32 | for GPUs from Ampere on |
+| `bf16` | float32 | bfloat16, by autocast | no scaler |
+| `fp16` | float32 | float16, by autocast | gradients scaled, as they would be lost below 6e-8 |
+| `float64` | float64 | float64 | |
+| `float16` | float32 | float32 | upstream's: inputs rounded to float16 |
+
+`mixed_precision True` keeps upstream's meaning, torch's default autocast: `fp16` on a GPU, `bf16` on a CPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bhive_mltf.models.cpu_kernels.products import matmul_precision
+from bhive_mltf.errors import ParameterError
+
+if TYPE_CHECKING:
+    from bhive_mltf.training.plan import TrainingPlan
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@contextmanager
-def bfloat16_products(device: torch.device, enabled: bool) -> Iterator[None]:
-    """For forward and backward pass: products of float32 in bfloat16 on a CPU that has them, summed in float32.
+@dataclass(frozen=True)
+class Precision:
+    """What a precision switches.
 
-    Autocast does not reach the products of steps of autograd that are made of several operations (`models.fused`).
-    Without effect on other devices and on processors without products of bfloat16.
+    name : of the table above, as it is in effect; recorded.
+    weights : type of weights and inputs.
+    autocast : type of products under autocast, None without.
+    tf32 : whether products of float32 may be in TF32.
+    half_inputs : whether inputs are rounded to float16 first.
     """
-    if not enabled or device.type != "cpu":
-        yield
-        return
-    with matmul_precision("medium"):
-        yield
+
+    name: str
+    weights: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+    tf32: bool = False
+    half_inputs: bool = False
+
+    @classmethod
+    def of(cls, plan: TrainingPlan, device: torch.device) -> Precision:
+        """That of a plan on a device; ParameterError for one that the device does not have."""
+        name = plan.training_precision
+        if plan.mixed_precision:
+            name = "fp16" if device.type == "cuda" else "bf16"
+        if name == "fp16" and device.type == "cpu":
+            raise ParameterError(
+                "training_precision is 'fp16', which needs a GPU, and there is none here: take 'bf16' or 'float32'"
+            )
+        return cls(
+            name,
+            torch.float64 if plan.training_precision == "float64" else torch.float32,
+            _AUTOCAST.get(name),
+            name == "tf32",
+            plan.training_precision == "float16",
+        )
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients are scaled, so that small ones are not lost."""
+        return self.autocast is torch.float16
+
+    def scaler(self, device: torch.device) -> torch.amp.GradScaler:
+        """The scaler of the gradients, without effect where none is needed."""
+        return torch.amp.GradScaler(device.type, enabled=self.scaled)
+
+    def autocasting(self, device: torch.device) -> AbstractContextManager[Any]:
+        """For a forward pass."""
+        return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
 
 
 @contextmanager
-def mixed(device: torch.device, enabled: bool) -> Iterator[None]:
-    """For a forward pass: autocast to float16 on CUDA as upstream, to bfloat16 on a CPU, which are torch's defaults."""
-    with torch.autocast(device.type, enabled=enabled), bfloat16_products(device, enabled):
+def float32_products(*, tf32: bool = False) -> Iterator[None]:
+    """Products of float32 in TF32 while it lasts, or, cuDNN's too, which torch has in TF32, in full precision."""
+    cudnn: Any = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    cudnn.allow_tf32 = tf32
+    try:
         yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]

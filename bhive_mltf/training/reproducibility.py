@@ -14,9 +14,9 @@ import torch
 
 import bhive_mltf
 from bhive_mltf.files import atomic
-from bhive_mltf.models.cpu_kernels import rows
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.precision import Precision
 from bhive_mltf.training.step import RNG_SCHEME
 
 FILE_NAME = "reproducibility.json"
@@ -61,15 +61,22 @@ def conditions(plan: TrainingPlan, world: World) -> dict[str, Any]:
         "device": world.device.type,
         "gpu": torch.cuda.get_device_name(world.device) if on_cuda else "",
         "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
-        "compiled_rows": [kernels.kind for kernels in rows.KERNELS],
         "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
+        "precision": Precision.of(plan, world.device).name,
         "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_tf32": bool(cudnn.allow_tf32) if on_cuda else False,
         "compiled": plan.use_torch_compile,
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda or "",
         "cudnn": (cudnn.version() or 0) if on_cuda else 0,
+        "nccl": _nccl_version() if on_cuda and world.size > 1 else "",
         "bhive_mltf": bhive_mltf.__version__,
     }
+
+
+def _nccl_version() -> str:
+    nccl: Any = torch.cuda.nccl
+    return ".".join(map(str, nccl.version()))
 
 
 def limits(known: Mapping[str, Any]) -> list[str]:
@@ -79,11 +86,6 @@ def limits(known: Mapping[str, Any]) -> list[str]:
         f"torch {known['torch']} and bhive_mltf {known['bhive_mltf']}",
         f"a CPU on which torch takes its {known['cpu_kernels']} kernels",
     ]
-    if known.get("compiled_rows"):
-        found.append(
-            f"an installation and a processor with compiled rows for {known['compiled_rows'][0]}: their sums and their "
-            "dropout are others than torch's"
-        )
     if known["compiled"]:
         found.append("the same compiler and its cache: torch.compile picks kernels by measuring")
     if known["device"] == "cuda":

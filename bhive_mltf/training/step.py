@@ -6,7 +6,6 @@ B: jets of this rank; C: classes.
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +18,12 @@ from bhive_mltf.data.loader import order
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.interface import Batch, GroupBatch
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.training import precision
 from bhive_mltf.training.losses import JetLosses, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
 from bhive_mltf.training.optim.optimisers import needs_closure
 from bhive_mltf.training.optim.skip_nonfinite_update import Guard
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.precision import Precision
 
 RNG_SCHEME = "philox/step/rank/1"
 CLIP_NORM = 1.0
@@ -34,11 +33,6 @@ _OPTIONS = inspect.signature(DistributedDataParallel).parameters
 _NO_BUFFER_MESSAGES: dict[str, Any] = {
     "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
 }
-
-
-def make_scaler(device: torch.device, mixed_precision: bool) -> torch.amp.GradScaler:
-    """The gradient scaler that float16 needs; without effect in bfloat16, on a CPU, and in full precision."""
-    return torch.amp.GradScaler(device.type, enabled=mixed_precision and device.type == "cuda")
 
 
 def weighted_loss(losses: JetLosses, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -53,7 +47,7 @@ class Stepper:
     The loss of a global batch is sum(weight_i * loss_i) / global_size over all its jets, whatever the ranks: each
     rank sums over its own, and the factor `world.size` undoes DDP's mean over ranks. Class weights
     do not enter the denominator, as with upstream. Unless `clip_norm` says otherwise, gradients are clipped to norm 1
-    with mixed precision and only then, as there. An `attack` changes the jets that train, never those that validate.
+    under autocast and only then, as there. An `attack` changes the jets that train, never those that validate.
     """
 
     def __init__(
@@ -62,16 +56,18 @@ class Stepper:
         self.plan, self.world = plan, world
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.network: nn.Module = model
-        self.scaler = make_scaler(world.device, plan.mixed_precision)
+        self.precision = Precision.of(plan, world.device)
+        self.scaler = self.precision.scaler(world.device)
         if self.scaler.is_enabled() and needs_closure(optimizer):
             raise ParameterError(
-                f"optimizer is {plan.optimizer}, which cannot work with scaled gradients: set mixed_precision to False."
+                f"optimizer is {plan.optimizer}, which cannot work with the scaled gradients of float16: "
+                "set mixed_precision to False, or training_precision to 'bf16' or 'float32'"
             )
         self.attack: Attack | None = None
-        self.guard = Guard(optimizer, world.device)
-        default_norm = CLIP_NORM if plan.mixed_precision else 0.0
+        # a scaler skips steps of its own, and does not stop
+        self.guard = Guard(optimizer, world.device, acts=not self.scaler.is_enabled())
+        default_norm = 0.0 if self.precision.autocast is None else CLIP_NORM
         self._clip_norm = default_norm if plan.clip_norm < 0 else plan.clip_norm
-        self._dtype = torch.float64 if plan.training_precision == "float64" else torch.float32
 
     def wrap(self) -> None:
         """Share gradients with the other ranks from now on."""
@@ -96,8 +92,7 @@ class Stepper:
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of a global batch; (this rank's part of its loss, `jet_sums`)."""
         loss, sums = self._forward(self.network, batch)
-        with precision.bfloat16_products(self.world.device, self.plan.mixed_precision):
-            self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss * self.world.size).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), sums
 
     def train(self, batch: Batch, global_step: int, learning_rate: float) -> tuple[Tensor, Tensor]:
@@ -123,7 +118,7 @@ class Stepper:
         """The batch as the attack, if there is one, changes it."""
         if self.attack is None:
             return batch
-        with self._mixed():
+        with self.precision.autocasting(self.world.device):
             return self.attack(self._prepare(batch))
 
     def _clip(self) -> Tensor:
@@ -160,7 +155,7 @@ class Stepper:
     def jet_losses(self, network: nn.Module, batch: Batch) -> tuple[Batch, Tensor, JetLosses]:
         """The batch on the device, logits [B,C] of `network`, and the losses of its jets."""
         batch = self._prepare(batch)
-        with self._mixed():
+        with self.precision.autocasting(self.world.device):
             output = network(batch)
         return batch, *jet_losses(self.loss, self.model, output, batch)
 
@@ -171,15 +166,12 @@ class Stepper:
 
     def _prepare(self, batch: Batch) -> Batch:
         def place(values: Tensor) -> Tensor:
-            dtype = self._dtype if values.is_floating_point() else values.dtype
+            dtype = self.precision.weights if values.is_floating_point() else values.dtype
             return values.to(self.world.device, dtype, non_blocking=True)
 
-        if self.plan.training_precision == "float16":
+        if self.precision.half_inputs:
             batch = replace(batch, groups={name: _through_half(group) for name, group in batch.groups.items()})
         return batch.map(place)
-
-    def _mixed(self) -> AbstractContextManager[None]:
-        return precision.mixed(self.world.device, self.plan.mixed_precision)
 
 
 def _through_half(group: GroupBatch) -> GroupBatch:

@@ -1,43 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bhive_mltf.models.layers import Attention, PairIndex, batch_norm, key_bias, spread_pairs, visible_keys
-
-MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
-
-
-def test_pairs_of_real_candidates_only():
-    pairs = PairIndex.of(MASK, with_self=True)
-    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [
-        (0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 3), (5, 3), (5, 5),
-    ]  # fmt: skip
-    assert len(PairIndex.of(MASK, with_self=False).first) == 4
-
-
-@pytest.mark.parametrize("with_self", [True, False])
-def test_spread_is_symmetric_and_each_pair_has_its_gradient(with_self):
-    pairs = PairIndex.of(MASK, with_self)
-    values = (1.0 + torch.arange(2.0 * len(pairs.first))).view(-1, 2).requires_grad_()
-    bias = spread_pairs(values, pairs, 3, 3)
-    assert bias.shape == (3, 2, 3, 3)
-    assert torch.equal(bias, bias.transpose(2, 3))
-    both = MASK[:, :, None] & MASK[:, None, :]
-    if not with_self:
-        both = both & ~torch.eye(3, dtype=torch.bool)
-    assert torch.equal(bias[:, 0] != 0, both)
-    bias.sum().backward()
-    expected = torch.where(pairs.first == pairs.second, 1.0, 2.0)
-    assert torch.equal(values.grad, expected[:, None].expand(-1, 2))
-
-
-def test_keys_of_an_empty_jet_stay_visible_once():
-    assert visible_keys(MASK).tolist() == [[True] * 3, [True, False, True], [True, False, False]]
-    assert visible_keys(torch.zeros(2, 0, dtype=torch.bool)).shape == (2, 0)
-    assert key_bias(MASK, torch.float64)[1, 0, 0].tolist() == [0, float("-inf"), 0]
+from bhive_mltf.models.layers import Attention, batch_norm, dropped
+from bhive_mltf.models.layout import lay_out
+from bhive_mltf.models.part.padded import PairIndex, key_bias, spread_pairs
 
 
 @pytest.mark.parametrize("cross", [False, True])
@@ -53,6 +24,35 @@ def test_attention_is_torch_s_multi_head_attention(cross):
     bias = torch.randn(2, 3, query.shape[1], 5, dtype=torch.float64)
     expected, _ = torch_s(query, memory, memory, attn_mask=bias.flatten(0, 1))
     torch.testing.assert_close(ours(memory, bias, query if cross else None), expected)
+
+
+@pytest.mark.parametrize("bias_of", ["pairs", "keys"])
+def test_attention_among_rows_is_that_of_padded_jets(bias_of):
+    torch.manual_seed(0)
+    attention = Attention(12, 3, 0.0).double()
+    counts = np.array([[3, 17, 1, 9, 16]])
+    layout = lay_out(counts, [17], torch.device("cpu"), "all", packed=False)
+    tokens = torch.randn(5, 17, 12, dtype=torch.float64)
+    hidden = torch.arange(17)[None] >= torch.tensor(counts[0])[:, None]
+    if bias_of == "pairs":
+        values = torch.randn(3, len(layout.first), dtype=torch.float64)
+        pairs = PairIndex.of(~hidden)
+        biases, bias = layout.pair_biases(_by_jet(values, layout)), spread_pairs(values.t(), pairs, 5, 17)
+    else:
+        biases, bias = layout.key_biases(torch.float64), torch.zeros(5, 1, 1, 17, dtype=torch.float64)
+    expected = attention(tokens, bias + key_bias(~hidden, torch.float64))
+    rows = layout.rows(tokens.flatten(0, 1))
+    got = attention.project_out(attention.among_rows(attention.project_in(rows), biases, layout))
+    real = layout.source.new_zeros(len(got), dtype=torch.bool).index_fill(0, layout.slot.long(), True)
+    torch.testing.assert_close(got[layout.slot], expected[~hidden])
+    assert int(real.sum()) == counts.sum()
+
+
+def _by_jet(values, layout):
+    """Values of pairs in the order of the batch in that of the layout."""
+    n_pairs = [n * (n + 1) // 2 for n in layout.counts[layout.place].tolist()]
+    parts = values.split(n_pairs, 1)
+    return torch.cat([parts[jet] for jet in layout.order], 1)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
@@ -82,3 +82,32 @@ def test_a_synchronised_batch_norm_is_always_asked():
             return input + 100
 
     assert batch_norm(Synchronised(2), torch.zeros(1, 2)).tolist() == [[100.0, 100.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.8])
+def test_dropout_drops_its_rate_and_leaves_the_others(rate, dtype):
+    torch.manual_seed(0)
+    values = torch.ones(1_000_003, dtype=dtype, requires_grad=True)
+    kept, factor = dropped(values, rate)
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert factor == pytest.approx(1 / (1 - rate))
+    assert abs(kept.double().mean() - (1 - rate)) < 5 * (rate * (1 - rate) / 1e6) ** 0.5
+    # neighbours do not know of each other
+    assert abs(torch.corrcoef(torch.stack((kept[:-1], kept[1:])).double())[0, 1]) < 5e-3
+    kept.sum().backward()
+    assert torch.equal(values.grad, kept.detach())
+
+
+def test_dropout_follows_torch_s_seed():
+    def draw(seed):
+        torch.manual_seed(seed)
+        return dropped(torch.ones(100), 0.5)[0]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_dropout_of_rate_zero_is_the_input():
+    values = torch.ones(3)
+    assert dropped(values, 0.0) == (values, 1.0)

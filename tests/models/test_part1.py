@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bhive_mltf.models.deepjet_transformer import AttentionPooling, ResidualDense
+from bhive_mltf.models.layout import lay_out
 from bhive_mltf.models.part.v1 import ClassBlock1, ConvolutionEmbedding, ParticleBlock1
 from bhive_mltf.models.part.v2 import PairEmbedding2
-from bhive_mltf.models.sequence import on_candidates
 from tests.models.factory import jets, logits_of, small
 
 
@@ -33,15 +34,17 @@ def test_layer_list():
 def test_a_block_adds_the_feed_forward_part_to_the_normalised_sum():
     torch.manual_seed(0)
     block = ParticleBlock1(8, 2, 0.0).double()
-    tokens, bias = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    tokens, bias = torch.randn(2, 8, 8, dtype=torch.float64), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    layout = lay_out(np.array([[8, 8]]), [8], torch.device("cpu"), packed=False)
     normed = block.norm(tokens)
     attention = block.attention
-    q, k, v = (part.view(2, 3, 2, 4).transpose(1, 2) for part in attention.project_in(normed).chunk(3, -1))
+    q, k, v = (part.view(2, 8, 2, 4).transpose(1, 2) for part in attention.project_in(normed).chunk(3, -1))
     weights = (q @ k.transpose(-1, -2) / 2 + bias).softmax(-1)
     summed = block.norm_sum(tokens + attention.project_out((weights @ v).transpose(1, 2).flatten(2)))
     forward = block.feed_forward
     hidden = forward.norm(nn.functional.gelu(forward.expand(summed)))
-    torch.testing.assert_close(block(tokens, bias), summed + forward.contract(hidden))
+    got = block(tokens.flatten(0, 1), [bias.transpose(0, 1)], layout)
+    torch.testing.assert_close(got.view(2, 8, 8), summed + forward.contract(hidden))
 
 
 @pytest.mark.parametrize("name", ["ParticleTransformer", "DeepJetTransformer", "ParticleNet_InPro"])
@@ -54,26 +57,21 @@ def test_w34_statistics_are_those_of_real_candidates(name):
     torch.testing.assert_close(model.embeddings["cpf"].norm_in.running_mean, 0.1 * expected)
 
 
-def test_rows_of_real_candidates_and_zeros():
-    mask = torch.tensor([[True, False, True], [False, False, False], [True, True, False]])
-    features = torch.arange(18.0).view(3, 3, 2)
-    seen = []
-    got = on_candidates(lambda rows: seen.append(rows) or rows[:, :1] + 1, features, mask)
-    assert torch.equal(seen[0], features[mask])
-    assert got[..., 0].tolist() == [[1, 0, 5], [0, 0, 0], [13, 15, 0]]
-
-
 def test_w34_pooling_of_a_jet_without_candidates_is_that_of_zeros():
     torch.manual_seed(0)
     pooling = AttentionPooling(4).eval()
-    tokens, mask = torch.randn(2, 3, 4, requires_grad=True), torch.tensor([[True, True, False], [False, False, False]])
-    pooled = pooling(tokens, mask)
-    weights = pooling.score(tokens[0, :2]).softmax(0)
-    torch.testing.assert_close(pooled[0], pooling.norm((weights * tokens[0, :2]).sum(0, keepdim=True).relu())[0])
+    layout = lay_out(np.array([[2, 0]]), [3], torch.device("cpu"))
+    tokens = torch.randn(2, 4, requires_grad=True)
+    rows = layout.rows(tokens)
+    rows.retain_grad()
+    pooled = pooling(rows, layout)
+    weights = pooling.score(tokens).softmax(0)
+    torch.testing.assert_close(pooled[0], pooling.norm((weights * tokens).sum(0, keepdim=True).relu())[0])
     torch.testing.assert_close(pooled[1], pooling.norm(torch.zeros(1, 4))[0])
     pooled.sum().backward()
-    assert tokens.grad.isfinite().all()
-    assert not tokens.grad[1].any()
+    assert rows.grad.isfinite().all()
+    # the jet without candidates stands first
+    assert not rows.grad[:8].any()
 
 
 @pytest.mark.parametrize("name", ["GlobalParticleTransformerHLT", "GlobalDeepJetTransformerHLT"])

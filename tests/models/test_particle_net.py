@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bhive_mltf.models import registry
-from bhive_mltf.models.particle_net import EdgeConvolution, ParticleNetTagger, mean_by, nearest_neighbours
+from bhive_mltf.models.layout import lay_out
+from bhive_mltf.models.particle_net import (
+    EdgeConvolution,
+    ParticleNetTagger,
+    mean_by,
+    n_neighbours,
+    nearest_neighbours,
+)
 from tests.models.factory import jets, load, logits_of
+
+
+def laid_out(counts):
+    return lay_out(np.array([counts]), [max(counts)], torch.device("cpu"))
 
 
 def pairs(edges):
@@ -14,20 +26,20 @@ def pairs(edges):
 
 
 def test_the_nearest_others_of_the_same_jet():
-    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    layout = laid_out([4, 2])
     rows = torch.tensor([[0.0], [1.0], [1.4], [9.0], [5.0], [5.1]])
-    edges = nearest_neighbours(rows, mask, 2)
+    edges = nearest_neighbours(rows, layout, 2)
     assert pairs(edges) == {(0, 1), (0, 2), (1, 2), (1, 0), (2, 1), (2, 0), (3, 2), (3, 1), (4, 5), (5, 4)}
-    assert edges.n_neighbours.tolist() == [2, 2, 2, 2, 1, 1]
+    assert n_neighbours(layout, 2).tolist() == [2, 2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("k", [3, 4, 50])
 def test_w36_a_jet_with_fewer_others_than_k_uses_all_of_them(k):
-    mask = torch.arange(4)[None] < torch.tensor([[4], [1], [0], [3]])
-    edges = nearest_neighbours(torch.randn(8, 5), mask, k)
+    layout = laid_out([4, 1, 0, 3])
+    edges = nearest_neighbours(torch.randn(8, 5), layout, k)
     first = {(i, j) for i in range(4) for j in range(4) if i != j}
     assert pairs(edges) == first | {(i, j) for i in range(5, 8) for j in range(5, 8) if i != j}
-    assert edges.n_neighbours.tolist() == [3, 3, 3, 3, 0, 2, 2, 2]
+    assert n_neighbours(layout, k).tolist() == [3, 3, 3, 3, 0, 2, 2, 2]
 
 
 def test_w36_the_shipped_k_on_short_jets():
@@ -45,9 +57,8 @@ def test_an_edge_convolution_by_hand():
     for norm in (module for module in convolution.modules() if isinstance(module, nn.BatchNorm1d)):
         nn.init.uniform_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
-    mask = torch.arange(4)[None] < torch.tensor([[4], [1]])
     rows = torch.randn(5, 3, dtype=torch.float64)
-    got = convolution(rows, mask)
+    got = convolution(rows, laid_out([4, 1]))
     for centre in range(5):
         others = [j for j in range(4) if j != centre] if centre < 4 else []
         others = sorted(others, key=lambda j: float((rows[j] - rows[centre]).square().sum()))[:2]

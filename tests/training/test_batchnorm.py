@@ -11,8 +11,6 @@ from bhive_mltf.ranks import batchnorm
 from bhive_mltf.ranks.batchnorm import GlobalBatchNorm1d, plain_batch_norms, synchronise_batch_norms
 from tests.training.threads import as_ranks
 
-CPU = torch.device("cpu")
-
 
 def _norm(**kwargs):
     torch.manual_seed(1)
@@ -42,7 +40,7 @@ def test_global_statistics_are_those_of_one_rank(sizes, kwargs, length):
     expected = _pass(one, x, weight)
 
     def rank_pass(group, rank):
-        norm = synchronise_batch_norms(copies[rank], CPU, group)
+        norm = synchronise_batch_norms(copies[rank], group)
         return _pass(norm, x.split(sizes)[rank], weight.split(sizes)[rank]), norm.state_dict()
 
     results = as_ranks(len(sizes), rank_pass)
@@ -61,7 +59,7 @@ def test_different_lengths_per_rank_are_weighted_by_count():
     parts = [torch.randn(1, 3, 5, dtype=torch.float64), torch.randn(1, 3, 9, dtype=torch.float64)]
     expected = _norm()(torch.cat(parts, 2)).split([5, 9], 2)
     norms = [_norm(), _norm()]
-    results = as_ranks(2, lambda group, rank: synchronise_batch_norms(norms[rank], CPU, group)(parts[rank]).detach())
+    results = as_ranks(2, lambda group, rank: synchronise_batch_norms(norms[rank], group)(parts[rank]).detach())
     for result, part in zip(results, expected, strict=True):
         torch.testing.assert_close(result, part, rtol=1e-12, atol=1e-12)
 
@@ -71,7 +69,7 @@ def test_fewer_than_two_values_everywhere_use_the_running_statistics():
     norms = [_norm(), _norm()]
 
     def rank_pass(group, rank):
-        norm = synchronise_batch_norms(norms[rank], CPU, group)
+        norm = synchronise_batch_norms(norms[rank], group)
         return norm(x[: 1 - rank]).detach(), norm.num_batches_tracked.item()
 
     (first, tracked), (second, _) = as_ranks(2, rank_pass)
@@ -83,7 +81,7 @@ def test_fewer_than_two_values_everywhere_use_the_running_statistics():
 def test_half_precision_inputs_have_statistics_of_full_precision():
     x = torch.randn(8, 3)
     results = as_ranks(
-        2, lambda group, rank: synchronise_batch_norms(nn.BatchNorm1d(3), CPU, group)(x[rank * 4 :][:4].bfloat16())
+        2, lambda group, rank: synchronise_batch_norms(nn.BatchNorm1d(3), group)(x[rank * 4 :][:4].bfloat16())
     )
     expected = nn.BatchNorm1d(3)(x.bfloat16().float())
     assert results[0].dtype == torch.bfloat16
@@ -103,11 +101,11 @@ def test_evaluation_and_no_grad_send_nothing_more_than_needed(monkeypatch):
 
 def test_one_rank_keeps_its_plain_norms_and_plain_norms_come_back():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    assert synchronise_batch_norms(module, CPU, None) is module
+    assert synchronise_batch_norms(module, None) is module
     assert type(module[1]) is nn.BatchNorm1d
     keys = list(module.state_dict())
     group = object()
-    synchronise_batch_norms(module, CPU, group)
+    synchronise_batch_norms(module, group)
     assert type(module[1]) is GlobalBatchNorm1d
     assert module[1].group is group
     plain_batch_norms(module)
@@ -116,15 +114,65 @@ def test_one_rank_keeps_its_plain_norms_and_plain_norms_come_back():
     assert list(module.state_dict()) == keys
 
 
-def test_on_cuda_torchs_own_norms_are_taken_and_given_back():
-    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    keys, weight = list(module.state_dict()), module[1].weight
-    converted = synchronise_batch_norms(module, torch.device("cuda"), None)
-    assert converted is module
-    converted = batchnorm.synchronise_batch_norms(module, torch.device("cuda"), dist.GroupMember.NON_GROUP_MEMBER)
-    assert isinstance(converted[1], nn.SyncBatchNorm)
-    assert list(converted.state_dict()) == keys
-    plain = plain_batch_norms(converted)
-    assert type(plain[1]) is nn.BatchNorm1d
-    assert plain[1].weight is weight
-    assert list(plain.state_dict()) == keys
+def test_norms_of_images_are_global_too():
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 3, 4, dtype=torch.float64)
+    plain = nn.BatchNorm2d(2).double()
+    expected = copy.deepcopy(plain)(x)
+    copies = [copy.deepcopy(plain) for _ in range(2)]
+    results = as_ranks(2, lambda group, rank: synchronise_batch_norms(copies[rank], group)(x.split([4, 1])[rank]))
+    torch.testing.assert_close(torch.cat([part.detach() for part in results]), expected.detach())
+    assert type(plain_batch_norms(copies[0])) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_empty_rank_under_autocast_sends_what_the_others_send(dtype):
+    """Half-precision rows on one rank, none on the other: gradients of both, finite and of the right type."""
+    x = torch.randn(64, 3).to(dtype)
+
+    def rank_pass(group, rank):
+        norm = synchronise_batch_norms(nn.BatchNorm1d(3), group)
+        own = (x if rank == 0 else x[:0]).clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = norm(own)
+        out.float().square().sum().backward()
+        return out.dtype, own.grad, norm.weight.grad, norm.running_var
+
+    (kind, grad, of_weight, variance), (empty_kind, empty, none, other) = as_ranks(2, rank_pass)
+    assert kind == empty_kind == grad.dtype == dtype
+    assert empty.shape == (0, 3)
+    assert not none.any()
+    assert of_weight.dtype == torch.float32
+    assert torch.equal(variance, other)
+    plain = nn.BatchNorm1d(3)
+    plain(x.float())
+    torch.testing.assert_close(variance, plain.running_var, rtol=1e-5, atol=1e-6)
+
+
+def test_many_rows_far_from_zero_keep_their_digits():
+    """In float32, where torch's kernel for rows loses three."""
+    torch.manual_seed(0)
+    rows = 5 + torch.rand(100_000, 3)
+
+    def rank_pass(group, rank):
+        return batchnorm.global_moments(rows.split([70_000, 30_000])[rank], group)
+
+    count, mean, variance = as_ranks(2, rank_pass)[0]
+    assert count.tolist() == [100_000] * 3
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(variance, rows.double().var(0, unbiased=False), rtol=1e-6, atol=0)
+
+
+def test_one_message_forward_and_one_backward(monkeypatch):
+    sent, reduce, gather = [], dist.all_reduce, dist.all_gather
+    monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (sent.append(a[0].shape), reduce(*a, **k)))
+    monkeypatch.setattr(dist, "all_gather", lambda *a, **k: (sent.append(a[1].shape), gather(*a, **k)))
+    x = torch.randn(6, 3)
+
+    def rank_pass(group, rank):
+        norm = synchronise_batch_norms(nn.BatchNorm1d(3), group)
+        norm(x.clone().requires_grad_()).sum().backward()
+        norm(x).sum().backward()
+
+    as_ranks(2, rank_pass)
+    assert sorted(sent) == sorted([torch.Size((3, 3))] * 4 + [torch.Size((2, 3))] * 2)

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import shutil
+
 import pytest
+import torch
 from torch import nn
 from torch._dynamo import reset
 from torch._dynamo.utils import counters
+from torch.nn import functional as F
 
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.models import layers, registry
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.build import Ingredients
-from bhive_mltf.training.choices import COMPILE_MODES
-from bhive_mltf.training.engine import make_stepper
-from tests.models.factory import jets, small
+from bhive_mltf.training.choices import COMPILE_MODES, GRAPH_MODES
+from bhive_mltf.training.engine import compile_model, make_stepper
+from tests.models.factory import CONFIGS, jets, logits_of, small
 from tests.training import standin
 from tests.training.standin import plan
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+BATCHES = ([3, 9, 4], [7, 5, 12, 2], [6, 8], [11, 2, 3, 4, 5, 21])
+VARIANTS = {name for name in registry.names() if name.startswith("ParticleTransformer2_LT_")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    layers._compiled.cache_clear()
+    reset()
+    counters.clear()
+    yield
+    layers._compiled.cache_clear()
+    reset()
 
 
 @pytest.mark.parametrize("mode", COMPILE_MODES)
@@ -26,27 +50,94 @@ def test_the_mode_reaches_torch(tmp_path, monkeypatch, mode):
     assert asked == [{"mode": mode, "dynamic": True}]
 
 
-@pytest.mark.nightly
-# of torch itself, when it goes on tracing behind an operation that it does not trace
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("name", ["ParticleTransformer_JetClass", "DeepJet"])
+@pytest.mark.parametrize("mode", COMPILE_MODES)
+def test_graphs_of_the_gpu_are_refused_where_shapes_differ(mode):
+    model = small("ParticleTransformer_JetClass")
+    if mode not in GRAPH_MODES:
+        compile_model(model, mode)
+        assert model.network.blocks[0].compile_mode == mode
+        return
+    with pytest.raises(ParameterError, match=f"torch_compile_mode is '{mode}'.*take 'default' or 'max-autotune-no-cu"):
+        compile_model(model, mode)
+
+
+def test_a_copied_or_stored_model_is_not_compiled():
+    model = small("ParticleTransformer2")
+    model.compile_rows("default")
+    assert model.blocks[0].compile_mode == "default"
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(part.compile_mode is None for part in other.modules() if isinstance(part, layers.RowWise))
+
+
+def step_of(model, counts, seed):
+    model.zero_grad()
+    output = model(batch := jets(model, counts, seed=seed))
+    loss = F.cross_entropy(logits_of(output), batch.target)
+    if model.regression:
+        loss = loss + output.regression.square().mean()
+    loss.backward()
+    return logits_of(output).detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def check_compiled(name):
+    """Real inductor, forward and backward, two lengths of batch: as without, and what is compiled serves both."""
+    plain, compiled = small(name), small(name)
+    compile_model(compiled, "default")
+    keys = list(compiled.state_dict())
+    for seed, counts in enumerate(([3, 9, 4], [7, 5, 12, 2, 30])):
+        expected, got = step_of(plain, counts, seed), step_of(compiled, counts, seed)
+        torch.testing.assert_close(got, expected, rtol=2e-3, atol=1e-4)
+    assert list(compiled.state_dict()) == keys
+    assert counters["inductor"]
+
+
+# of torch itself, as it compiles
+FILTERS = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def torchs_own(test):
+    for mark in FILTERS:
+        test = mark(test)
+    return test
+
+
+@needs_compiler
+@torchs_own
+def test_f06_compiled_part_of_the_paper_on_two_lengths_of_batch():
+    check_compiled("ParticleTransformer_JetClass")
+
+
+@pytest.mark.long
+@needs_compiler
+@torchs_own
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - VARIANTS))
+def test_f06_every_model_compiled(name):
+    check_compiled(name)
+
+
+@torchs_own
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - VARIANTS))
 def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
+    """No graph break inside of what is compiled, nothing compiled anew after the first batch."""
     # what is traced, and when again, does not depend on what the backend makes of it
-    compile_with = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, mode, dynamic: compile_with(self, backend="eager", dynamic=dynamic)
-    )
+    real, whole = torch.compile, nn.Module.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: real(f, backend="eager", dynamic=dynamic))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode, dynamic: whole(self, backend="eager", dynamic=dynamic))
     model = small(name)
     keys = list(model.state_dict())
     parts = Ingredients(model, None, None, None, "", "", [], {})
-    made = plan(tmp_path, use_torch_compile=True, model_name=name)
-    reset()
-    counters.clear()
+    loss = {0: "CrossEntropyLoss", 1: "CrossEntropyLogCoshHLT", 4: "CrossEntropyLogCosh"}[len(model.regression)]
+    made = plan(tmp_path, use_torch_compile=True, model_name=name, loss_function=loss)
     stepper = make_stepper(made, World(), parts)
     found = []
-    for step, counts in enumerate(([3, 9, 4], [7, 5, 12, 2], [6, 8], [11, 2, 3, 4, 5, 21])):
+    for step, counts in enumerate(BATCHES * 5):
         stepper.train(jets(model, counts, seed=step), step, 1e-3)
         found.append(counters["stats"]["unique_graphs"])
     assert found[0] > 0
-    assert found == [found[0]] * 4
+    assert set(found[1:]) == {found[0]}
     assert list(stepper.model.state_dict()) == keys
+    if name == "ParticleTransformer_JetClass":
+        assert not counters["graph_break"]

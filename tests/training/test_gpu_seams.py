@@ -7,10 +7,11 @@ import torch
 
 from bhive_mltf.ranks.distributed import World, backends
 from bhive_mltf.ranks.signals import TrainingInterruptedError
-from bhive_mltf.training import step, transfer
+from bhive_mltf.training import transfer
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
+from bhive_mltf.training.precision import Precision
 from bhive_mltf.training.transfer import DeviceLane, Transfer
 from tests.training import standin
 from tests.training.standin import plan
@@ -82,12 +83,12 @@ def test_a_cpu_needs_no_lane():
     assert transfer.lane_of(CPU) is None
 
 
-def scaler(device, mixed_precision):
+def scaler(precision, device):
     return torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
 
 
 def test_the_scaler_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "make_scaler", scaler)
+    monkeypatch.setattr(Precision, "scaler", scaler)
     kwargs = {"mixed_precision": True, "epochs": 3}
     whole = run(tmp_path / "whole", **kwargs)
     assert whole["scaler_state_dict"]["scale"] > 1024.0
@@ -100,7 +101,7 @@ def test_the_scaler_goes_on_where_it_was(tmp_path, monkeypatch):
 
 
 def test_a_scaled_gradient_that_overflows_skips_its_step_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "make_scaler", scaler)
+    monkeypatch.setattr(Precision, "scaler", scaler)
     one, jets = make_stepper(tmp_path), standin.batch(20)
     one.train(jets, 0, 0.1)
     before = [p.detach().clone() for p in one.model.parameters()]
@@ -117,8 +118,11 @@ def make_stepper(directory):
     return stepper(directory, "AdamW", mixed_precision=True)
 
 
-def test_without_a_gpu_there_is_nothing_to_scale():
-    assert not step.make_scaler(CPU, mixed_precision=True).is_enabled()
+def test_a_gradient_scaler_leaves_no_weights_of_a_bad_step(tmp_path, monkeypatch):
+    """G7: the scaler skips steps by itself, the guard does not hold the weights for a report."""
+    assert make_stepper(tmp_path / "plain").guard.holds
+    monkeypatch.setattr(Precision, "scaler", scaler)
+    assert not make_stepper(tmp_path / "scaled").guard.holds
 
 
 def test_backends():

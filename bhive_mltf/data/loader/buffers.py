@@ -198,7 +198,7 @@ class BatchShape:
     global_size: int
 
     def places(self, inputs: ModelInputs) -> Mapping[str, Place]:
-        """Columns per jet; of each group `name`, `name/mask` and, if asked for, `name/vectors`; aligned."""
+        """Columns per jet; of each group `name`, `name/mask`, `name/counts`, if asked for `name/vectors`; aligned."""
         return _places(inputs, self.n_jets, self.lengths)
 
     def n_bytes(self, inputs: ModelInputs) -> int:
@@ -212,6 +212,7 @@ def _places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> Mappi
     for group, length in zip(inputs.groups, lengths, strict=True):
         wanted[group.name] = np.float32, (n_jets, length, len(group.columns))
         wanted[f"{group.name}/mask"] = np.bool_, (n_jets, length)
+        wanted[f"{group.name}/counts"] = np.int64, (n_jets,)
         if group.four_vectors:
             wanted[f"{group.name}/vectors"] = np.float32, (n_jets, length, 4)
     places: dict[str, Place] = {}
@@ -261,6 +262,7 @@ def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *,
             mask=tensor(f"{group.name}/mask"),
             columns=group.columns,
             four_vectors=tensor(f"{group.name}/vectors") if group.four_vectors else None,
+            counts=places[f"{group.name}/counts"].view(buffer).copy(),
         )
         for group in inputs.groups
     }

@@ -297,10 +297,12 @@ class Collator:
             if name == GLOBAL:
                 out(GLOBAL)[:, 0] = values[jets]
                 out(f"{GLOBAL}/mask")[:] = True
+                out(f"{GLOBAL}/counts")[:] = 1
             else:
                 values.take(jets, axis=0, out=out(name), mode="clip")
         for name in table.groups:
-            arrays = {key: out(key) for key in (name, f"{name}/mask", f"{name}/vectors") if key in places}
+            keys = (name, *(f"{name}/{kind}" for kind in ("mask", "counts", "vectors")))
+            arrays = {key: out(key) for key in keys if key in places}
             self._fill_group(name, arrays, table, jets)
 
     def _fill_group(
@@ -311,6 +313,7 @@ class Collator:
         where = None if table.where is None else table.where[jets]
         chosen = Chosen(table.memory, where, [begins[jets] for begins in candidates.begins], counts)
         mask = out[f"{name}/mask"]
+        out[f"{name}/counts"][:] = counts
         np.less(_STEPS[: mask.shape[1]], counts.astype(np.uint16)[:, None], out=mask)
         for target, picked in ((name, recipe.features), (f"{name}/vectors", recipe.vectors)):
             if picked:

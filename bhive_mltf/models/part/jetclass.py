@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bhive_mltf.models.base import Tagger
+from bhive_mltf.models.base import Tagger, at_least, divisible, fraction
 from bhive_mltf.models.classes import JETCLASS
-from bhive_mltf.models.options import at_least, divisible, fraction
 from bhive_mltf.models.part.network import EXPANSION, PartNetwork
+from bhive_mltf.models.part.padded import padded_logits
 from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
@@ -118,7 +118,14 @@ class ParticleTransformer_JetClass(Tagger):  # noqa: N801 - B-Hive names its mod
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B,10]."""
+        batch = self.counted(batch)
+        group = self.group_of(batch, "cpf")
+        features = self.standardise(self.features(batch, "cpf"), group.mask)
+        logits: Tensor = self.network(features, self.momenta(batch, "cpf"), group.counts)
+        return logits
+
+    def padded(self, batch: Batch) -> Tensor:
+        """The same, as a reference and for exporters: without `counts`, all jets padded to one length."""
         mask = self.group_of(batch, "cpf").mask
         features = self.standardise(self.features(batch, "cpf"), mask)
-        logits: Tensor = self.network(features, self.momenta(batch, "cpf"), mask)
-        return logits
+        return padded_logits(self.network, features, self.momenta(batch, "cpf"), mask)

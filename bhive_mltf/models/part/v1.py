@@ -2,25 +2,24 @@
 
 Embeddings of convolutions and batch norms, blocks after NormFormer (arXiv:2110.09456), ln(1 + x) pair features
 (arXiv:2202.03772). Batch norms see real candidates and pairs only, unlike upstream's.
-Axes: B jets, N candidates of all groups, F columns, E width, H heads, M real candidates, C classes.
+Axes: B jets, F columns, E width, H heads, C classes; M real candidates and R rows of a layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from bhive_mltf.models.base import Outputs, Tagger
-from bhive_mltf.models.classes import HLT, OFFLINE
-from bhive_mltf.models.layers import Attention, batch_norm
-from bhive_mltf.models.options import at_least, divisible, fraction
-from bhive_mltf.models.outputs import OFFLINE_OUTPUTS
+from bhive_mltf.models.base import Outputs, Tagger, at_least, divisible, fraction
+from bhive_mltf.models.classes import HLT, OFFLINE, OFFLINE_OUTPUTS
+from bhive_mltf.models.layers import Attention, RowWise, batch_norm, row_wise
+from bhive_mltf.models.layout import Layout
 from bhive_mltf.models.part.v2 import PairEmbedding2
 from bhive_mltf.models.regression import OFFLINE_COLUMNS, offline_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
-from bhive_mltf.models.sequence import class_bias, embedded, pair_bias
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -49,7 +48,7 @@ class ConvolutionLayer(nn.Module):
         return values if self.norm_out is None else batch_norm(self.norm_out, values)
 
 
-class ConvolutionEmbedding(nn.Module):
+class ConvolutionEmbedding(RowWise):
     """Features of one group -> tokens: batch norm and two convolution layers."""
 
     def __init__(
@@ -60,6 +59,7 @@ class ConvolutionEmbedding(nn.Module):
         self.first = ConvolutionLayer(n_features, embed_dim, dropout, activation, twice=twice)
         self.second = ConvolutionLayer(embed_dim, embed_dim, dropout, activation, twice=twice)
 
+    @row_wise
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [M,F] of real candidates -> [M,E]."""
         tokens: Tensor = self.second(self.first(batch_norm(self.norm_in, rows)))
@@ -78,45 +78,63 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B,N,E] -> [B,N,E], without the residual."""
+        """[M,E] -> [M,E], without the residual."""
         contracted: Tensor = self.dropout(self.contract(self.norm(self.activation(self.expand(tokens)))))
         return contracted
 
 
-class ParticleBlock1(nn.Module):
-    """Self-attention with the pair bias; the normalised sum is what the feed-forward part is added to."""
+class Block1(RowWise):
+    """The normalised sum of tokens and attention is what the feed-forward part is added to."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
+        self._norms(embed_dim)
         self.attention = Attention(embed_dim, num_heads, dropout)
         self.norm_sum = nn.LayerNorm(embed_dim)
         self.feed_forward = FeedForward(embed_dim, dropout)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Tokens [B,N,E] from tokens and bias [B,H,N,N] (-inf: hidden key)."""
-        tokens = self.norm_sum(tokens + self.attention(self.norm(tokens), bias))
+    def _norms(self, embed_dim: int) -> None:
+        raise NotImplementedError
+
+    @row_wise
+    def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = self.norm_sum(tokens + self.attention.project_out(attended))
         added: Tensor = tokens + self.feed_forward(tokens)
         return added
 
 
-class ClassBlock1(nn.Module):
-    """Attention of the class token to itself and all candidates; then as in a particle block."""
+class ParticleBlock1(Block1):
+    """Self-attention with the pair bias."""
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
+    def _norms(self, embed_dim: int) -> None:
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, rows: Tensor, biases: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Rows [R,E] from rows and the bias of each group [H,S,L,L]."""
+        return self._after_attention(rows, self.attention.among_rows(self._projected(rows), biases, layout))
+
+    @row_wise
+    def _projected(self, rows: Tensor) -> Tensor:
+        projected: Tensor = self.attention.project_in(self.norm(rows))
+        return projected
+
+
+class ClassBlock1(Block1):
+    """Attention of the class token to itself and all candidates."""
+
+    def _norms(self, embed_dim: int) -> None:
         self.norm_query = nn.LayerNorm(embed_dim)
         self.norm_memory = nn.LayerNorm(embed_dim)
-        self.attention = Attention(embed_dim, num_heads, dropout)
-        self.norm_sum = nn.LayerNorm(embed_dim)
-        self.feed_forward = FeedForward(embed_dim, dropout)
 
-    def forward(self, token: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Class token [B,1,E] from the class token, tokens [B,N,E] and bias [B,1,1,1+N]."""
-        memory = self.norm_memory(torch.cat((token, tokens), dim=1))
-        token = self.norm_sum(token + self.attention(memory, bias, query=self.norm_query(token)))
-        added: Tensor = token + self.feed_forward(token)
-        return added
+    def forward(self, token: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+        """Class tokens [B,E] from them and rows [R,E]."""
+        return self._after_attention(token, self.attention.to_rows(*self._projected(token, rows), layout))
+
+    @row_wise
+    def _projected(self, token: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention, norm = self.attention, self.norm_memory
+        own, others = (attention.keys_and_values(norm(values)) for values in (token, rows))
+        return attention.queries(self.norm_query(token)), own, others
 
 
 class Part1Tagger(Tagger):
@@ -159,15 +177,19 @@ class Part1Tagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        tokens, mask = embedded(self, batch, self.embeddings)
-        bias = pair_bias(self, batch, self.embeddings, mask, self.pair_embedding)
+        batch, names = self.counted(batch), list(self.embeddings)
+        layout = self.lay_out(batch, names, "others")
+        features = self.real_features(batch, names, layout)
+        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
+        rows = layout.rows(torch.cat(tokens))
+        biases = self.pair_embedding(self.real_momenta(batch, names, layout), layout)
         for block in self.blocks:
-            tokens = block(tokens, bias)
+            rows = block(rows, biases, layout)
 
-        token, bias = self.class_token.expand(len(mask), -1, -1), class_bias(mask, bias.dtype)
+        token = self.class_token[0].expand(len(layout.order), -1)
         for block in self.class_blocks:
-            token = block(token, tokens, bias)
-        jet: Tensor = self.norm(token.squeeze(1))
+            token = block(token, rows, layout)
+        jet: Tensor = layout.jets(self.norm(token))
         if self.jet_inputs:
             columns = self.jet_columns(batch, self.jet_inputs).to(jet.dtype)
             jet = torch.cat((jet, batch_norm(self.norm_global, columns)), dim=1)

@@ -1,11 +1,12 @@
 """B-Hive's second Particle Transformer: RMSNorm, SiLU and SwiGLU in pre-norm blocks, ln(1 + x) pair features.
 
 RMSNorm: arXiv:1910.07467; SwiGLU: arXiv:2002.05202; class attention: arXiv:2103.17239; pairs: arXiv:2202.03772.
-Axes: B jets, N candidates of all groups, F features, E width, H heads, P pairs, C classes.
+Axes: B jets, F features, E width, H heads, C classes; M real candidates, R rows and P pairs of a layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhive_mltf.models.base import Tagger
+from bhive_mltf.models.base import Tagger, at_least, divisible, fraction
 from bhive_mltf.models.classes import JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS
 from bhive_mltf.models.kinematics import log1p_features, pair_kinematics
-from bhive_mltf.models.layers import (
-    Attention,
-    PairIndex,
-    RMSNorm,
-    batch_norm,
-    key_bias,
-    spread_pairs,
-    visible_keys,
-)
-from bhive_mltf.models.options import at_least, divisible, fraction
+from bhive_mltf.models.layers import Attention, RMSNorm, RowWise, batch_norm, row_wise
+from bhive_mltf.models.layout import Layout
 from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
@@ -37,7 +30,7 @@ RMS_EPS = 1e-6
 PAIR_WIDTH = 3  # times the number of heads
 
 
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(RowWise):
     """Features of one group -> tokens: RMSNorm, Linear, SiLU, dropout, and the same again with a skip."""
 
     def __init__(self, n_features: int, embed_dim: int, dropout: float) -> None:
@@ -48,14 +41,15 @@ class TokenEmbedding(nn.Module):
         self.linear = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
+    @row_wise
     def forward(self, features: Tensor) -> Tensor:
-        """Tokens [B,N,E] from features [B,N,F]."""
+        """Tokens [M,E] from features [M,F]."""
         tokens = self.dropout(F.silu(self.linear_in(self.norm_in(features))))
         embedded: Tensor = tokens + self.dropout(F.silu(self.linear(self.norm(tokens))))
         return embedded
 
 
-class PairEmbedding2(nn.Module):
+class PairEmbedding2(RowWise):
     """Pairs i > j of real candidates -> attention bias of each head; a candidate with itself has bias zero.
 
     Padding never enters the batch norms, unlike upstream, whose statistics depend on it.
@@ -71,15 +65,19 @@ class PairEmbedding2(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[:-1])
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
 
-    def forward(self, momenta: Tensor, mask: Tensor) -> Tensor:
-        """Bias [B,H,N,N] from momenta [B,N,4] and mask [B,N]."""
-        pairs = PairIndex.of(mask, with_self=False)
+    def forward(self, momenta: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """Bias of each group [H,S,L,L] from the momenta [M,4] of real candidates."""
         with torch.no_grad(), torch.autocast(momenta.device.type, enabled=False):
-            values = log1p_features(pair_kinematics(momenta.flatten(0, 1), pairs.first, pairs.second))
-        values = values.to(next(self.parameters()).dtype)
+            kinematics = pair_kinematics(layout.rows(momenta), layout.first, layout.second)
+            features = log1p_features(kinematics).to(self.norms[0].get_parameter("weight").dtype)
+        return layout.pair_biases(self._embed(features))
+
+    @row_wise
+    def _embed(self, values: Tensor) -> Tensor:
+        """[H,P] from [P,4]."""
         for norm, linear in zip(self.norms, self.linears, strict=True):
             values = linear(self.activation(batch_norm(norm, values)))
-        return spread_pairs(values, pairs, *mask.shape)
+        return values.t()
 
 
 class GatedFeedForward(nn.Module):
@@ -94,44 +92,63 @@ class GatedFeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B,N,E] -> [B,N,E], without the residual."""
+        """[M,E] -> [M,E], without the residual."""
         value, gate = self.expand(self.norm(tokens)).chunk(2, dim=-1)
         contracted: Tensor = self.dropout(self.contract(self.norm_expanded(value * F.silu(gate))))
         return contracted
 
 
-class ParticleBlock2(nn.Module):
-    """Self-attention with the pair bias, then the gated feed-forward part; both pre-norm with residuals."""
+class Block2(RowWise):
+    """Attention, then the gated feed-forward part; both with residuals."""
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
+        self._norms(embed_dim)
         self.attention = Attention(embed_dim, num_heads, dropout)
         self.feed_forward = GatedFeedForward(embed_dim, dropout)
 
-    def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Tokens [B,N,E] from tokens and bias [B,H,N,N] (-inf: hidden key)."""
-        tokens = tokens + self.attention(self.norm(tokens), bias)
+    def _norms(self, embed_dim: int) -> None:
+        raise NotImplementedError
+
+    @row_wise
+    def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = tokens + self.attention.project_out(attended)
         added: Tensor = tokens + self.feed_forward(tokens)
         return added
 
 
-class ClassBlock2(nn.Module):
-    """Attention of the class token to itself and all candidates, then the gated feed-forward part."""
+class ParticleBlock2(Block2):
+    """Self-attention with the pair bias, pre-norm."""
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
+    def _norms(self, embed_dim: int) -> None:
+        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
+
+    def forward(self, rows: Tensor, biases: Sequence[Tensor], layout: Layout) -> Tensor:
+        """Rows [R,E] from rows and the bias of each group [H or 1,S,L or 1,L]."""
+        return self._after_attention(rows, self.attention.among_rows(self._projected(rows), biases, layout))
+
+    @row_wise
+    def _projected(self, rows: Tensor) -> Tensor:
+        projected: Tensor = self.attention.project_in(self.norm(rows))
+        return projected
+
+
+class ClassBlock2(Block2):
+    """Attention of the class token to itself and all candidates."""
+
+    def _norms(self, embed_dim: int) -> None:
         self.norm_query = RMSNorm(embed_dim, eps=RMS_EPS)
         self.norm_memory = RMSNorm(embed_dim, eps=RMS_EPS)
-        self.attention = Attention(embed_dim, num_heads, dropout)
-        self.feed_forward = GatedFeedForward(embed_dim, dropout)
 
-    def forward(self, token: Tensor, tokens: Tensor, bias: Tensor) -> Tensor:
-        """Class token [B,1,E] from the class token, tokens [B,N,E] and bias [B,1,1,1+N]."""
-        memory = self.norm_memory(torch.cat((token, tokens), dim=1))
-        token = token + self.attention(memory, bias, query=self.norm_query(token))
-        added: Tensor = token + self.feed_forward(token)
-        return added
+    def forward(self, token: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+        """Class tokens [B,E] from them and rows [R,E]."""
+        return self._after_attention(token, self.attention.to_rows(*self._projected(token, rows), layout))
+
+    @row_wise
+    def _projected(self, token: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention, norm = self.attention, self.norm_memory
+        own, others = (attention.keys_and_values(norm(values)) for values in (token, rows))
+        return attention.queries(self.norm_query(token)), own, others
 
 
 class Part2Tagger(Tagger):
@@ -167,22 +184,19 @@ class Part2Tagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B,C]."""
-        names = list(self.embeddings)
-        tokens = torch.cat([self.embeddings[name](self.features(batch, name)) for name in names], dim=1)
-        momenta = torch.cat([self.momenta(batch, name) for name in names], dim=1)
-        mask = torch.cat([self.group_of(batch, name).mask for name in names], dim=1)
-
-        bias = self.pair_embedding(momenta, mask)
-        bias = bias + key_bias(visible_keys(mask), bias.dtype)
+        batch, names = self.counted(batch), list(self.embeddings)
+        layout = self.lay_out(batch, names, "others")
+        features = self.real_features(batch, names, layout)
+        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
+        rows = layout.rows(torch.cat(tokens))
+        biases = self.pair_embedding(self.real_momenta(batch, names, layout), layout)
         for block in self.blocks:
-            tokens = block(tokens, bias)
+            rows = block(rows, biases, layout)
 
-        token = self.class_token.expand(len(mask), -1, -1)
-        class_bias = key_bias(torch.cat((mask.new_ones(len(mask), 1), mask), dim=1), bias.dtype)
+        token = self.class_token[0].expand(len(layout.order), -1)
         for block in self.class_blocks:
-            token = block(token, tokens, class_bias)
-        logits: Tensor = self.head(self.norm(token.squeeze(1)))
-        return logits
+            token = block(token, rows, layout)
+        return layout.jets(self.head(self.norm(token)))
 
 
 class ParticleTransformer2(Part2Tagger):

@@ -16,15 +16,15 @@ class Guard:
 
     norm : of the gradient of the last step, on its device, before clipping; 0 before the first.
     holds : whether the weights are spared. Fused optimisers look at a flag on the device, on a CPU the flag is read;
-        other optimisers on a GPU, and those that need a closure, go on.
+        other optimisers on a GPU, those that need a closure, and all under a gradient scaler (`acts` False) go on.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, *, acts: bool = True) -> None:
         self._optimizer = optimizer
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
         self._broken = torch.zeros((), device=device)
         self.norm = torch.zeros((), device=device)
-        self.holds = (self._fused or device.type == "cpu") and not needs_closure(optimizer)
+        self.holds = acts and (self._fused or device.type == "cpu") and not needs_closure(optimizer)
 
     def step(self, norm: Tensor) -> None:
         """Update the weights if this norm, and all before it, are finite."""

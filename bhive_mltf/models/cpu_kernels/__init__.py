@@ -1,1 +1,0 @@
-"""Hand-written kernels of the paper's Particle Transformer on a CPU."""
