@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,16 @@ def pick_attack(
         logits: Tensor = output.logits if isinstance(output, Outputs) else output
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    @lru_cache(4)
+    def factors_on(device: torch.device) -> Mapping[str, Tensor] | None:
+        if factors is None:
+            return None
+        return {name: torch.as_tensor(values, device=device) for name, values in factors.items()}
+
     def attack(batch: Batch) -> Batch:
         if len(batch) == 0:
             return batch
-        space = Space.of(batch, options, inputs, integers, factors)
+        space = Space.of(batch, options, inputs, integers, factors_on(batch.target.device))
         with _attacked(model):
             changes = method(space, logits_of, options)
         return space.moved([change.detach() for change in changes])

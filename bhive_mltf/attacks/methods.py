@@ -54,7 +54,8 @@ def jetfool(space: Space, logits_of: Logits, options: AttackOptions) -> Changes:
         logits = seen[0]
         first = logits.argmax(1) if first is None else first
         still = logits.argmax(1) == first
-        if not still.any():
+        # a GPU goes on with jets that do not move any more: it would have to be waited for
+        if still.device.type == "cpu" and not still.any():
             break
         onwards = _to_plane(space, logits, first, gradients)
         way = [one + more * _per_jet(still, more) for one, more in zip(way, onwards, strict=True)]

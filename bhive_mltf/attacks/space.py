@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from bhive_mltf.attacks.factors import Factors
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.interface import Batch, GroupBatch, ModelInputs
 
@@ -43,9 +43,12 @@ class Space:
         options: AttackOptions,
         inputs: ModelInputs,
         integers: frozenset[str],
-        factors: Factors | None,
+        factors: Mapping[str, Tensor] | None,
     ) -> Space:
-        """What `options` let move in `batch`, which was made for `inputs`; `factors` None means all 1."""
+        """What `options` let move in `batch`, which was made for `inputs`.
+
+        factors : [F] per group on the device of the batch; None means all 1.
+        """
         groups = batch.groups
         scale = [_scale(group, None if factors is None else factors[name]) for name, group in groups.items()]
         return cls(
@@ -97,15 +100,18 @@ def _movable(group: GroupBatch, target: Tensor, integers: frozenset[str], *, red
     real = (group.mask & (target >= 0)[:, None])[..., None]
     if not reduce:
         return real.expand_as(group.features)
-    free = torch.tensor([column not in integers for column in group.columns], device=real.device)
-    return real & free & (group.features != 0)
+    return real & _free(group.columns, integers, real.device) & (group.features != 0)
 
 
-def _scale(group: GroupBatch, factors: object) -> Tensor:
+@lru_cache(64)
+def _free(columns: tuple[str, ...], integers: frozenset[str], device: torch.device) -> Tensor:
+    """Bool [F], columns that are no integers; kept, since sending them to a device makes the host wait."""
+    return torch.tensor([column not in integers for column in columns], device=device)
+
+
+def _scale(group: GroupBatch, factors: Tensor | None) -> Tensor:
     values = group.features
-    if factors is None:
-        return values.new_ones(values.shape[-1])
-    return torch.as_tensor(factors, dtype=values.dtype, device=values.device)
+    return values.new_ones(values.shape[-1]) if factors is None else factors.to(values.dtype)
 
 
 def _limit(group: GroupBatch, scale: Tensor, options: AttackOptions) -> Tensor:

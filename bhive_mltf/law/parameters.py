@@ -40,7 +40,8 @@ class DatasetDependency(Host):
     dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the training set")
     filelist = luigi.Parameter(default="", significant=False, description="list of ROOT files, one per line")
     training_precision = luigi.Parameter(
-        default="float32", description="precision of the computation in training: float32 or float64"
+        default="float32",
+        description="float32, tf32, bf16 or fp16 (autocast), float64, or float16: inputs rounded, as upstream",
     )
     reference_flavour = luigi.Parameter(
         default="", description="truth label whose pt/eta shape the others are weighted to; empty: the config's"
@@ -101,9 +102,9 @@ class TrainingDependency(Host):
     weight_decay = luigi.OptionalFloatParameter(default=None, description="empty: the optimizer's own default")
     lr_scheduler = luigi.Parameter(default="epoch_lin_decay")
     lr_decay_factor = luigi.FloatParameter(default=1e-2)
-    mixed_precision = luigi.BoolParameter(default=False)
+    mixed_precision = luigi.BoolParameter(default=False, description="autocast: float16 on a GPU, bfloat16 on a CPU")
     clip_norm = luigi.FloatParameter(
-        default=-1.0, description="norm that gradients are clipped to; 0: never; -1: 1 with mixed precision, else never"
+        default=-1.0, description="norm that gradients are clipped to; 0: never; -1: 1 under autocast, else never"
     )
     use_torch_compile = luigi.BoolParameter(default=False)
     torch_compile_mode = luigi.Parameter(default="default")

@@ -91,8 +91,9 @@ class Tagger(nn.Module):
     def jet_columns(self, batch: Batch, columns: Sequence[str]) -> Tensor:
         """These columns of the group `global`, [B,len(columns)], at least float32."""
         group = self.group_of(batch, GLOBAL)
-        where = [group.columns.index(column) for column in columns]
-        return group.features[:, 0, where].to(torch.promote_types(group.features.dtype, torch.float32))
+        # one by one: a list of positions would be sent to the device, which the host would wait for
+        found = torch.stack([group.features[:, 0, group.columns.index(column)] for column in columns], dim=1)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
 
     def group_of(self, batch: Batch, name: str) -> GroupBatch:
         """A group of the batch; ModelError when the batch was not made for this model."""

@@ -42,5 +42,5 @@ def hlt_targets(columns: Tensor, is_tau: Tensor) -> Tensor:
 def hlt_tagger_targets(tagger: Tagger, batch: Batch) -> Tensor:
     """Targets [B,1] of a tagger with the classes of the trigger."""
     names = list(tagger.classes)
-    taus = torch.tensor([names.index(name) for name in HLT_TAUS], device=batch.target.device)
-    return hlt_targets(tagger.jet_columns(batch, HLT_COLUMNS), torch.isin(batch.target, taus))
+    plus, minus = (batch.target == names.index(name) for name in HLT_TAUS)
+    return hlt_targets(tagger.jet_columns(batch, HLT_COLUMNS), plus | minus)

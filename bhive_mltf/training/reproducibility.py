@@ -20,6 +20,9 @@ from bhive_mltf.training.precision import Precision
 from bhive_mltf.training.step import RNG_SCHEME
 
 FILE_NAME = "reproducibility.json"
+# How networks lay out jets, and so which jet gets which of dropout's numbers; and what it was when nothing was noted.
+LAYOUT = "rows of groups"
+_BEFORE = {"layout": "kernels for CPUs or padded jets, whose dropout drew other numbers"}
 # cuBLAS reads it at its first use in a process
 _CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -52,6 +55,7 @@ def conditions(plan: TrainingPlan, world: World) -> dict[str, Any]:
     return {
         "seed": plan.seed,
         "rng_scheme": RNG_SCHEME,
+        "layout": LAYOUT,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": bool(cudnn.deterministic),
         "cudnn_benchmark": bool(cudnn.benchmark),
@@ -105,10 +109,9 @@ def record(plan: TrainingPlan, world: World, global_step: int) -> list[str]:
     path = plan.directory / FILE_NAME
     known = conditions(plan, world)
     before = _processes(path) if global_step else []
+    last = {**_BEFORE, **before[-1]} if before else known
     changed = [
-        f"{name} {known[name]} instead of {before[-1].get(name)}"
-        for name in known
-        if before and known[name] != before[-1].get(name)
+        f"{name} {known[name]} instead of {last[name]}" for name in known if known[name] != last.get(name, known[name])
     ]
     processes = [*before, {"from_step": global_step, "time": time.time(), **known}]
     atomic.write_json(path, {"limits": limits(known), "processes": processes})
