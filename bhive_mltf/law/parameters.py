@@ -41,7 +41,7 @@ class DatasetDependency(Host):
     filelist = luigi.Parameter(default="", significant=False, description="list of ROOT files, one per line")
     training_precision = luigi.Parameter(
         default="float32",
-        description="float32, tf32, bf16 or fp16 (autocast), float64, or float16: inputs rounded, as upstream",
+        description="float32, tf32, bf16, fp16 (autocast), float64; float16: rounded inputs",
     )
     reference_flavour = luigi.Parameter(
         default="", description="truth label whose pt/eta shape the others are weighted to; empty: the config's"
