@@ -13,11 +13,12 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "bhive_mltf"
 
 # what a room may import, besides itself and `interface`
-BASE = {"errors", "files", "gc_freeze"}
+BASE = {"errors", "files", "gc_freeze", "child_process"}
 LIBRARY = {*BASE, "config", "interface"}
 ALLOWED = {
     "errors": set(),
     "gc_freeze": set(),
+    "child_process": set(),
     "files": {"errors"},
     "config": {"errors", "files"},
     "interface": set(),

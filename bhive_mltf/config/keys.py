@@ -37,6 +37,7 @@ KNOWN: Final[frozenset[str]] = frozenset(
         "data_precision",
         "compression",
         "storage_order",
+        "non_finite",
     )
 )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bhive_mltf.config.groups import read_groups, read_storage_order
 from bhive_mltf.config.keys import BRANCH_KEYS, KNOWN
 from bhive_mltf.config.labels import read_truths
-from bhive_mltf.config.schema import Config, ProcessCuts
-from bhive_mltf.config.settings import Settings, check_known, number
+from bhive_mltf.config.schema import Config, Group, ProcessCuts
+from bhive_mltf.config.settings import Settings, check_known, number, shown
 from bhive_mltf.errors import ConfigError, UnknownKeyError, nearest
 
+_FLOAT32_MAX = 3.4028234663852886e38
 DEFAULT_PROCESS = "default"
 LIMITS = tuple(ProcessCuts.model_fields)
 
@@ -50,11 +53,25 @@ def build(settings: Settings) -> Config:
         data_precision=settings.choice("data_precision", ("float32", "float16"), "float32"),
         compression=settings.choice("compression", ("none", "lz4", "zstd"), "none"),
         storage_order=read_storage_order(settings, groups),
+        non_finite=_read_non_finite(settings, groups),
         warnings=tuple(settings.warnings),
     )
     if settings.name != "default" or config.treename:
         _check_complete(settings, config)
     return config
+
+
+def _read_non_finite(settings: Settings, groups: Sequence[Group]) -> dict[str, float]:
+    """What NaN and infinity become, by column."""
+    columns = [column for group in groups for column in group.columns]
+    result = {}
+    for key, value in settings.mapping("non_finite").items():
+        where = settings.where("non_finite", key)
+        check_known(str(key), columns, settings.where("non_finite"), "a column of a group")
+        result[str(key)] = number(value, where)
+        if abs(result[str(key)]) > _FLOAT32_MAX:
+            raise ConfigError(f"{where}: {shown(value)} is not a number that float32 can hold")
+    return result
 
 
 def _read_processes(settings: Settings) -> tuple[str, ...]:

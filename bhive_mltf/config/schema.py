@@ -98,6 +98,8 @@ class Config(_Frozen):
     data_precision : of network inputs on disk; four-vectors, kinematics, labels and weights keep their width.
     compression : codec of Arrow shards.
     storage_order : per group the columns that Arrow shards keep together, in the order in which a model reads them.
+    non_finite : column -> what NaN, infinity and what is too large for float32 become; the jets of other columns that
+        hold such a number are left out.
     warnings : what was odd but harmless, one sentence each, to be logged by the caller of `load`.
     """
 
@@ -119,6 +121,7 @@ class Config(_Frozen):
     data_precision: Precision
     compression: Compression = "none"
     storage_order: dict[str, tuple[str, ...]] = {}
+    non_finite: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
 
     def group(self, name: str) -> Group:
@@ -170,6 +173,8 @@ class Config(_Frozen):
         if self.data_precision == "float16":
             # Four-vectors are not narrowed, so that which columns they are decides the content.
             content["full_width"] = {g.name: g.four_vectors.columns for g in self.groups if g.four_vectors}
+        if self.non_finite:  # younger than the digests of existing sets, which stay as they are
+            content["non_finite"] = self.non_finite
         return content
 
     def _all_content(self) -> dict[str, Any]:

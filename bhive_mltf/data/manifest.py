@@ -227,7 +227,7 @@ class DatasetDigest:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 20
 
 
 def content_id(path: str | Path) -> int:
@@ -236,9 +236,11 @@ def content_id(path: str | Path) -> int:
     Raises
     ------
     CorruptFileError
-        The file cannot be read, or is empty.
+        The file is empty.
+    OSError
+        The file cannot be read: whether that is its own fault, the caller says.
     """
-    return int(file_hash(path).intdigest())
+    return int(_read_hash(path).intdigest())
 
 
 def file_checksum(path: str | Path) -> str:
@@ -247,17 +249,28 @@ def file_checksum(path: str | Path) -> str:
 
 
 def file_hash(path: str | Path) -> xxhash.xxh3_64:
-    """XXH3-64 over the bytes of a local file, read piece by piece."""
-    state = xxhash.xxh3_64()
+    """XXH3-64 over the bytes of a local file.
+
+    Raises
+    ------
+    CorruptFileError
+        The file cannot be read, or is empty.
+    """
     try:
-        with Path(path).open("rb") as handle:
-            if os.fstat(handle.fileno()).st_size == 0:
-                raise CorruptFileError(f"the file '{path}' is empty: remove it from the list, or pass --skip-bad-files")
-            # not through a map: a block that cannot be read would end the process without a word
-            while piece := handle.read(_PIECE_BYTES):
-                state.update(piece)
+        return _read_hash(path)
     except OSError as error:
         raise mapping.cannot_read(path, error, "restore it; --skip-bad-files leaves an input out") from error
+
+
+def _read_hash(path: str | Path) -> xxhash.xxh3_64:
+    # Read, not mapped: a block that the disk refuses is an OSError then, and not a signal that kills the process.
+    state = xxhash.xxh3_64()
+    buffer = bytearray(_PIECE_BYTES)
+    with Path(path).open("rb", buffering=0) as handle, memoryview(buffer) as view:
+        if os.fstat(handle.fileno()).st_size == 0:
+            raise CorruptFileError(f"the file '{path}' is empty: remove it from the list, or pass --skip-bad-files")
+        while size := handle.readinto(view):
+            state.update(view[:size])
     return state
 
 

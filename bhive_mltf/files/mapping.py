@@ -26,9 +26,15 @@ _EHWPOISON = 133  # not in Python's errno
 _MACHINE = frozenset(
     {
         errno.EACCES,
+        errno.EAGAIN,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
         errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
         errno.EMFILE,
         errno.ENFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
         errno.ENODEV,
         errno.ENOMEM,
         errno.ENOTCONN,

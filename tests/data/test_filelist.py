@@ -5,8 +5,7 @@ import os
 import pytest
 
 from bhive_mltf.data.manifest import content_id, refuse_equal_contents
-from bhive_mltf.data.ntuples.filelist import read_filelist
-from bhive_mltf.data.ntuples.processes import match_process, one_file_per_process
+from bhive_mltf.data.ntuples.filelist import match_process, one_file_per_process, read_filelist
 from bhive_mltf.errors import CorruptFileError, FilelistError
 
 JETCLASS = ("TTBarLep", "TTBar", "HToBB", "ZToQQ")

@@ -1,18 +1,22 @@
 """Staged files and their parallel making."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bhive_mltf.data.build import spread, stage
 from bhive_mltf.data.build.stage import stage_many
-from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.build.staged_file import StagedFile
 from bhive_mltf.data.loader import order
-from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, staged_name
+from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, earlier_names, staged_name
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, MissingBranchError
 from tests.data.building import small_config, write_hand_made
@@ -214,3 +218,63 @@ def test_workers_do_without_torch():
     code = "import sys, bhive_mltf.data.build.stage, bhive_mltf.data.build.construct, bhive_mltf.data.dataset; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'matplotlib', 'pandas', 'law')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+WORKERS = """
+import os, sys, time
+from bhive_mltf.data.build.spread import spread
+
+def work(number):
+    with open(f"{sys.argv[1]}/{os.getpid()}", "w"):
+        time.sleep(60)
+
+if __name__ == "__main__":
+    spread([(work, i) for i in range(3)], 3)
+"""
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_f15_workers_end_with_a_killed_command(tmp_path):
+    (tmp_path / "command.py").write_text(WORKERS)
+    (tmp_path / "pids").mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, tmp_path / "command.py", tmp_path / "pids"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        until(lambda: len(list((tmp_path / "pids").iterdir())) == 3)
+        process.kill()
+        # Ends only when nobody holds the command's output any more, as `law run ... | tee log` does.
+        assert process.stdout.read() == b""
+    pids = [path.name for path in (tmp_path / "pids").iterdir()]
+    until(lambda: not any(alive(pid) for pid in pids), 10)
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_names_of_the_version_before(config, tmp_path):
+    """An interrupted construction of that version left `<digest>.jets`: never taken for one of ours, and removed."""
+    path = write_hand_made(tmp_path / "TT.root")
+    status = Path(path).stat()
+    files = [(path, status.st_size, status.st_mtime_ns)]
+    content = [2, config.dataset_digest, config.processes, 5, False, True, files]
+    expected = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32] + ".jets"
+    assert earlier_names(config, [path], 5, skip_bad_files=True) == [expected]
+    assert staged_name(config, [path], 5, skip_bad_files=True).endswith(".arrow")
+
+
+def test_a_staged_file_of_the_version_before_is_refused(config, tmp_path):
+    path = tmp_path / "x.jets"
+    path.write_bytes(b"bhstage2" + bytes(2000) + b"bhstage2")
+    with pytest.raises(CorruptFileError, match="is not a whole staged file: remove it and convert again"):
+        StagedFile(path, Schema.of(config))

@@ -26,7 +26,7 @@ def filelist(tmp_path_factory):
 
 def staged(sandbox):
     """Finished branches, and which file each of them is."""
-    found = sandbox.data_path.glob("ConvertNtuples/**/[!.]*.jets")
+    found = sandbox.data_path.glob("ConvertNtuples/**/[!.]*.arrow")
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from bhive_mltf.config import Config
 from bhive_mltf.data.block import JetBlock, strip
 from bhive_mltf.data.build.merge import DEFAULT_BYTES, merged
 from bhive_mltf.data.build.set_writer import clear, publish, write_jets
-from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.build.staged_file import StagedFile, added_lost
 from bhive_mltf.data.layouts.column_planes import full_width
 from bhive_mltf.data.layouts.lz4_rows import check_layout
 from bhive_mltf.data.manifest import Accounting, Manifest, Source, refuse_equal_contents
@@ -30,6 +30,8 @@ from bhive_mltf.files import disk
 
 logger = logging.getLogger(__name__)
 
+# Columns that lose a larger share of the jets are told, so many of them.
+_LOST_SHARE, _LOST_SHOWN = 0.001, 5
 _HALF_LIMIT = float(np.finfo(np.float16).max)
 
 
@@ -105,6 +107,8 @@ def construct(
     refuse_equal_contents((source.path, int(source.content_id, 16)) for source in sources)
     accounting = _account(files, sources)
     histogram = _histogram(files, config)
+    for warning in lost_jets(added_lost(file.record.lost for file in files), histogram, config, accounting.accepted):
+        logger.warning("%s", warning)
     weights = _weigh(histogram, config, weighting, is_test_set=is_test_set)
     skipped = tuple(skip for file in files for skip in file.record.skipped)
     if skipped:
@@ -158,6 +162,9 @@ def _allow_open_files(number: int) -> None:
 
 def _account(files: Sequence[StagedFile], sources: Sequence[Source]) -> Accounting:
     total = sum((file.record.accounting for file in files), Accounting())
+    skipped = [skip for file in files for skip in file.record.skipped]
+    if not sources and skipped:
+        raise DataError(f"none of the {len(skipped)} files can be used, the first: {skipped[0].reason}")
     staged = sum(len(keys) for file in files for keys in file.keys)
     if not total.balanced or total.accepted != staged or staged != sum(source.accepted for source in sources):
         raise DataError(f"the staged files hold {staged} jets, but their records say: {total}: convert again")
@@ -176,10 +183,39 @@ def _histogram(files: Sequence[StagedFile], config: Config) -> NDArray[np.int64]
     grid = _grid(config)
     histogram = np.zeros((len(config.truths), *grid.shape), np.int64)
     for file in files:
+        file.verify()
         for chunk in range(len(file)):
-            file.verify(chunk)
             histogram += grid.histogram(*file.labels(chunk))
     return histogram
+
+
+def lost_jets(
+    lost: Mapping[str, tuple[int, ...]], histogram: NDArray[np.int64], config: Config, accepted: int
+) -> list[str]:
+    """A sentence for the columns that cost more than 0.1 % of the jets, with the share of each truth label.
+
+    lost : of a staged record.
+    histogram : int64 [K,P,E], accepted jets.
+    accepted : jets.
+    """
+    if not lost:
+        return []
+    total = accepted + lost[""][-1]
+    counts = {name: jets for name, jets in lost.items() if name and jets[-1] > _LOST_SHARE * total}
+    if not counts:
+        return []
+    of_label = histogram.sum(axis=(1, 2)) + np.array(lost[""][:-1])
+    texts = []
+    for name, jets in sorted(counts.items(), key=lambda item: -item[1][-1])[:_LOST_SHOWN]:
+        shares = [(n / max(1, of), label, n, of) for n, label, of in zip(jets, config.labels, of_label, strict=False)]
+        shown = ", ".join(f"{label} {n} of {of}" for _, label, n, of in sorted(shares, reverse=True) if n)
+        texts.append(f"`{name}` in {jets[-1]} of {total} jets ({shown or 'no label'})")
+    more = f"; and {len(counts) - _LOST_SHOWN} columns more" if len(counts) > _LOST_SHOWN else ""
+    sentence = (
+        f"{lost[''][-1]} jets are left out for numbers that are not finite: {'; '.join(texts)}{more}: say in the "
+        "config's `non_finite` what such a number becomes, or leave the column out"
+    )
+    return [sentence]
 
 
 def _weigh(histogram: NDArray[np.int64], config: Config, weighting: str, *, is_test_set: bool) -> Weighting:

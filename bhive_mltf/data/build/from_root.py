@@ -11,7 +11,7 @@ from bhive_mltf.config import Config
 from bhive_mltf.data.build.construct import construct
 from bhive_mltf.data.build.stage import stage_many
 from bhive_mltf.data.manifest import Manifest
-from bhive_mltf.data.ntuples.jobs import StageJob
+from bhive_mltf.data.ntuples.jobs import StageJob, earlier_names
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.records import Record
 
@@ -54,7 +54,7 @@ def build(request: BuildRequest) -> Manifest | None:
     directory, staged = request.directory, [job.target for job in request.jobs]
     with DirectoryLock(directory, wait_s=None):
         if all((directory / name).exists() for name in request.outputs):
-            _remove(staged)
+            _remove_staged(request.jobs)
             return None
         stage_many([job for job in request.jobs if not job.target.exists()], workers=request.workers)
         # before the set can look complete; its generation is known only afterwards
@@ -72,10 +72,14 @@ def build(request: BuildRequest) -> Manifest | None:
             threads=request.workers,
         )
         Record(request.parameters, generation=manifest.digest[:12]).write(directory)
-        _remove(staged)
+        _remove_staged(request.jobs)
     return manifest
 
 
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+def _remove_staged(jobs: Sequence[StageJob]) -> None:
+    """Remove the staged files, and what earlier versions left of the same jets."""
+    for job in jobs:
+        debug = job.options.max_chunks is not None
+        names = earlier_names(job.config, job.paths, job.seed, debug=debug, skip_bad_files=job.skip_bad_files)
+        for path in (job.target, *(job.target.with_name(name) for name in names)):
+            path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock, gather
-from bhive_mltf.data.build.staging import StagedFile
+from bhive_mltf.data.build.staged_file import StagedFile
 
 DEFAULT_BYTES = 64 << 20
 # Blocks of this size stay in the caches, and in memory that the allocator has at hand.

@@ -6,12 +6,14 @@ import collections
 import concurrent.futures
 import gc
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from bhive_mltf.child_process import end_with
 from bhive_mltf.errors import DataError
 from bhive_mltf.gc_freeze import frozen_gc
 
@@ -34,6 +36,11 @@ def spread(tasks: Sequence[Task], workers: int) -> list[Any]:
             ) from error
 
 
+def _begin_worker(parent: int) -> None:
+    end_with(parent)
+    gc.freeze()
+
+
 class _Spread:
     """One set of tasks on its way: whoever is free takes the next."""
 
@@ -52,7 +59,7 @@ class _Spread:
         results: dict[int, Any] = {}
         # spawn: the caller may hold threads and locks that a forked process would inherit.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._others, mp_context=context, initializer=gc.freeze) as self._pool:
+        with ProcessPoolExecutor(self._others, context, _begin_worker, (os.getpid(),)) as self._pool:
             try:
                 for _ in range(self._others * self._ahead):
                     self._submit()

@@ -13,9 +13,10 @@ from bhive_mltf.config import Config
 from bhive_mltf.data.ntuples.filelist import is_remote
 from bhive_mltf.errors import ParameterError
 
-# Part of the names of staged files: raise it whenever the conversion gives other jets.
-FORMAT_VERSION = 2
-
+# Part of the names of staged files: raise it whenever the conversion gives other jets, or their format changes.
+FORMAT_VERSION = 3
+# Suffixes by version; those before this one are only removed.
+_SUFFIXES = {2: ".jets", FORMAT_VERSION: ".arrow"}
 
 # MB that a process needs before it has read a jet: Python and its libraries; and the least that leaves room for jets.
 BASE_MB, LEAST_MB = 220, 320
@@ -83,15 +84,29 @@ class StageJob:
 
 
 def staged_name(
-    config: Config, paths: Sequence[str], seed: int, *, debug: bool = False, skip_bad_files: bool = False
+    config: Config,
+    paths: Sequence[str],
+    seed: int,
+    *,
+    debug: bool = False,
+    skip_bad_files: bool = False,
+    version: int = FORMAT_VERSION,
 ) -> str:
     """Name of the staged file of some source files: a digest of all that decides its content.
 
     Cheap: looks at path, size and time of change of each file. A missing file gives a name too.
     """
     files = [(path, *_stamp(path)) for path in paths]
-    content = [FORMAT_VERSION, config.dataset_digest, config.processes, seed, debug, skip_bad_files, files]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32] + ".jets"
+    content = [version, config.dataset_digest, config.processes, seed, debug, skip_bad_files, files]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32] + _SUFFIXES[version]
+
+
+def earlier_names(
+    config: Config, paths: Sequence[str], seed: int, *, debug: bool = False, skip_bad_files: bool = False
+) -> list[str]:
+    """Names that earlier versions gave the staged file: an interrupted construction may have left it."""
+    options = {"debug": debug, "skip_bad_files": skip_bad_files}
+    return [staged_name(config, paths, seed, version=v, **options) for v in _SUFFIXES if v != FORMAT_VERSION]
 
 
 def _stamp(path: str) -> tuple[int, int]:

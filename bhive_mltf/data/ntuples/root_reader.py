@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from bhive_mltf.data.manifest import content_id, remote_content_id
 from bhive_mltf.data.ntuples.branch_types import ntuple_lists, tree_columns
 from bhive_mltf.data.ntuples.filelist import is_remote
 from bhive_mltf.errors import BhiveError, CorruptFileError, DataError, MissingBranchError, MissingTreeError, nearest
+from bhive_mltf.files import mapping
 
 _TREES = ("TTree", "TNtuple", "TNtupleD")
 _NTUPLES = ("ROOT::RNTuple", "ROOT::Experimental::RNTuple")
@@ -186,24 +186,8 @@ def _find_tree(file: Any, path: str, treename: str) -> Any:  # noqa: ANN401 - up
     )
 
 
-# What an error of the system says of the file itself; any other is the machine's or the user's.
-_OF_THE_FILE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.EOVERFLOW}
-_OF_THE_MACHINE = (PermissionError, FileNotFoundError, ConnectionError, TimeoutError)
 # What a reader raises that does not know how, whatever the file holds.
 _OF_THE_READER = (NotImplementedError, NameError, TypeError)
-
-
-def unreadable(path: str | Path, error: OSError) -> DataError:
-    """What to raise for a file that the system does not let be read: a CorruptFileError if that is the file's fault."""
-    reason = error.strerror or " ".join(str(error).split())[:160]
-    if not isinstance(error, _OF_THE_MACHINE) and (error.errno is None or error.errno in _OF_THE_FILE):
-        return CorruptFileError(
-            f"the file '{path}' cannot be read ({reason}): copy it again, or pass --skip-bad-files to leave it out"
-        )
-    return DataError(
-        f"the file '{path}' cannot be read on this machine now ({reason}), which says nothing about its content: "
-        "remove the cause and type the command again"
-    )
 
 
 @contextmanager
@@ -230,8 +214,10 @@ def reading(path: str) -> Iterator[None]:
         raise DataError(
             f"'{path}' takes more memory than there is: give a lower --conversion-memory or fewer workers"
         ) from error
+    except FileNotFoundError as error:
+        raise DataError(f"the file '{path}' is not there any more: correct the list or bring it back") from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise mapping.cannot_read(path, error, "copy it again, or pass --skip-bad-files to leave it out") from error
     except _OF_THE_READER as error:
         raise DataError(
             f"uproot {uproot.__version__} cannot read '{path}' ({type(error).__name__}: {_short(error)}), which says "

@@ -25,6 +25,30 @@ Keys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 REASONS = ("outside_bins", "no_truth", "non_finite")
 
 
+class LostJets:
+    """Jets that are left out for a number that is not finite, by column and truth label.
+
+    columns : name -> jets per label and, last, all jets, int64 [K+1]; a jet counts for each such column.
+    labels : the same for jets with any such number, each counted once.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        self.columns: dict[str, NDArray[np.int64]] = {}
+        self.labels = np.zeros(n_labels + 1, np.int64)
+
+    def add(self, column: str, truth: NDArray[np.bool_]) -> None:
+        """Count jets with the labels `truth` [J,K] for a column."""
+        self.columns[column] = self.columns.get(column, np.zeros_like(self.labels)) + _per_label(truth)
+
+    def add_jets(self, truth: NDArray[np.bool_]) -> None:
+        """Count jets with the labels `truth` [J,K], whatever the columns."""
+        self.labels += _per_label(truth)
+
+
+def _per_label(truth: NDArray[np.bool_]) -> NDArray[np.int64]:
+    return np.append(truth.sum(axis=0, dtype=np.int64), len(truth))
+
+
 @dataclass(frozen=True)
 class Column:
     """A branch of a chunk and the rows of it that are wanted."""
@@ -42,7 +66,9 @@ class Converter:
     """Turns chunks of one config's branches into blocks of accepted jets.
 
     A jet is accepted when pt and eta lie in [first edge, last edge) of the bins, at least one truth label holds, and
-    every number that the training set would store of it is finite.
+    every number that the training set would store of it is finite, after the config's `non_finite`.
+
+    lost : what is not finite in the chunks converted so far; whoever counts anew replaces it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -50,6 +76,7 @@ class Converter:
         self._custom = {
             group.name: [(feature.name, feature.parse()) for feature in group.custom] for group in config.groups
         }
+        self.lost = LostJets(len(config.truths))
         # Kept from chunk to chunk: fresh memory costs more than what is done in it.
         self._scratch = np.empty(0, np.float32)
 
@@ -96,8 +123,9 @@ class Converter:
         if keys is not None:
             # Ordered here, where candidates are gathered anyway, a sorted chunk costs no copy of its own.
             jets = jets[np.argsort(keys(chunk.start + jets), kind="stable")]
-        features, counts, finite = self._features(chunk, jets, path)
+        features, counts, finite = self._features(chunk, jets, path, truth[jets])
         state[jets[~finite]] = REASONS.index("non_finite")
+        self.lost.add_jets(truth[state == REASONS.index("non_finite")])
         block = JetBlock(
             features=features,
             counts=counts,
@@ -128,6 +156,11 @@ class Converter:
         for name in self._truth_branches():
             finite &= np.isfinite(chunk.scalars[name])
         truth = np.stack([label.evaluate(chunk.scalars) for label in config.truths], axis=1)
+        if not finite.all():
+            for name in dict.fromkeys((config.pt_key, config.eta_key, *self._truth_branches())):
+                bad = ~np.isfinite(chunk.scalars[name])
+                if bad.any():
+                    self.lost.add(name, truth[bad])
         state = np.full(len(finite), len(REASONS), np.int8)
         state[~truth.any(axis=1)] = REASONS.index("no_truth")
         state[~inside] = REASONS.index("outside_bins")
@@ -137,7 +170,7 @@ class Converter:
             return kinematics.astype(np.float32), truth, state
 
     def _features(
-        self, chunk: Chunk, jets: NDArray[np.int64], path: str
+        self, chunk: Chunk, jets: NDArray[np.int64], path: str, truth: NDArray[np.bool_]
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.int32]], NDArray[np.bool_]]:
         """Features and counts of the groups for `jets`, and which of these jets are finite, bool [J']."""
         features: dict[str, NDArray[np.float32]] = {}
@@ -147,19 +180,22 @@ class Converter:
             if group.name == GLOBAL:
                 sources = {name: Column(chunk.scalars[name], jets) for name in group.branches}
                 values, bad = self._matrix(group, sources, len(jets))
-                finite[bad] = False
+                owners = np.arange(len(jets))
             else:
                 values, number, bad = self._candidates(group, chunk, jets, path)
-                if len(bad):
-                    finite[np.repeat(np.arange(len(jets)), number)[bad]] = False
+                owners = np.repeat(np.arange(len(jets)), number) if bad else np.zeros(0, np.int64)
                 values, counts[group.name] = strip(values, number)
+            for name, rows in bad.items():
+                lost = np.unique(owners[rows])
+                finite[lost] = False
+                self.lost.add(name, truth[lost])
             features[group.name] = values
         return features, counts, finite
 
     def _candidates(
         self, group: Group, chunk: Chunk, jets: NDArray[np.int64], path: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]:
-        """Features [S,F] of the first candidates of `jets`, their numbers [J'], and the rows that are not finite.
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], dict[str, NDArray[np.int64]]]:
+        """Features [S,F] of the first candidates of `jets`, their numbers [J'], and rows not finite by column.
 
         Numbers of the jet are repeated for each candidate.
         """
@@ -180,10 +216,10 @@ class Converter:
 
     def _matrix(
         self, group: Group, sources: Mapping[str, Column], rows: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Plain and custom columns side by side, float32 [rows,F], and the rows that are not finite.
+    ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]]]:
+        """Plain and custom columns side by side, float32 [rows,F], and the rows that are not finite by column.
 
-        Too large for float32 becomes infinite.
+        Too large for float32 becomes infinite; what `non_finite` replaces, custom features see as replaced.
         """
         # Column by column and turned at the end: writing every F-th number of a large array is slower.
         size = len(group.columns) * rows
@@ -192,6 +228,7 @@ class Converter:
         stacked = self._scratch[:size].reshape(len(group.columns), rows)
         places = dict(zip(group.columns, stacked, strict=True))
         columns: dict[str, NDArray[Any]] = {}
+        replaced = {name: value for name, value in self._config.non_finite.items() if name in places}
         with np.errstate(over="ignore"):
             for name, column in sources.items():
                 values = column.values
@@ -202,11 +239,19 @@ class Converter:
                     columns[name] = values.take(column.rows)
                     if name in places:
                         places[name][:] = columns[name]
+                if name in replaced:
+                    columns[name] = _replaced(places[name], replaced[name])
             for name, expression in self._custom[group.name]:
                 columns[name] = np.broadcast_to(_evaluate(expression, columns), rows)
                 places[name][:] = columns[name]
-        bad = [np.flatnonzero(~np.isfinite(column)) for column in stacked if not np.isfinite(column).all()]
-        return np.array(stacked.T, order="C"), np.unique(np.concatenate([np.zeros(0, np.int64), *bad]))
+                if name in replaced:
+                    columns[name] = _replaced(places[name], replaced[name])
+        bad = {}
+        for name, stored in places.items():
+            fine = np.isfinite(stored)
+            if not fine.all():
+                bad[name] = np.flatnonzero(~fine)
+        return np.array(stacked.T, order="C"), bad
 
 
 def _common_offsets(lists: Mapping[str, Jagged], start: int, path: str) -> NDArray[np.int64]:
@@ -220,6 +265,12 @@ def _common_offsets(lists: Mapping[str, Jagged], start: int, path: str) -> NDArr
                 f"{np.diff(column.offsets)[jet]} and {np.diff(other.offsets)[jet]} candidates: correct the config"
             )
     return column.offsets
+
+
+def _replaced(column: NDArray[np.float32], value: float) -> NDArray[np.float32]:
+    """The column, changed in place where it is not finite."""
+    column[~np.isfinite(column)] = value
+    return column
 
 
 def _evaluate(expression: Expression, columns: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

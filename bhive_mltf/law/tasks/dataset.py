@@ -78,7 +78,7 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
         files = checks.read(self.filelist)
         if not self.debug:
             return files
-        from bhive_mltf.data.ntuples.processes import one_file_per_process
+        from bhive_mltf.data.ntuples.filelist import one_file_per_process
 
         return one_file_per_process(files, self.load_config().processes)
 
