@@ -34,10 +34,11 @@ _ADVICE = {
 
 
 @contextmanager
-def writing(directory: str | Path, numbers: Collection[int] = tuple(_REASONS)) -> Iterator[None]:
+def writing(directory: str | Path, numbers: Collection[int] | None = tuple(_REASONS)) -> Iterator[None]:
     """Turn an OSError of a disk into a DiskError that names the file, or the directory; any other stays what it is.
 
-    numbers : the `errno`s to turn; `NO_SPACE` where files are read as well.
+    numbers : the `errno`s to turn; `NO_SPACE` where files are read as well, None for all, where nothing but a folder or
+        a file is made.
 
     Raises
     ------
@@ -48,7 +49,7 @@ def writing(directory: str | Path, numbers: Collection[int] = tuple(_REASONS)) -
     except DiskError:
         raise
     except OSError as error:
-        if error.errno not in numbers:
+        if numbers is not None and error.errno not in numbers:
             raise
         raise cannot_write(error.filename or directory, error) from error
 

@@ -95,3 +95,14 @@ def test_f02_no_space_is_seen_through_other_errors(number):
         assert disk.is_out_of_space(error)
     assert not disk.is_out_of_space(RuntimeError("x"))
     assert not disk.is_out_of_space(OSError(errno.EIO, "x"))
+
+
+def test_f12_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DiskError, match=r"file/x' cannot be written \(Not a directory\): "),
+        disk.writing(tmp_path, None),
+    ):
+        (tmp_path / "file" / "x").mkdir()
+    with pytest.raises(NotADirectoryError), disk.writing(tmp_path):
+        (tmp_path / "file" / "x").mkdir()

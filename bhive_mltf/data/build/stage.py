@@ -271,9 +271,10 @@ def removing_stale_files(target: Path) -> Iterator[None]:
     Whoever makes a file holds a lock while doing so; the kernel drops it with the process. Temporary files of a target
     whose lock is free are therefore nobody's.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f".{target.name}.lock")
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with disk.writing(target.parent, None):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         # A file system without locks refuses too: then leftovers stay.
         with contextlib.suppress(OSError):
