@@ -338,7 +338,7 @@ def test_w15_what_becomes_of_jets_in_no_class(mode, unmatched, taus):
 def test_fewer_sampled_jets_than_a_global_batch():
     dataset = make_dataset(100)
     dataset.index.weight[:] = 0.01
-    with pytest.raises(DataError, match=r"Of 100 training jets, \d+ are left .* batch of 64.*--loss-weighting True"):
+    with pytest.raises(DataError, match=r"of 100 training jets, \d+ are left .* batch of 64.*--loss-weighting True"):
         loader(dataset, weighted=True)
     assert loader(dataset).n_batches(0) == 1
     assert loader(dataset).n_jets(0) == 64
@@ -351,7 +351,7 @@ def test_fewer_sampled_jets_than_a_global_batch():
         ({"n_threads": -1}, "--n-threads is -1"),
         ({"batch_size": 2, "world_size": 3}, "3 ranks for a global batch of 2"),
         ({"jets": range(3), "world_size": 4}, "4 ranks for 3 training jets"),
-        ({"rank": 2, "world_size": 2}, "Rank 2"),
+        ({"rank": 2, "world_size": 2}, "rank 2"),
         ({"mode": "test"}, "no mode 'test'"),
         ({"unmatched": "keep"}, "--unmatched is 'keep'"),
     ],

@@ -305,8 +305,10 @@ def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
 
     Raises
     ------
-    ParameterError : a number of files that is neither -1 nor positive.
-    DataError : a training set without jets.
+    ParameterError
+        A number of files that is neither -1 nor positive.
+    DataError
+        A training set without jets.
     """
     _check(dataset, n_train_files)
     edges = dataset.shard_edges
@@ -315,9 +317,9 @@ def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
 
 def _check(dataset: JetSource, n_train_files: int) -> None:
     if n_train_files != -1 and n_train_files < 1:
-        raise ParameterError(f"--n-train-files is {n_train_files}; give -1 for all files, or 1 and more.")
+        raise ParameterError(f"--n-train-files is {n_train_files}: give -1 for all files, or 1 and more")
     if len(dataset) == 0:
-        raise DataError("The training set has no jets; look at the rejected jets in its manifest.json.")
+        raise DataError("the training set has no jets: look at the rejected jets in its manifest.json")
 
 
 def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int = -1) -> tuple[range, range]:
@@ -330,11 +332,13 @@ def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int 
 
     Raises
     ------
-    ParameterError : a split outside (0, 1], or a number of files that is neither -1 nor positive.
-    DataError : a training set without jets.
+    ParameterError
+        A split outside (0, 1], or a number of files that is neither -1 nor positive.
+    DataError
+        A training set without jets.
     """
     if not 0 < train_val_split <= 1:
-        raise ParameterError(f"--train-val-split is {train_val_split}; give a fraction above 0 and at most 1.")
+        raise ParameterError(f"--train-val-split is {train_val_split}: give a fraction above 0 and at most 1")
     _check(dataset, n_train_files)
     n_jets = len(dataset)
     edges = [int(edge) for edge in dataset.shard_edges]
@@ -346,7 +350,7 @@ def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int 
     validation = range(n_train, n_jets)
     if not validation:
         logger.warning(
-            "No jet is left to validate at --train-val-split %s: all %d jets validate, those that train too.",
+            "no jet is left to validate at --train-val-split %s: all %d jets validate, those that train too",
             train_val_split,
             n_jets,
         )

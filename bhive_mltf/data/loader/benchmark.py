@@ -83,7 +83,8 @@ def profile(
 
     Raises
     ------
-    DataError : there is not one full batch; what the loader raises.
+    DataError
+        There is not one full batch; what the loader raises.
     """
 
     def loader(workers: int) -> BatchLoader:

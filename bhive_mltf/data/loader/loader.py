@@ -60,9 +60,12 @@ class BatchLoader:
 
     Raises
     ------
-    ParameterError : a parameter out of its range, or more ranks than jets.
-    ModelError : classes or columns that the training set does not have.
-    DataError : jets in no class, fewer than two classes with jets, or fewer jets than one global batch.
+    ParameterError
+        A parameter out of its range, or more ranks than jets.
+    ModelError
+        Classes or columns that the training set does not have.
+    DataError
+        Jets in no class, fewer than two classes with jets, or fewer jets than one global batch.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class BatchLoader:
         _check_parameters(mode, batch_size, rank, world_size, n_threads)
         if mode == "training" and world_size > len(jets):
             raise ParameterError(
-                f"There are {world_size} ranks for {len(jets)} training jets; use fewer ranks or more files."
+                f"there are {world_size} ranks for {len(jets)} training jets: use fewer ranks or more files"
             )
         _check_inputs(dataset, inputs)
         if process_weights is None and config is not None:
@@ -127,9 +130,9 @@ class BatchLoader:
         n_batches = self._plan.n_batches(epoch)
         if self.mode == "training" and not n_batches:
             raise DataError(
-                f"Of {len(self.jets)} training jets, {self._plan.n_selected(epoch)} are left in epoch {epoch} after "
-                f"sampling, fewer than one global batch of {self.batch_size}; take a smaller --batch-size, "
-                "--loss-weighting True (no sampling) or more files."
+                f"of {len(self.jets)} training jets, {self._plan.n_selected(epoch)} are left in epoch {epoch} after "
+                f"sampling, fewer than one global batch of {self.batch_size}: take a smaller --batch-size, "
+                "--loss-weighting True (no sampling) or more files"
             )
         return n_batches
 
@@ -143,7 +146,7 @@ class BatchLoader:
         A new call ends the iterator of an earlier one.
         """
         if start < 0:
-            raise ParameterError(f"An epoch cannot start at batch {start}; batches count from 0.")
+            raise ParameterError(f"an epoch cannot start at batch {start}: batches count from 0")
         self._turn += 1
         return self._batches(self._turn, epoch, start)
 
@@ -271,28 +274,28 @@ class BatchStream:
 
 def _check_parameters(mode: str, batch_size: int, rank: int, world_size: int, n_threads: int) -> None:
     if mode not in get_args(Mode):
-        raise ParameterError(f"The loader has no mode '{mode}'; there are {', '.join(get_args(Mode))}.")
+        raise ParameterError(f"the loader has no mode '{mode}': there are {', '.join(get_args(Mode))}")
     if batch_size < 1:
-        raise ParameterError(f"--batch-size is {batch_size}; give the jets of a global batch, 1 or more.")
+        raise ParameterError(f"--batch-size is {batch_size}: give the jets of a global batch, 1 or more")
     if n_threads < 0:
-        raise ParameterError(f"--n-threads is {n_threads}; give the number of loader workers, 0 or more.")
+        raise ParameterError(f"--n-threads is {n_threads}: give the number of loader workers, 0 or more")
     if not 0 <= rank < world_size:
-        raise ParameterError(f"Rank {rank} is not among the ranks 0 to {world_size - 1}.")
+        raise ParameterError(f"rank {rank} is not among the ranks 0 to {world_size - 1}")
     if world_size > batch_size:
         raise ParameterError(
-            f"There are {world_size} ranks for a global batch of {batch_size} jets; "
-            "use fewer ranks or a larger --batch-size."
+            f"there are {world_size} ranks for a global batch of {batch_size} jets: "
+            "use fewer ranks or a larger --batch-size"
         )
 
 
 def _buckets(number: int, dataset: JetSource, inputs: ModelInputs) -> Buckets | None:
     if number < 0:
-        raise ParameterError(f"--multiplicity-buckets is {number}; give 0 (off) or a number of buckets.")
+        raise ParameterError(f"--multiplicity-buckets is {number}: give 0 (off) or a number of buckets")
     if not number:
         return None
     if inputs.padding == "configured":
         raise ParameterError(
-            f"--multiplicity-buckets is {number}, but the model pads all jets to the configured length: leave it out."
+            f"--multiplicity-buckets is {number}, but the model pads all jets to the configured length: leave it out"
         )
     return Buckets(number, lambda positions: work(dataset.index, positions, inputs))
 
@@ -301,10 +304,10 @@ def _check_inputs(dataset: JetSource, inputs: ModelInputs) -> None:
     groups = {group.name: group.columns for group in dataset.schema.groups}
     for name, columns in read_columns(inputs).items():
         if name not in groups:
-            raise ModelError(f"The model reads the group '{name}', but the training set has {', '.join(groups)} only.")
+            raise ModelError(f"the model reads the group '{name}', but the training set has {', '.join(groups)} only")
         for column in columns:
             if column not in groups[name]:
                 raise ModelError(
-                    f"The model reads the column '{column}' of group '{name}', which the training set does not "
-                    f"have; nearest: {', '.join(nearest(column, groups[name]))}."
+                    f"the model reads the column '{column}' of group '{name}', which the training set does not "
+                    f"have; nearest: {', '.join(nearest(column, groups[name]))}"
                 )

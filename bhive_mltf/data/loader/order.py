@@ -109,20 +109,19 @@ def process_factors(processes: Sequence[str], weights: Mapping[str, float] | Non
 
     Raises
     ------
-    ParameterError : an unknown process, a weight that is negative or not finite, no weight above 0.
+    ParameterError
+        An unknown process, a weight that is negative or not finite, no weight above 0.
     """
     weights = weights or {}
     for name, weight in weights.items():
         if name not in processes:
             known = ", ".join(nearest(name, processes))
-            raise ParameterError(
-                f"process_weights names '{name}', which is no process of the config; nearest: {known}."
-            )
+            raise ParameterError(f"process_weights names '{name}', which is no process of the config; nearest: {known}")
         if not (math.isfinite(weight) and weight >= 0):
-            raise ParameterError(f"process_weights gives '{name}' the weight {weight}; give a number of 0 or more.")
+            raise ParameterError(f"process_weights gives '{name}' the weight {weight}: give a number of 0 or more")
     factors = np.array([float(weights.get(name, 1.0)) for name in processes])
     if not factors.any():
-        raise ParameterError("process_weights gives every process the weight 0; give at least one more than that.")
+        raise ParameterError("process_weights gives every process the weight 0: give at least one more than that")
     largest = float(factors.max())
     return factors / largest
 

@@ -36,7 +36,8 @@ def class_targets(truth_bits: NDArray[np.uint64], truths: Sequence[str], classes
 
     Raises
     ------
-    ModelError : a class names a label that the config does not have.
+    ModelError
+        A class names a label that the config does not have.
     """
     targets = np.full(len(truth_bits), -1, np.int64)
     for position, mask in enumerate(_class_masks(truths, classes)):
@@ -51,8 +52,8 @@ def _class_masks(truths: Sequence[str], classes: Classes) -> list[np.uint64]:
         unknown = [label for label in labels if label not in bit_of]
         if unknown:
             raise ModelError(
-                f"Class '{name}' of the model needs the truth labels {_quoted(unknown)}, which the config does not "
-                f"have; nearest: {_quoted(nearest(unknown[0], truths))}; choose a config or a model whose labels agree."
+                f"class '{name}' of the model needs the truth labels {_quoted(unknown)}, which the config does not "
+                f"have; nearest: {_quoted(nearest(unknown[0], truths))}: choose a config or a model whose labels agree"
             )
         masks.append(np.uint64(sum({bit_of[label] for label in labels})))
     return masks
@@ -102,7 +103,7 @@ def count_classes(truth_bits: NDArray[np.uint64], jets: range, truths: Sequence[
 def check_mode(unmatched: str) -> Unmatched:
     """`unmatched` itself; ParameterError if it is none of the possible values."""
     if unmatched not in get_args(Unmatched):
-        raise ParameterError(f"--unmatched is '{unmatched}'; possible values: {_quoted(get_args(Unmatched))}.")
+        raise ParameterError(f"--unmatched is '{unmatched}': give one of {_quoted(get_args(Unmatched))}")
     return cast("Unmatched", unmatched)
 
 
@@ -113,9 +114,9 @@ def check_unmatched(counts: ClassCounts, unmatched: Unmatched, classes: Classes)
     labels = ", ".join(f"{label}: {n}" for label, n in counts.unmatched_labels.items())
     raise DataError(
         f"{counts.unmatched} of {counts.total} jets are in none of the model's classes "
-        f"{_quoted([name for name, _ in classes])} (by truth label: {labels}); say what becomes of them with "
+        f"{_quoted([name for name, _ in classes])} (by truth label: {labels}): say what becomes of them with "
         f"--unmatched drop (left out) or --unmatched first (they count as '{classes[0][0]}', as upstream); "
-        "the default is --unmatched error."
+        "the default is --unmatched error"
     )
 
 
@@ -128,11 +129,11 @@ def check_filled(counts: ClassCounts, unmatched: Unmatched) -> None:
     empty = [name for name, n in per_class.items() if not n]
     if len(filled) < 2:
         raise DataError(
-            f"A training needs jets of at least two classes, but only {_quoted(filled) or 'none'} of the model's "
-            f"classes {_quoted(per_class)} has any; add files of other processes to --filelist."
+            f"a training needs jets of at least two classes, but only {_quoted(filled) or 'none'} of the model's "
+            f"classes {_quoted(per_class)} has any: add files of other processes to --filelist"
         )
     if empty:
-        logger.warning("No jets of the classes %s in the training part.", _quoted(empty))
+        logger.warning("no jets of the classes %s in the training part", _quoted(empty))
 
 
 def resolve_unmatched(targets: NDArray[np.int64], unmatched: Unmatched) -> NDArray[np.int64]:
