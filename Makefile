@@ -13,7 +13,7 @@ OLDEST_LAW := 0.1.19
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 
-.PHONY: help venv weaver demo test test-long test-law test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
+.PHONY: gpu-check help venv weaver demo test test-long test-law test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,6 +57,9 @@ bench: venv weaver | $(DATA) ## all benchmarks; DATA=folder of JetClass files, w
 bench-data: venv weaver | $(DATA) ## conversion, loader and cost per jet: table and figure (DATA; QUICK=--quick: the smallest)
 	WEAVER_PYTHON=$(abspath $(WEAVER_VENV))/bin/python $(BIN)/python benchmarks/data_path.py --data $(DATA) \
 		--figure .bench/scale.png $(QUICK)
+
+gpu-check: venv ## what to run first on a GPU; without one its part for CPUs (ONLY=row,row: some rows)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python benchmarks/gpu_check.py --only "$(or $(ONLY),all)"
 
 test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slurm and not gateway' --numprocesses 2 --dist loadfile

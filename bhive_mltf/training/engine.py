@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from bhive_mltf.attacks.attack import pick_attack
-from bhive_mltf.errors import ParameterError
+from bhive_mltf.errors import ParameterError, TrainingError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.gc_freeze import frozen_gc
 from bhive_mltf.models.base import Tagger
-from bhive_mltf.ranks import srun
+from bhive_mltf.ranks import gpu_errors, srun
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from bhive_mltf.ranks.distributed import World, set_threads
 from bhive_mltf.ranks.files import PROGRESS_NAME
@@ -89,6 +89,9 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
         except KeyboardInterrupt:
             status = "KILLED"
             raise
+        except torch.OutOfMemoryError as error:
+            peak = torch.cuda.max_memory_allocated(world.device) / 1e9 if world.device.type == "cuda" else None
+            raise TrainingError(gpu_errors.out_of_memory(plan.batch_size, world.size, peak)) from error
         finally:
             torch.set_num_threads(threads)
             watching.end(status)
