@@ -46,7 +46,8 @@ from bhive_mltf.models.import_weights import renamed_state
 from bhive_mltf.testing.jets import write_btag
 from bhive_mltf.training.plan import TrainingPlan
 
-LARGEST_DISTANCE = 1e-5
+# torch's batch norm of rows sums in float32, one by one, in training mode
+LARGEST_DISTANCE = {"evaluation": 1e-5, "training": 1e-4}
 CHECKS = ({"trim": True, "training": False}, {"trim": False, "training": False}, {"trim": False, "training": True})
 DEEPJET_JETS = 20_000
 N_BATCHES = 16
@@ -77,7 +78,7 @@ def check_outputs(weaver: Peer, plan: TrainingPlan, batch: Batch, place: Path) -
         distances.append(float((logits - expected).norm() / expected.norm()))
         mode = "training" if check["training"] else "evaluation"
         print(f"logits, {mode} mode, weaver's trim={check['trim']}: relative distance {distances[-1]:.1e}")
-        if not distances[-1] < LARGEST_DISTANCE:
+        if not distances[-1] < LARGEST_DISTANCE[mode]:
             raise SystemExit(f"the outputs differ by {distances[-1]:.1e}: nothing is compared")
     return max(distances)
 
