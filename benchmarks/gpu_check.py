@@ -79,7 +79,7 @@ def seconds_of(function: Callable[[], object], device: torch.device, repeat: int
 
 def jets_of(model: Tagger, n_jets: int, mean: int = 50) -> Batch:
     """Random jets of 1 to 128 candidates, on the host."""
-    from tests.models.factory import jets
+    from tests.helpers.model_factory import jets
 
     generator = torch.Generator().manual_seed(1)
     spread = torch.randn(n_jets, generator=generator) * 0.35 * mean + mean
@@ -153,7 +153,7 @@ def attention(device: torch.device) -> Found:
 
 @row("every model, dropout 0, against the CPU in float64: logits and gradients to 1e-9 in float64, 1e-3 in float32")
 def registered(device: torch.device) -> Found:
-    from tests.models.factory import CONFIGS, jets, small
+    from tests.helpers.model_factory import CONFIGS, jets, small
 
     worst = {}
     for name in sorted(CONFIGS):
@@ -174,7 +174,7 @@ def registered(device: torch.device) -> Found:
 
 @row("no step of any model with AdamW or Ranger makes the host wait")
 def syncs(device: torch.device) -> Found:
-    from tests.models.factory import CONFIGS, jets, small
+    from tests.helpers.model_factory import CONFIGS, jets, small
 
     names = sorted(CONFIGS) if device.type == "cuda" else [PART, "ParticleNet_InProHLT"]
     for name in names:
@@ -193,7 +193,7 @@ def syncs(device: torch.device) -> Found:
 @row("the same bits twice, and cut in the middle, with deterministic algorithms")
 def repeats(device: torch.device) -> Found:
     from bhive_mltf.training.reproducibility import deterministic
-    from tests.models.factory import jets, small
+    from tests.helpers.model_factory import jets, small
 
     def weights(cut: int | None, autocast: torch.dtype | None) -> torch.Tensor:
         model = small(PART, dropout=0.1).to(device).train()
@@ -238,7 +238,7 @@ def guard(device: torch.device) -> Found:
 def compiled(device: torch.device) -> Found:
     from torch._dynamo.utils import counters
 
-    from tests.models.factory import jets, small
+    from tests.helpers.model_factory import jets, small
 
     model = small(PART).to(device).train()
     model.compile_rows("default")

@@ -16,8 +16,8 @@ from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 from tests.training.test_engine import Seen, same
 
 PGD = {"attack": "pgd", "attack_magnitude": 0.2, "attack_iterations": 2}

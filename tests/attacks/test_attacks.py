@@ -14,9 +14,9 @@ from bhive_mltf.attacks.integers import INTEGER_FEATURES
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.interface import Batch, GroupBatch, GroupInput, ModelInputs
-from tests.data.memory_dataset import inputs as memory_inputs
-from tests.data.memory_dataset import make_dataset
-from tests.models.factory import jets, logits_of, small
+from tests.helpers.memory_dataset import inputs as memory_inputs
+from tests.helpers.memory_dataset import make_dataset
+from tests.helpers.model_factory import jets, logits_of, small
 
 N_CLASSES = 3
 COLUMNS = {"global": ("jet_pt", "nsv"), "cpf": ("a", "px", "Cpfcan_quality", "LT_charge")}

@@ -10,7 +10,7 @@ import pytest
 from bhive_mltf.cli import main
 from bhive_mltf.data.dataset import open_dataset
 from bhive_mltf.files.records import Record
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from bhive_mltf import config as configs
 from bhive_mltf.cli import main
 from bhive_mltf.data.loader.benchmark import STAGES
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build
+from tests.helpers.building import build
 
 
 @pytest.fixture(scope="module", params=["ArrowDataset", "LZ4Dataset"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.rank_shares import assign, work
-from tests.data.memory_dataset import inputs, make_dataset
+from tests.helpers.memory_dataset import inputs, make_dataset
 
 DATASET = make_dataset(900)
 COSTS = st.lists(st.integers(0, 30_000), min_size=1, max_size=300).map(lambda c: np.array(c, np.int64))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bhive_mltf.data.block import JetBlock, candidate_rows, gather
 from bhive_mltf.data.loader import collate
-from tests.data.memory_dataset import make_dataset
+from tests.helpers.memory_dataset import make_dataset
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.data())

@@ -12,7 +12,7 @@ from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.rank_shares import work
 from bhive_mltf.errors import ParameterError
-from tests.data.memory_dataset import inputs, make_dataset
+from tests.helpers.memory_dataset import inputs, make_dataset
 
 DATASET = make_dataset(1500)
 

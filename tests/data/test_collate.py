@@ -11,7 +11,7 @@ from bhive_mltf.data.loader.collate import Collator
 from bhive_mltf.data.loader.decode_cache import Arenas, read_columns
 from bhive_mltf.data.loader.windows import LoaderView
 from bhive_mltf.errors import CorruptFileError
-from tests.data.memory_dataset import SCHEMA, inputs, make_dataset, value
+from tests.helpers.memory_dataset import SCHEMA, inputs, make_dataset, value
 
 DATASET = make_dataset(300)
 

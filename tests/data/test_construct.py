@@ -22,7 +22,7 @@ from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.data.weighting.grid import reference_shape
 from bhive_mltf.errors import DataError, DatasetMismatchError, FilelistError, ParameterError
 from bhive_mltf.testing.jets import write_btag, write_jetclass
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 SIZES = (41, 7, 83)
 

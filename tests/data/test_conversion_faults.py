@@ -16,7 +16,7 @@ from bhive_mltf.data.dataset import open_dataset
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.errors import DataError
 from bhive_mltf.testing.root_files import write_tree
-from tests.data.building import hand_made, small_config
+from tests.helpers.building import hand_made, small_config
 
 N_FILES = 12
 

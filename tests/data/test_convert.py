@@ -8,7 +8,7 @@ from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.data.ntuples.selection import Converter
 from bhive_mltf.errors import CorruptFileError, DataError, MissingBranchError, MissingTreeError
 from bhive_mltf.testing.root_files import Jets, write_tree
-from tests.data.building import hand_made, small_config, write_hand_made
+from tests.helpers.building import hand_made, small_config, write_hand_made
 
 
 def convert(config, path, chunk_jets=1000):

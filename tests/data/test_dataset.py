@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bhive_mltf.data.dataset import open_dataset, verify
 from bhive_mltf.data.index import JetIndex, truth_bits, write_index
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 
 @pytest.fixture(scope="module", params=["ArrowDataset", "LZ4Dataset"])

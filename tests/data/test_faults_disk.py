@@ -15,7 +15,7 @@ from bhive_mltf.data.dataset import open_dataset
 from bhive_mltf.data.ntuples.jobs import StageJob
 from bhive_mltf.errors import DataError
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build, small_config
+from tests.helpers.building import build, small_config
 
 LAYOUTS = ["ArrowDataset", "LZ4Dataset"]
 

@@ -11,7 +11,7 @@ from bhive_mltf.data.index import JetIndex
 from bhive_mltf.data.verification import problems
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build, same, small_config
+from tests.helpers.building import build, same, small_config
 
 LAYOUTS = ["ArrowDataset", "LZ4Dataset"]
 SIDES = ["index.npy", "histogram.npy", "weights.json", "manifest.json", "processed_files.txt"]

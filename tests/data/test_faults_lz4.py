@@ -12,8 +12,8 @@ import pytest
 from bhive_mltf.data.dataset import open_dataset
 from bhive_mltf.data.verification import problems
 from bhive_mltf.errors import CorruptFileError
-from tests.data.building import same, small_config
 from tests.data.test_lz4_dataset import ROW, N, account, content_by_hand, rows_by_hand, write_foreign
+from tests.helpers.building import same, small_config
 
 
 @pytest.fixture

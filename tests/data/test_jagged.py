@@ -9,7 +9,7 @@ from bhive_mltf.data.layouts.column_planes import Plane
 from bhive_mltf.data.loader import collate
 from bhive_mltf.data.loader.collate import Chosen, Memory, Recipe, Scratch, assemble
 from bhive_mltf.errors import CorruptFileError
-from tests.compiling import shared_library
+from tests.helpers.compiling import shared_library
 
 LENGTH = 6
 

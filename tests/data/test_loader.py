@@ -16,7 +16,7 @@ from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.rank_shares import rank_slice
 from bhive_mltf.errors import CorruptFileError, DataError, ModelError, ParameterError, TrainingError
 from bhive_mltf.interface import GroupInput, ModelInputs
-from tests.data.memory_dataset import CLASSES, inputs, make_dataset
+from tests.helpers.memory_dataset import CLASSES, inputs, make_dataset
 
 DATASET = make_dataset(900)
 WITH_TAUS = make_dataset(600, labels=(0, 2, 3, 4))

@@ -15,7 +15,7 @@ from bhive_mltf.data.build import set_writer
 from bhive_mltf.data.dataset import open_dataset, verify
 from bhive_mltf.data.layouts.lz4_frame import FrameReader, SeekPoints
 from bhive_mltf.errors import CorruptFileError, DataError
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 N = 40
 ROW = 3 + 5 * 3 + 2 * 1 + 1 + 3 + 1

@@ -7,7 +7,7 @@ import pytest
 
 from bhive_mltf.errors import ConfigError
 from bhive_mltf.testing.root_files import Jets, write_tree
-from tests.data.building import build, hand_made, small_config
+from tests.helpers.building import build, hand_made, small_config
 
 N_JETS = 60
 

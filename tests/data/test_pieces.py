@@ -14,7 +14,7 @@ from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, ParameterError
 from bhive_mltf.testing.root_files import write_tree
-from tests.data.building import build, hand_made, same, small_config
+from tests.helpers.building import build, hand_made, same, small_config
 
 
 @pytest.fixture

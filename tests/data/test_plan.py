@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.batch_plan import BatchPlan, JetFilter
-from tests.data.memory_dataset import CLASSES, make_dataset
+from tests.helpers.memory_dataset import CLASSES, make_dataset
 
 DATASET = make_dataset(1500, labels=(0, 1, 2, 3, 4))
 RANGES = st.tuples(st.integers(0, 700), st.integers(1, 700)).map(lambda t: range(t[0], t[0] + t[1]))

@@ -10,7 +10,7 @@ from bhive_mltf.data.build.stage import stage
 from bhive_mltf.data.ntuples.jobs import StageJob
 from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.errors import DataError
-from tests.data.building import small_config, write_hand_made
+from tests.helpers.building import small_config, write_hand_made
 
 
 def test_an_address_gives_the_same_jets_as_a_path(tmp_path):

@@ -20,7 +20,7 @@ from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.errors import TrainingError
-from tests.data.memory_dataset import inputs, make_dataset
+from tests.helpers.memory_dataset import inputs, make_dataset
 
 DATASET = make_dataset(900)
 
@@ -165,7 +165,7 @@ def test_a_dead_worker_is_noticed_at_once():
 
 CHILD = """
 import os, sys
-from tests.data.memory_dataset import inputs, make_dataset
+from tests.helpers.memory_dataset import inputs, make_dataset
 from bhive_mltf.data.loader.loader import BatchLoader
 data = make_dataset(900)
 this = BatchLoader(data, range(900), inputs(), mode="training", batch_size=20, seed=1, weighted=False, n_threads=2)

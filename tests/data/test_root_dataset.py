@@ -17,7 +17,7 @@ from bhive_mltf.data.ntuples import root_dataset
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, ParameterError
 from bhive_mltf.interface import GroupInput, ModelInputs
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 SIZES = (120, 45, 83)
 INPUTS = ModelInputs(

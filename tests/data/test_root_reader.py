@@ -14,7 +14,7 @@ from bhive_mltf.data.ntuples.root_reader import open_tree
 from bhive_mltf.errors import CorruptFileError, DataError, MissingBranchError, MissingTreeError
 from bhive_mltf.testing.jets import write_btag, write_hlt, write_jetclass
 from bhive_mltf.testing.root_files import write_tree
-from tests.data.building import SMALL, hand_made
+from tests.helpers.building import SMALL, hand_made
 
 # Made by ROOT 6.40 (make.py beside them).
 FILES = Path(__file__).parent / "files"

@@ -10,7 +10,7 @@ import uproot.source.object
 
 from bhive_mltf.data.build import staged_file
 from bhive_mltf.errors import CorruptFileError, DataError, MissingTreeError
-from tests.data.building import build, small_config, write_hand_made
+from tests.helpers.building import build, small_config, write_hand_made
 
 FILES = Path(__file__).parent / "files"
 

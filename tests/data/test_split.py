@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from bhive_mltf.data.loader.batch_plan import split_ranges, training_range
 from bhive_mltf.errors import DataError, ParameterError
-from tests.data.memory_dataset import make_dataset
+from tests.helpers.memory_dataset import make_dataset
 
 EDGES = [0, 30, 55, 80, 100]
 

@@ -19,7 +19,7 @@ from bhive_mltf.data.loader import order
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, earlier_names, staged_name
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, MissingBranchError
-from tests.data.building import small_config, write_hand_made
+from tests.helpers.building import small_config, write_hand_made
 
 
 @pytest.fixture

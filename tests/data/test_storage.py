@@ -17,7 +17,7 @@ from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.loader.windows import ArrowWindows
 from bhive_mltf.errors import ConfigError, CorruptFileError, DataError
 from bhive_mltf.interface import GroupInput, ModelInputs
-from tests.data.building import build, same, small_config, write_hand_made
+from tests.helpers.building import build, same, small_config, write_hand_made
 
 N_JETS = 900
 ORDER = {"cpf": ["Cpfcan_logrel", "Cpfcan_BtagPf_trackSip2dSig"]}

@@ -11,7 +11,7 @@ from bhive_mltf import config as configs
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.models import registry
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build
+from tests.helpers.building import build
 
 PACKAGE = Path(bhive_mltf.__file__).parent
 MOST_FILES, MOST_FILES_OF_A_NEW_WINDOW = 10, 14

@@ -14,7 +14,7 @@ from bhive_mltf.data.weighting.methods import WEIGHTINGS, weigh
 from bhive_mltf.data.weighting.report import FILE_NAME, WeightingReport
 from bhive_mltf.errors import CorruptFileError, ParameterError
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build, small_config
+from tests.helpers.building import build, small_config
 
 GRID = Grid((10.0, 30.0, 60.0, 120.0, 500.0), (-2.5, 0.0, 2.51))
 LABELS = ("b", "c", "light")

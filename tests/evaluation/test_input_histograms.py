@@ -15,8 +15,8 @@ from bhive_mltf.evaluation.inputs.features import check_parameters, count_worker
 from bhive_mltf.evaluation.inputs.figures import Look, draw_inputs
 from bhive_mltf.evaluation.inputs.histograms import write_histograms
 from bhive_mltf.testing.jets import write_btag
-from tests.data.building import build, small_config
-from tests.data.memory_dataset import SCHEMA, MemoryDataset, make_dataset
+from tests.helpers.building import build, small_config
+from tests.helpers.memory_dataset import SCHEMA, MemoryDataset, make_dataset
 
 fill = filling.input_histograms
 

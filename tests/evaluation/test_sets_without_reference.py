@@ -11,7 +11,7 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.build import open_validation_set
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.plan import TrainingPlan
-from tests.data.building import build, small_config, write_hand_made
+from tests.helpers.building import build, small_config, write_hand_made
 
 N = 12
 LIGHT = {"isB": np.zeros(N, np.int32), "isUD": (np.arange(N) % 3 != 1).astype(np.int32)}

@@ -15,7 +15,7 @@ import pytest
 from bhive_mltf.errors import DiskError, LockedError
 from bhive_mltf.files import lock
 from bhive_mltf.files.lock import LOCK_NAME, DirectoryLock
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 # heartbeat and patience shortened alike in both processes

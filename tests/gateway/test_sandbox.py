@@ -14,7 +14,7 @@ import pytest
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from tests.gateway import needs
 from tests.gateway.stack import REPOSITORY
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
 CANARY = "canary-7f3a"

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bhive_mltf.testing import jets
-from tests.law.conftest import REPOSITORY, Sandbox, flat
+from tests.helpers.commands import REPOSITORY, Sandbox, flat
 
 DATASET = ["--dataset-version", "v1"]
 DEEPJET = ["--model-name", "DeepJet", "--training-version", "t1", "--n-threads", 0, "--tracking", False]

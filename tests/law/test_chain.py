@@ -12,7 +12,7 @@ import uproot
 
 from bhive_mltf.evaluation import inference, prediction_files
 from bhive_mltf.evaluation.predictions import PER_JET
-from tests.law.conftest import REPOSITORY, Sandbox, flat
+from tests.helpers.commands import REPOSITORY, Sandbox, flat
 
 EVALUATION = Path("offline_run3/v1/v1_test/t1/DeepJet/epochs_2/nominal/test_attack_nominal")
 TRAINING = Path("TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal")

@@ -8,7 +8,7 @@ import pytest
 
 from bhive_mltf.testing import jets
 from bhive_mltf.training.checkpointing import checkpoint
-from tests.law.conftest import Sandbox, flat
+from tests.helpers.commands import Sandbox, flat
 
 PROCESSES = {"HToBB": "label_Hbb", "TTBar": "label_Tbqq"}
 KWARGS = '{"num_layers": 1, "num_cls_layers": 1, "embed_dim": 16, "num_heads": 2, "pair_embed_dim": 8, "dropout": 0}'

@@ -8,8 +8,8 @@ import yaml
 
 from bhive_mltf.data.weighting.methods import WEIGHTINGS
 from bhive_mltf.testing import jets
-from tests.data.building import SMALL
-from tests.law.conftest import Sandbox, flat
+from tests.helpers.building import SMALL
+from tests.helpers.commands import Sandbox, flat
 
 FEATURES = ("jet_pt", "jet_eta", "npv", "Cpfcan_pt", "Cpfcan_BtagPf_trackSip2dSig", "Cpfcan_logrel", "sv_mass")
 LABELS = ("isB", "isC", "isUD")

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 
 def ranks_of(directory):

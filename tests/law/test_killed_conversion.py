@@ -7,7 +7,7 @@ import time
 import pytest
 
 from bhive_mltf.testing import jets
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 N_FILES = 6
 TASK = "DatasetConstructorTask"

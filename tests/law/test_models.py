@@ -6,7 +6,7 @@ import torch
 import uproot
 
 from bhive_mltf.testing import jets
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 THEIRS = """
 import os

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.law.conftest import REPOSITORY, Sandbox
+from tests.helpers.commands import REPOSITORY, Sandbox
 
 LAW = REPOSITORY / "bhive_mltf/law"
 FOREIGN = """

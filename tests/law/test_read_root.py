@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 
 @pytest.mark.long

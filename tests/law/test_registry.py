@@ -10,9 +10,9 @@ from bhive_mltf.models import registry
 from bhive_mltf.testing import jets
 from bhive_mltf.training import choices
 from bhive_mltf.training.checkpointing.checkpoint import read_checkpoint
-from tests.law.conftest import Sandbox, flat
+from tests.helpers.commands import Sandbox, flat
+from tests.helpers.model_factory import CONFIGS, SMALL
 from tests.models.conftest import VARIANTS
-from tests.models.factory import CONFIGS, SMALL
 
 # one of the variants, which differ in their classes and sizes
 MODELS = sorted((set(registry.names()) - VARIANTS) | {"ParticleTransformer2_LT_tau"})

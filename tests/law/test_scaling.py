@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 
 @pytest.mark.long

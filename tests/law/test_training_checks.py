@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.law.conftest import REPOSITORY, Sandbox
+from tests.helpers.commands import REPOSITORY, Sandbox
 
 COMMON = {"config": "offline_run3", "model_name": "DeepJet", "dataset_version": "v1"}
 REFUSED = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.law.conftest import Sandbox, flat
+from tests.helpers.commands import Sandbox, flat
 
 TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/pgd/epsilon_0.01/iterations_1"
 BY_ITERATIONS = {"use-iterations": True, "total-iterations": 7, "n-iters-per-save": 3}

@@ -7,7 +7,7 @@ import lz4.frame
 import numpy as np
 
 from bhive_mltf import config
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 
 N_JETS = 400  # per file
 

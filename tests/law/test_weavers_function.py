@@ -13,7 +13,7 @@ import yaml
 from bhive_mltf.models.import_weights import weaver_key
 from bhive_mltf.testing.root_files import Jets, write_tree
 from bhive_mltf.training.checkpointing import checkpoint
-from tests.law.conftest import flat
+from tests.helpers.commands import flat
 from tests.models.references.weaver_part import SIZES
 from tests.models.test_convert import distance, stored_gradients
 

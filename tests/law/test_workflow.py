@@ -9,8 +9,8 @@ import yaml
 from bhive_mltf.slurm.job import SPEC_NAME, JobSpec
 from bhive_mltf.slurm.record import find_all
 from bhive_mltf.testing import jets
-from tests.law.conftest import Sandbox
-from tests.slurm.fake_scheduler import FakeScheduler
+from tests.helpers.commands import Sandbox
+from tests.helpers.fake_scheduler import FakeScheduler
 
 N_FILES = 4
 PROFILE = {"description": "scripts", "nodes": 1, "cpus_per_rank": 1, "memory_per_cpu_gb": 1, "hours": 1}

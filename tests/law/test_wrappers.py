@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.law.conftest import REPOSITORY, flat
+from tests.helpers.commands import REPOSITORY, flat
 
 LOOK = """
 import json, sys

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models import registry
 from bhive_mltf.models.base import count_parameters
-from tests.models.factory import CONFIGS, SMALL, jets, load, logits_of, small
+from tests.helpers.model_factory import CONFIGS, SMALL, jets, load, logits_of, small
 
 COUNTS = [3, 5, 0, 1, 2]
 # offsets in front of a batch norm, or of a softmax

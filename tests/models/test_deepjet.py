@@ -8,7 +8,7 @@ from torch import nn
 
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models.deepjet import Branch, Layer
-from tests.models.factory import jets, small
+from tests.helpers.model_factory import jets, small
 
 
 def test_branch_is_convolutions_and_a_reversed_lstm():

@@ -13,7 +13,7 @@ from bhive_mltf.errors import ModelError
 from bhive_mltf.models import external, registry
 from bhive_mltf.models.base import Outputs
 from bhive_mltf.models.upstream import UpstreamTagger
-from tests.models.factory import jets, load
+from tests.helpers.model_factory import jets, load
 
 THEIRS = """
     import torch

@@ -13,8 +13,8 @@ from bhive_mltf.interface import GroupBatch
 from bhive_mltf.models.part.network import PartNetwork
 from bhive_mltf.models.part.padded import PairIndex, key_bias, padded_logits, spread_pairs, visible_keys
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
-from tests.models.factory import jets, small
-from tests.training.threads import as_ranks
+from tests.helpers.model_factory import jets, small
+from tests.helpers.threads import as_ranks
 
 COUNTS = ([5, 1, 9, 3, 9], [1], [2], [1, 1], [0, 4, 2], [0, 0], [], [128, 1, 0, 2, 77, 50], [16] * 3)
 SIZES = {"embed_dims": (8, 12, 8), "pair_embed_dims": (6, 5), "num_layers": 2, "num_cls_layers": 2, "num_heads": 2}

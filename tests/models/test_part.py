@@ -14,7 +14,7 @@ from bhive_mltf.models.layout import lay_out
 from bhive_mltf.models.part.jetclass import JETCLASS_FEATURES, Standardise
 from bhive_mltf.models.part.network import PairEmbedding, PartNetwork
 from bhive_mltf.models.part.v2 import ClassBlock2, PairEmbedding2, ParticleBlock2
-from tests.models.factory import jets, small
+from tests.helpers.model_factory import jets, small
 
 CPU = torch.device("cpu")
 

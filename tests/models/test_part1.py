@@ -13,7 +13,7 @@ from bhive_mltf.models.deepjet_transformer import AttentionPooling, ResidualDens
 from bhive_mltf.models.layout import lay_out
 from bhive_mltf.models.part.v1 import ClassBlock1, ConvolutionEmbedding, ParticleBlock1
 from bhive_mltf.models.part.v2 import PairEmbedding2
-from tests.models.factory import jets, logits_of, small
+from tests.helpers.model_factory import jets, logits_of, small
 
 
 def count(module):

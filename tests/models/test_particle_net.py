@@ -14,7 +14,7 @@ from bhive_mltf.models.particle_net import (
     n_neighbours,
     nearest_neighbours,
 )
-from tests.models.factory import jets, load, logits_of
+from tests.helpers.model_factory import jets, load, logits_of
 
 
 def laid_out(counts):

@@ -12,7 +12,7 @@ from bhive_mltf.errors import ModelError
 from bhive_mltf.models import registry
 from bhive_mltf.models.base import Outputs
 from bhive_mltf.models.regression import bounded_ratio, hlt_targets, offline_targets
-from tests.models.factory import jets, load, small
+from tests.helpers.model_factory import jets, load, small
 
 MULTI_TASK = [name for name in registry.names() if registry.entry(name).regression]
 

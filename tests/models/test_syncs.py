@@ -24,7 +24,7 @@ from bhive_mltf.models import layout
 from bhive_mltf.training.choices import REGRESSION_LOSSES
 from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import jet_sums
-from tests.models.factory import jets, small
+from tests.helpers.model_factory import jets, small
 
 META = torch.device("meta")
 COUNTS = [3, 9, 0, 1, 30]

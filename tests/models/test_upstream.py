@@ -10,7 +10,7 @@ from bhive_mltf.config import load
 from bhive_mltf.errors import ModelError
 from bhive_mltf.models.base import Tagger, count_parameters
 from bhive_mltf.models.upstream import adapt, upstream_config
-from tests.models.factory import jets
+from tests.helpers.model_factory import jets
 
 
 class Theirs(nn.Module):

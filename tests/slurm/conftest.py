@@ -12,8 +12,8 @@ from bhive_mltf.slurm import profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.testing import slurm_lab
 from bhive_mltf.testing.slurm_lab import packages
-from tests.law.conftest import Sandbox
-from tests.slurm.fake_scheduler import FakeScheduler
+from tests.helpers.commands import Sandbox
+from tests.helpers.fake_scheduler import FakeScheduler
 
 REQUIRED = "BHIVE_REQUIRE_SLURM"  # set where a missing cluster is a failure, such as in continuous integration
 
@@ -149,7 +149,7 @@ def law_home(tmp_path_factory):
 def shell(tmp_path_factory, lab_of_the_session, law_home):
     """A shell with a training set; each test trains a version of its own on it."""
     from bhive_mltf.testing import jets
-    from tests.slurm.trainings import Shell
+    from tests.helpers.slurm_trainings import Shell
 
     folder = tmp_path_factory.mktemp("slurm")
     paths = [jets.write_btag(folder / f"{p}.root", 300, seed, process=p) for seed, p in enumerate(("TT", "QCD"))]

@@ -8,9 +8,8 @@ import time
 import pytest
 
 from bhive_mltf.slurm.record import JobRecord
-from tests.slurm import slow
-from tests.slurm.conftest import programs
-from tests.slurm.trainings import (
+from tests.helpers import slow_model as slow
+from tests.helpers.slurm_trainings import (
     TWO,
     Shell,
     assert_finished,
@@ -18,7 +17,8 @@ from tests.slurm.trainings import (
     ended,
     write_profile,
 )
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
+from tests.slurm.conftest import programs
 
 pytestmark = pytest.mark.slurm
 
@@ -58,7 +58,7 @@ def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(clust
     squeue = f'[ -e "{silent}" ] && echo "squeue: error: Unable to contact slurm controller" >&2 && exit 1\n'
     path = programs(tmp_path / "bin", without=["sacct"], squeue=f'{squeue}exec "{shutil.which("squeue")}" "$@"')
     profile = write_profile(tmp_path / "minute.yml", hours=1 / 61, signal_seconds=15, environment={slow.SECONDS: "4"})
-    training = shell.training("limit", **{**TWO, "slurm": profile}, model_name="tests.slurm.slow:SlowDeepJet")
+    training = shell.training("limit", **{**TWO, "slurm": profile}, model_name="tests.helpers.slow_model:SlowDeepJet")
     before = cluster.submissions()
     command = training.start(PATH=path)
     training.job_id()

@@ -6,7 +6,7 @@ import pytest
 
 from bhive_mltf.slurm.record import find_all
 from bhive_mltf.testing import jets
-from tests.slurm.trainings import Shell, ended, wait_for
+from tests.helpers.slurm_trainings import Shell, ended, wait_for
 
 pytestmark = pytest.mark.slurm
 N_FILES = 4

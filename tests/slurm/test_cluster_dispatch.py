@@ -24,9 +24,9 @@ from bhive_mltf.slurm.follow import follow
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from bhive_mltf.testing import slurm_lab
+from tests.helpers.slurm_trainings import read_until
+from tests.helpers.waiting import wait_for
 from tests.slurm.conftest import programs, start_lab
-from tests.slurm.trainings import read_until
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
 REPOSITORY = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from bhive_mltf.slurm.states import JobState
-from tests.slurm.trainings import (
+from tests.helpers.slurm_trainings import (
     TWO,
     assert_finished,
     assert_same_weights,
@@ -13,7 +13,7 @@ from tests.slurm.trainings import (
     read_until,
     write_profile,
 )
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.slurm
 TWICE_TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 2, "checkpoint_steps": 1}

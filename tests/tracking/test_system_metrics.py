@@ -13,7 +13,7 @@ from bhive_mltf.tracking import attach, journal, prepare
 from bhive_mltf.tracking.connection import connect
 from bhive_mltf.tracking.system.gpus import Gpus
 from bhive_mltf.tracking.system.machine import Machine
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
 
 MIG = "MIG-11111111-2222-3333-4444-555555555555"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bhive_mltf.tracking import RunRecord, attach, deliver, journal, prepare
-from tests.waiting import wait_for
+from tests.helpers.waiting import wait_for
 
 
 @pytest.fixture

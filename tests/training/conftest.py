@@ -5,12 +5,12 @@ import torch
 
 from bhive_mltf.ranks.distributed import TIMEOUT_VARIABLE
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
-from tests.training.standin import REPOSITORY
+from tests.helpers.standin import REPOSITORY
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch):
-    """Ranks start in the repository, where `-m tests.training.standin` works; nothing leaks between tests."""
+    """Ranks start in the repository, where `-m tests.helpers.standin` works; nothing leaks between tests."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     haunted = [name for name in os.environ if name.startswith("STANDIN_")]

@@ -9,7 +9,7 @@ from torch import nn
 
 from bhive_mltf.ranks import batchnorm
 from bhive_mltf.ranks.batchnorm import GlobalBatchNorm1d, plain_batch_norms, synchronise_batch_norms
-from tests.training.threads import as_ranks
+from tests.helpers.threads import as_ranks
 
 
 def _norm(**kwargs):

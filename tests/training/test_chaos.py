@@ -10,7 +10,7 @@ from bhive_mltf.errors import RankFailedError
 from bhive_mltf.ranks.launcher import LocalRanks
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.launch import launch
-from tests.training.standin import COMMAND, plan
+from tests.helpers.standin import COMMAND, plan
 
 KILLS, EPOCHS, STEPS_PER_EPOCH = 10, 4, 11
 TRAINING = {

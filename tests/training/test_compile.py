@@ -19,9 +19,9 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.build import Ingredients
 from bhive_mltf.training.choices import COMPILE_MODES, GRAPH_MODES
 from bhive_mltf.training.engine import compile_model, make_stepper
-from tests.models.factory import CONFIGS, jets, logits_of, small
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.model_factory import CONFIGS, jets, logits_of, small
+from tests.helpers.standin import plan
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"

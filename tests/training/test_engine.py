@@ -20,8 +20,8 @@ from bhive_mltf.training.launch import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.monitoring.observers import Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 
 UPSTREAM_KEYS = {
     "epoch",

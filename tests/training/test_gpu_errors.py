@@ -8,8 +8,8 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.gpu_errors import explain, is_bad_node, out_of_memory
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 
 
 def test_memory_that_is_not_enough_is_an_error_of_the_user(tmp_path):

@@ -13,8 +13,8 @@ from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.precision import Precision
 from bhive_mltf.training.transfer import DeviceLane, Transfer
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 from tests.training.test_engine import Seen, same
 
 CPU = torch.device("cpu")

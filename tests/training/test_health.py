@@ -17,8 +17,8 @@ from bhive_mltf.training.launch import launch
 from bhive_mltf.training.monitoring import warnings
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
-from tests.training import standin
-from tests.training.standin import COMMAND, plan
+from tests.helpers import standin
+from tests.helpers.standin import COMMAND, plan
 
 
 class Overflow(torch.autograd.Function):

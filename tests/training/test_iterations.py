@@ -11,8 +11,8 @@ from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval
 from bhive_mltf.training.rounds import Epochs, Iterations
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 from tests.training.test_engine import Seen, run, same
 
 ITERATIONS = {"epochs": 0, "use_iterations": True, "total_iterations": 19, "n_iters_per_save": 8}

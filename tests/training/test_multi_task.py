@@ -20,7 +20,7 @@ from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.step import Stepper
-from tests.data.building import build
+from tests.helpers.building import build
 
 KWARGS = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "dropout": 0.0}
 ARRAYS = {"loss", "acc", "loss_cat", "loss_reg"}

@@ -5,7 +5,7 @@ import pytest
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.choices import LOSSES, OPTIMIZERS, SCHEDULES
 from bhive_mltf.training.plan import TrainingPlan
-from tests.training.standin import plan
+from tests.helpers.standin import plan
 
 
 def test_a_plan_survives_its_file(tmp_path):

@@ -12,8 +12,8 @@ from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.precision import Precision, float32_products
 from bhive_mltf.training.reproducibility import FILE_NAME
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -23,9 +23,9 @@ from bhive_mltf.training.engine import train
 from bhive_mltf.training.launch import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.monitoring.observers import Observer
-from tests.training import standin
-from tests.training.standin import COMMAND, plan
-from tests.waiting import wait_for
+from tests.helpers import standin
+from tests.helpers.standin import COMMAND, plan
+from tests.helpers.waiting import wait_for
 
 TWO = LocalRanks(COMMAND)
 

@@ -12,7 +12,7 @@ from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.best_model import load_best_model
 from bhive_mltf.training.launch import launch
 from bhive_mltf.training.plan import TrainingPlan
-from tests.data.building import build
+from tests.helpers.building import build
 
 KWARGS = {"dropout": 0.0}
 

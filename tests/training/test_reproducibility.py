@@ -16,10 +16,10 @@ from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.reproducibility import deterministic, limits
 from bhive_mltf.training.step import Stepper
+from tests.helpers import standin
+from tests.helpers.model_factory import jets, small
+from tests.helpers.standin import plan
 from tests.models.conftest import VARIANTS
-from tests.models.factory import jets, small
-from tests.training import standin
-from tests.training.standin import plan
 
 
 def two_steps(name, directory):

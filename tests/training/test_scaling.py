@@ -10,7 +10,7 @@ import torch
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.scaling.measure import MeasuredError, StepTimer, TimedLoader
 from bhive_mltf.training.scaling.table import PARTS, Row, check, table, write_rows
-from tests.training import standin
+from tests.helpers import standin
 
 ROWS = [Row("weak", n, 64 * n, 900.0 * n, 0.9 * n, 0.9, 0.07, *[0.01] * 6) for n in (1, 128)]
 

@@ -13,7 +13,7 @@ from bhive_mltf.ranks import srun
 from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
 from bhive_mltf.training.monitoring.observers import EpochResult
 from bhive_mltf.training.monitoring.progress_file import ProgressFile
-from tests.training.standin import REPOSITORY, plan
+from tests.helpers.standin import REPOSITORY, plan
 
 TASK = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
 

@@ -9,7 +9,7 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.losses import create_loss
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.step import Stepper
-from tests.training import standin
+from tests.helpers import standin
 
 WEIGHTS = torch.tensor([1.0, 0.5, 0.01])
 

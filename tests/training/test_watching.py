@@ -16,9 +16,9 @@ from bhive_mltf.training.monitoring import mlflow_observer, progress
 from bhive_mltf.training.monitoring.mlflow_observer import MlflowObserver
 from bhive_mltf.training.monitoring.observers import Observers
 from bhive_mltf.training.monitoring.progress import TerminalProgress
-from tests.training import standin
-from tests.training.standin import plan
-from tests.training.threads import as_ranks
+from tests.helpers import standin
+from tests.helpers.standin import plan
+from tests.helpers.threads import as_ranks
 
 
 class Terminal(io.StringIO):

@@ -12,8 +12,8 @@ from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
 from bhive_mltf.training.engine import train
-from tests.training import standin
-from tests.training.standin import plan
+from tests.helpers import standin
+from tests.helpers.standin import plan
 from tests.training.test_engine import Seen, run, same
 
 

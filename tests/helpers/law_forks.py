@@ -1,6 +1,6 @@
 """Law commands in forks of one process that has imported what takes seconds; all else is as in a shell.
 
-`python -m tests.law.forks SOCKET`: each connection brings a command and the file for its output.
+`python -m tests.helpers.law_forks SOCKET`: each connection brings a command and the file for its output.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from bhive_mltf.slurm.batch_step.attempts import read_attempts
 from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 from bhive_mltf.tracking.store import RunRecord
-from tests.law.conftest import REPOSITORY, Sandbox, flat
-from tests.waiting import wait_for
+from tests.helpers.commands import REPOSITORY, Sandbox, flat
+from tests.helpers.waiting import wait_for
 
 # two ranks on two nodes: cheap, and still several nodes
 TWO = {"slurm": "local-lab", "nodes": 2, "ranks_per_node": 1, "checkpoint_steps": 1}

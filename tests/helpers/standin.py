@@ -1,6 +1,6 @@
 """A training of seconds: a tiny model on jets in memory, as a rank of its own or in this process.
 
-`python -m tests.training.standin PLAN` is what `python -m bhive_mltf.training PLAN` is for real ones.
+`python -m tests.helpers.standin PLAN` is what `python -m bhive_mltf.training PLAN` is for real ones.
 STANDIN_KILL="rank,epoch,batch" ends that rank by SIGKILL there, once; with STANDIN_HOW it stops it (`hang`) or raises
 (`raise`) instead. STANDIN_DELAY makes the kill come that many seconds later, at any place in the steps that follow.
 STANDIN_SLEEP is in seconds per batch. STANDIN_POISON="rank,epoch,batch" makes an input there NaN.
@@ -31,10 +31,10 @@ from bhive_mltf.interface import Batch, GroupBatch, GroupInput, ModelInputs  # n
 from bhive_mltf.training.build import Ingredients, seed_model  # noqa: E402
 from bhive_mltf.training.plan import TrainingPlan  # noqa: E402
 from bhive_mltf.training.rank import run  # noqa: E402
-from tests.data.memory_dataset import CLASSES, make_dataset  # noqa: E402
+from tests.helpers.memory_dataset import CLASSES, make_dataset  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMAND = (sys.executable, "-m", "tests.training.standin")
+COMMAND = (sys.executable, "-m", "tests.helpers.standin")
 INPUTS = ModelInputs(
     classes=CLASSES,
     groups=(GroupInput("global", ("jet_pt", "jet_eta", "n"), 1), GroupInput("cpf", ("px", "py", "d0"), 6)),
