@@ -21,13 +21,20 @@ _SETTLED: Final = 1.5
 _NEVER_TAKEN: Final = "the worker ended before the scheduler took the job"
 
 
+class UnansweredError(RuntimeError):
+    """Whether sbatch has handed a job in is not known; `dispatch` would wait for it, and everybody else with it."""
+
+
 class WatchedSlurm(Slurm):
     """The scheduler, with fault points around what cannot be undone."""
 
     def submit(self, script: Path, passed: object = ()) -> str:  # noqa: ARG002 - nothing of this process is handed on
         """Hand in a script, without any variable of this process."""
         faults.point("before_sbatch")
-        job_id = super().submit(script)
+        try:
+            job_id = super().submit(script)
+        except QueryFailedError as error:
+            raise UnansweredError(str(error)) from None
         faults.point("after_sbatch")
         return job_id
 
@@ -47,7 +54,11 @@ def submit_once(profile: Profile, spec: JobSpec, client: Slurm) -> JobRecord:
         return record
     if record is not None and record.message and record.message != _NEVER_TAKEN:
         raise SubmissionError(record.message)
-    return dispatch.submit_or_attach(profile, spec, client)
+    try:
+        return dispatch.submit_or_attach(profile, spec, client)
+    except UnansweredError as error:
+        # the record is there without an id: the next look finds the job by its token, or that there is none
+        raise QueryFailedError(str(error)) from None
 
 
 def _found(record: JobRecord, client: Slurm) -> JobRecord:

@@ -18,6 +18,7 @@ from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.settings import JobProfile, Settings
 from bhive_mltf.gateway.store.tables import Submission
+from bhive_mltf.gateway.worker import faults
 from bhive_mltf.slurm import job, profiles
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.slurm.profiles import Profile
@@ -42,6 +43,7 @@ def unpack(settings: Settings, submission: Submission) -> None:
     archive.unpack(blobs.path_of(settings.spool, submission.digest), temporary, settings.limits)
     for name in OUTPUTS:
         (temporary / name).mkdir(exist_ok=True)
+    faults.point("in_unpack")
     temporary.rename(folder / WORK)
 
 

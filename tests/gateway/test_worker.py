@@ -1,0 +1,338 @@
+"""The worker killed at every point, and the services behind it away: no job lost, none handed in twice."""
+
+import hashlib
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.slurm.fake_scheduler import FakeScheduler
+from tests.waiting import wait_for
+
+from bhive_mltf import gateway
+from bhive_mltf.gateway import settings as configuration
+from bhive_mltf.gateway.identity import mint
+from bhive_mltf.gateway.identity.provider import Caller
+from bhive_mltf.gateway.projects import blobs
+from bhive_mltf.gateway.store import queries
+from bhive_mltf.gateway.store.database import Database
+from bhive_mltf.gateway.store.tables import Project, State, Submission
+from tests.gateway.fake_mlflow import FakeMlflow
+
+pytestmark = pytest.mark.gateway
+REPOSITORY = Path(__file__).parents[2]
+PACKAGE = Path(gateway.__file__).parent
+
+
+class Bench:
+    """A worker as a process of its own, with a scheduler of scripts and a tracking server of a few routes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.scheduler, self.mlflow = FakeScheduler(folder / "bin").install(), FakeMlflow()
+        (folder / "site.yml").write_text("hours: 1\nsignal_seconds: 30\npoll_seconds: 0.2\naccounting: false\n")
+        (folder / "env" / "bin").mkdir(parents=True)
+        self.config = folder / "gateway.yml"
+        content = {
+            "public_url": "https://gateway.example",
+            "tracking_url": self.mlflow.url,
+            "spool": str(folder / "spool"),
+            "database_url": f"sqlite:///{folder}/gateway.db",
+            "keys": str(folder / "keys"),
+            "provider": {"issuer": "https://provider.example", "audiences": ["mltf"], "cli_client": "cli"},
+            "roles": {"user": {"profiles": ["small"]}},
+            "profiles": {"small": {"facility": str(folder / "site.yml"), "environment": str(folder / "env")}},
+            "tick_s": 0.1,
+            "submit_timeout_s": 2,
+        }
+        self.config.write_text(yaml.safe_dump(content))
+        mint.rotate(folder / "keys")
+        self.settings = configuration.load(self.config)
+        self.database = Database(self.settings.database_url)
+        self.database.create()
+        self.process = None
+
+    def start(self, point=""):
+        """Start the worker; with a fault point, it kills itself there."""
+        path = f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"
+        variables = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "MLTF_FAULT": point}
+        with (self.folder / "worker.log").open("ab") as log:
+            command = [sys.executable, "-m", "bhive_mltf.gateway", "--config", str(self.config), "worker"]
+            self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+
+    def stop(self):
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(20)
+
+    def close(self):
+        self.stop()
+        self.database.close()
+        self.mlflow.close()
+
+    def submit(self, **values):
+        """A submission as the API leaves it: accepted, with a run."""
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("a.py"), io.BytesIO())
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        path = blobs.path_of(self.settings.spool, digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.getvalue())
+        caller = Caller("https://provider.example", "alice", "cli", "Alice", frozenset({"user"}), 0.0)
+        with self.database.writing() as session:
+            owner = queries.owner_of(session, caller)
+            if session.get(Project, digest) is None:
+                session.add(Project(digest=digest, bytes=0, files=1, name="", entry_points={}))
+                session.flush()
+            made = {
+                "owner": owner.id,
+                "idem_key": str(time.time_ns()),
+                "request_hash": "",
+                "state": State.ACCEPTED.value,
+                "digest": digest,
+                "entry_point": "main",
+                "params": {},
+                "argv": ["python", "a.py"],
+                "profile": "small",
+                "hours": 1.0,
+                "experiment": "u/x",
+                "experiment_id": "1",
+                **values,
+            }
+            job = Submission(**made)
+            session.add(job)
+            session.flush()
+            tags = [{"key": "mltf.submission", "value": job.id}]
+            if job.state != State.CREATING.value:
+                job.run_id = self.mlflow.answer("runs/create", {"tags": tags})[1]["run"]["info"]["run_id"]
+            return job.id
+
+    def cancel(self, job):
+        with self.database.writing() as session:
+            session.get(Submission, job).cancel_at = time.time()
+
+    def look(self, job):
+        with self.database.reading() as session:
+            return session.get(Submission, job)
+
+    def wait(self, job, state, seconds=60):
+        try:
+            wait_for(lambda: self.look(job).state == state or self.look(job).is_over, seconds)
+        except AssertionError:
+            raise AssertionError(
+                f"{self.look(job).state}\n{(self.folder / 'worker.log').read_text()[-3000:]}"
+            ) from None
+        found = self.look(job)
+        assert found.state == state, (found.state, found.reason, (self.folder / "worker.log").read_text()[-3000:])
+        return found
+
+    def play(self, job, end):
+        """Be the cluster until the job is over."""
+
+        def step():
+            for job_id, one in self.scheduler.jobs.items():
+                if one["state"] == "PENDING":
+                    self.scheduler.change(job_id, state="RUNNING")
+                elif one["state"] == "RUNNING" and self.look(job).state == "running":
+                    if end == "cancelled":
+                        self.cancel(job)
+                    else:
+                        self.scheduler.change(job_id, state=end, status=0 if end == "COMPLETED" else 256)
+            return self.look(job).is_over or self.process.poll() is not None
+
+        wait_for(step, 60, "the end of the job")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.close()
+
+
+# point -> how the job ends, its state then, the status of its run
+FINISHED = ("COMPLETED", "succeeded", "FINISHED")
+POINTS = {
+    **dict.fromkeys(
+        (
+            *(
+                "in_unpack",
+                "after_unpack",
+                "before_sbatch",
+                "after_sbatch",
+                "after_record",
+                "after_end",
+                "after_status",
+            ),
+            *("at_preparing", "at_submitting", "at_queued", "at_running", "at_closing", "at_succeeded"),
+        ),
+        FINISHED,
+    ),
+    "at_failed": ("FAILED", "failed", "FAILED"),
+    "after_scancel": ("cancelled", "cancelled", "KILLED"),
+    "at_cancelled": ("cancelled", "cancelled", "KILLED"),
+}
+
+
+def test_every_fault_point_has_a_row():
+    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    named = set(re.findall(r'faults\.point\("(\w+)"\)', text))
+    states = {f"at_{state.value}" for state in State} - {"at_creating", "at_accepted", "at_refused"}
+    assert named | states == set(POINTS)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_worker_killed_at_a_point_loses_and_doubles_nothing(bench, point):
+    end, state, status = POINTS[point]
+    job = bench.submit()
+    bench.start(point)
+    bench.play(job, end)
+    assert bench.process.wait(30) == -signal.SIGKILL
+    bench.start()
+    bench.play(job, end)
+    found = bench.wait(job, state)
+    assert len(bench.scheduler.calls("sbatch")) == 1
+    assert len(bench.scheduler.jobs) == 1
+    (run,) = bench.mlflow.of(job)
+    assert run["status"] == status
+    assert found.job_id == next(iter(bench.scheduler.jobs))
+    assert not (bench.settings.job_folder(job) / "private" / "token").exists()
+
+
+def test_token_of_a_job_is_for_its_owner_only(bench):
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued")
+    folder = bench.settings.job_folder(job)
+    assert folder.stat().st_mode & 0o077 == 0
+    assert (folder / "private" / "token").stat().st_mode & 0o077 == 0
+    token = (folder / "private" / "token").read_text()
+    for path in (p for p in bench.folder.rglob("*") if p.is_file() and p.name != "token"):
+        assert token.encode() not in path.read_bytes(), path
+    script = (folder / "slurm" / "job.sh").read_text()
+    assert "#SBATCH --no-requeue" in script
+    (one,) = bench.scheduler.jobs.values()
+    assert "X509_USER_PROXY" not in one["environment"]
+
+
+def test_answer_of_sbatch_that_is_lost_makes_no_second_job(bench):
+    bench.scheduler.fail("sbatch", "TAKEN Unable to contact slurm controller")
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued", 30)
+    assert len(bench.scheduler.jobs) == 1
+
+
+def test_scheduler_that_is_away_holds_up_no_other_job_and_loses_none(bench):
+    first = bench.submit()
+    bench.start()
+    bench.wait(first, "queued")
+    bench.scheduler.fail("sbatch", "Unable to contact slurm controller")
+    second = bench.submit()
+    bench.wait(second, "submitting")
+    (job_id,) = bench.scheduler.jobs
+    bench.scheduler.change(job_id, state="COMPLETED")
+    bench.wait(first, "succeeded", 15)
+    bench.scheduler.fail("sbatch", "")
+    bench.wait(second, "queued", 30)
+    assert len(bench.scheduler.jobs) == 2
+
+
+def test_questions_without_an_answer_are_no_verdict(bench):
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued")
+    for name in ("squeue", "scontrol"):
+        bench.scheduler.fail(name, "Unable to contact slurm controller")
+    time.sleep(2)
+    assert bench.look(job).state == "queued"
+    for name in ("squeue", "scontrol"):
+        bench.scheduler.fail(name, "")
+    bench.play(job, "COMPLETED")
+    bench.wait(job, "succeeded")
+
+
+def test_tracking_server_that_is_away_delays_the_end_and_nothing_else(bench):
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued")
+    bench.mlflow.is_away = True
+    (job_id,) = bench.scheduler.jobs
+    bench.scheduler.change(job_id, state="RUNNING")
+    bench.wait(job, "running")
+    bench.scheduler.change(job_id, state="COMPLETED")
+    bench.wait(job, "closing")
+    time.sleep(1)
+    assert bench.look(job).state == "closing"
+    bench.mlflow.is_away = False
+    bench.wait(job, "succeeded")
+    assert bench.mlflow.of(job)[0]["status"] == "FINISHED"
+
+
+def test_refused_job_is_told_why_and_its_run_has_failed(bench):
+    (bench.folder / "site.yml").write_text((bench.folder / "site.yml").read_text() + "partition: nowhere\n")
+    job = bench.submit()
+    bench.start()
+    found = bench.wait(job, "refused")
+    assert "Invalid partition name" in found.reason
+    assert bench.mlflow.of(job)[0]["status"] == "FAILED"
+
+
+def test_submission_that_was_never_tracked_is_refused_after_a_while(bench):
+    job = bench.submit(state="creating", created_at=time.time() - 200)
+    bench.start()
+    assert bench.wait(job, "refused").reason_code == "tracking"
+
+
+@pytest.mark.parametrize("state", ["accepted", "preparing", "submitting"])
+def test_job_cancelled_early_is_never_handed_in(bench, state):
+    job = bench.submit(state=state)
+    bench.cancel(job)
+    bench.start()
+    bench.wait(job, "cancelled")
+    assert bench.scheduler.jobs == {}
+    assert bench.mlflow.of(job)[0]["status"] == "KILLED"
+
+
+def test_archive_changed_on_disk_is_refused(bench):
+    job = bench.submit()
+    for path in (bench.settings.spool / "blobs").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"something else")
+    bench.start()
+    assert bench.wait(job, "refused").reason_code == "refused"
+
+
+def test_second_worker_waits_and_a_former_leader_writes_nothing(bench):
+    from bhive_mltf.gateway.worker.leader import lead
+
+    with lead(bench.database, bench.settings.spool / "other.lock") as former:
+        with former.writing():
+            pass
+        with bench.database.writing() as session:
+            queries.take_office(session, "another")
+        with pytest.raises(queries.NotLeadingError), former.writing():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "reason_code"),
+    [("TIMEOUT", 0, "time_limit"), ("OUT_OF_MEMORY", 0, "out_of_memory"), ("FAILED", 256, "project_exit")],
+)
+def test_reason_of_an_end_by_the_scheduler(bench, state, code, reason_code):
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued")
+    (job_id,) = bench.scheduler.jobs
+    bench.scheduler.change(job_id, state=state, status=code)
+    found = bench.wait(job, "failed")
+    assert found.reason_code == reason_code
+    assert found.reason != ""
