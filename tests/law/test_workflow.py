@@ -84,7 +84,7 @@ def test_jobs_of_two_branches_give_what_this_machine_gives(site, tmp_path_factor
     assert len(site.staged()) == N_FILES
     here = Sandbox(tmp_path_factory.mktemp("here"), law_home)
     here.run("ConvertNtuples", *site.options)
-    assert {path.name: path.read_bytes() for path in here.data_path.rglob("*.jets")} == site.staged()
+    assert {path.name: path.read_bytes() for path in here.data_path.rglob("*.arrow")} == site.staged()
     again = site.start("--tasks-per-job", 2)
     assert "1 complete ones" in site.work(again)
     assert len(site.scheduler.jobs) == N_FILES // 2
