@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.slurm.fake_scheduler import FakeScheduler
-from tests.waiting import wait_for
 
 from bhive_mltf import gateway
 from bhive_mltf.gateway import settings as configuration
@@ -25,6 +23,8 @@ from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Project, State, Submission
 from tests.gateway.fake_mlflow import FakeMlflow
+from tests.helpers.fake_scheduler import FakeScheduler
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
 REPOSITORY = Path(__file__).parents[2]
