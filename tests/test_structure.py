@@ -40,7 +40,7 @@ ALLOWED = {
 # What is not yet as it should be: rows are only ever taken out. A row that is no longer needed fails too.
 ROOMS_WITH_CIRCLES = set()
 CROWDED_FOLDERS = set()
-LONG_FUNCTIONS = {"data/build/construct.py:construct"}
+LONG_FUNCTIONS = set()
 MOST_MODULES, MOST_LINES, LONGEST_FUNCTION = 14, 400, 80
 
 

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bhive_mltf.child_process import end_with
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import disk
 from bhive_mltf.ranks import signals, srun
 from bhive_mltf.ranks.files import RankError
 
 LAUNCHER_VARIABLE = "BHIVE_MLTF_LAUNCHER_PID"
-_PR_SET_PDEATHSIG = 1
-_CHECK_INTERVAL = 1.0  # s
 # What messages of gloo and NCCL say when the other side is gone.
 _LOST = ("gloo/", "Connection closed by peer", "Connection reset", "NCCL", "ProcessGroup", "TCPStore", "Broken pipe")
 logger = logging.getLogger(__name__)
@@ -103,16 +99,11 @@ def end_with_launcher() -> None:
     the launcher is slurmstepd, and the thread alone looks: the signal would come when only a thread of it ends.
     """
     if srun.is_srun_task():
-        threading.Thread(target=_watch, args=(os.getppid(),), name="watch-launcher", daemon=True).start()
+        end_with(os.getppid(), parent_signal=False, whole_group=True)
         return
     launcher = _launcher()
-    if launcher is None:
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != launcher:  # gone before the signal was set
-        _kill_group()
-    threading.Thread(target=_watch, args=(launcher,), name="watch-launcher", daemon=True).start()
+    if launcher is not None:
+        end_with(launcher, whole_group=True)
 
 
 def end_with_parent() -> None:
@@ -120,9 +111,7 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
         return
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    threading.Thread(target=_watch, args=(parent.pid,), name="watch-parent", daemon=True).start()
+    end_with(parent.pid, whole_group=True)
 
 
 def _launcher() -> int | None:
@@ -131,19 +120,6 @@ def _launcher() -> int | None:
         return int(given)
     # torchrun typed by hand: the parent is its agent
     return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-
-def _watch(launcher: int) -> None:
-    while os.getppid() == launcher:
-        time.sleep(_CHECK_INTERVAL)
-    _kill_group()
-
-
-def _kill_group() -> NoReturn:
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise SystemExit(1)
 
 
 def leave(code: int) -> NoReturn:

@@ -14,7 +14,8 @@ from bhive_mltf.ranks.signals import StopSignals
 
 RANK = "from bhive_mltf.ranks.process import end_with_launcher; end_with_launcher(); import time; time.sleep(60)"
 NO_PARENT_SIGNAL = (
-    "import ctypes; ctypes.CDLL = None; import bhive_mltf.ranks.process as p; p.ctypes.CDLL = lambda *a, **k: p; "
+    "import ctypes, types; ctypes.CDLL = lambda *a, **k: types.SimpleNamespace(prctl=lambda *a: 0); "
+    "import bhive_mltf.ranks.process as p; "
     "p.end_with_launcher(); import time; time.sleep(60)"
 )
 

@@ -20,7 +20,7 @@ from bhive_mltf.data.build.set_writer import clear, publish, write_jets
 from bhive_mltf.data.build.staged_file import StagedFile, added_lost
 from bhive_mltf.data.layouts.column_planes import full_width
 from bhive_mltf.data.layouts.lz4_rows import check_layout
-from bhive_mltf.data.manifest import Accounting, Manifest, Source, refuse_equal_contents
+from bhive_mltf.data.manifest import Accounting, Manifest, SkippedFile, Source, refuse_equal_contents
 from bhive_mltf.data.ntuples.jobs import BASE_MB, DEFAULT_MB, check_memory
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels
@@ -96,13 +96,7 @@ def construct(
     check_weighting(weighting)
     max_bytes = _block_bytes(memory_mb, threads)
     schema = Schema.of(config)
-    _allow_open_files(len(staged))
-    files = [StagedFile(Path(path), schema) for path in staged]
-    for file in files:
-        if (file.record.seed, file.record.config_digest) != (seed, config.dataset_digest):
-            raise DatasetMismatchError(
-                f"'{file.path}' was staged with another config or seed: remove it and convert again"
-            )
+    files = _open_staged(staged, schema, config, seed)
     sources = tuple(source for file in files for source in file.record.sources)
     refuse_equal_contents((source.path, int(source.content_id, 16)) for source in sources)
     accounting = _account(files, sources)
@@ -110,11 +104,7 @@ def construct(
     for warning in lost_jets(added_lost(file.record.lost for file in files), histogram, config, accounting.accepted):
         logger.warning("%s", warning)
     weights = _weigh(histogram, config, weighting, is_test_set=is_test_set)
-    skipped = tuple(skip for file in files for skip in file.record.skipped)
-    if skipped:
-        logger.warning(
-            "%d files that cannot be read are left out: %s", len(skipped), ", ".join(s.path for s in skipped)
-        )
+    skipped = _skipped(files)
     with disk.writing(directory):
         clear(directory)
     empty = Manifest(
@@ -144,6 +134,26 @@ def construct(
         manifest = write_jets(jets, empty, directory, threads=threads)
         weights.report.write(directory, weights.table.values)
         return publish(manifest, histogram, directory)
+
+
+def _open_staged(staged: Sequence[Path], schema: Schema, config: Config, seed: int) -> list[StagedFile]:
+    _allow_open_files(len(staged))
+    files = [StagedFile(Path(path), schema) for path in staged]
+    for file in files:
+        if (file.record.seed, file.record.config_digest) != (seed, config.dataset_digest):
+            raise DatasetMismatchError(
+                f"'{file.path}' was staged with another config or seed: remove it and convert again"
+            )
+    return files
+
+
+def _skipped(files: Sequence[StagedFile]) -> tuple[SkippedFile, ...]:
+    """The source files that were left out, each named once in a warning."""
+    skipped = tuple(skip for file in files for skip in file.record.skipped)
+    if skipped:
+        paths = ", ".join(skip.path for skip in skipped)
+        logger.warning("%d files that cannot be read are left out: %s", len(skipped), paths)
+    return skipped
 
 
 def _block_bytes(memory_mb: int, threads: int) -> int:
