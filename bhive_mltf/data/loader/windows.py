@@ -115,8 +115,9 @@ class ArrowWindows:
         self._view = view
         self._source = source
         self.recipes = self._recipes()
+        self._global_columns = view.global_columns
         planes = (plane.field for recipe in self.recipes.values() for plane in recipe.planes)
-        self._fields = {"kinematics", *planes, *([GLOBAL] if view.global_columns is not None else [])}
+        self._fields = {"kinematics", *planes, *([GLOBAL] if self._global_columns is not None else [])}
 
     @classmethod
     def of(cls, view: LoaderView) -> ArrowWindows | None:
@@ -178,7 +179,7 @@ class ArrowWindows:
                 candidates[name] = offsets[piece.begin : piece.end + 1].astype(np.int64), flat
                 continue
             values = flat.reshape(piece.shard.n_rows(piece.block), -1)[piece.begin : piece.end]
-            jets[name] = values[:, self._view.global_columns] if name == GLOBAL else values
+            jets[name] = values[:, self._global_columns] if name == GLOBAL else values
         for recipe in self.recipes.values():
             first, *others = (candidates[plane.field][0] for plane in recipe.planes)
             if not all(np.array_equal(first, other) for other in others):
