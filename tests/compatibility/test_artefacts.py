@@ -19,7 +19,7 @@ from bhive_mltf.training.checkpointing import checkpoint
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 EXPECTED = json.loads((HERE / "expected.json").read_text())
-KWARGS = {"num_layers": 1, "embed_dim": 8, "num_heads": 2}
+KWARGS = {"num_layers": 1, "embed_dim": 8, "num_heads": 2, "dropout": 0.0}
 # other processors sum in another order
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 

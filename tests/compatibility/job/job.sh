@@ -13,4 +13,4 @@
 
 set -e
 export DATA_PATH=/data/output
-exec python3 -m bhive_mltf.slurm.inside /data/output/TrainingTask/compat/s/half/DeepJetTransformer/epochs_3/kwargs_1872246789/nominal/slurm/spec.json
+exec python3 -m bhive_mltf.slurm.inside /data/output/TrainingTask/compat/s/half/DeepJetTransformer/epochs_3/kwargs_b36b1840fd/nominal/slurm/spec.json
