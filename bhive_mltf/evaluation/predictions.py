@@ -75,7 +75,7 @@ def predict(
     attack: Callable[[Batch], Batch] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """Predict each of the `n_jets` jets of `loader` once: evaluation mode, full precision, no autocast.
+    """Predict each of the `n_jets` jets of `loader` once: evaluation mode, full precision, no autocast, no TF32.
 
     Jets of no class (truth -1) are predicted too; loss and accuracy leave them out.
 
@@ -163,13 +163,15 @@ def loss_and_accuracy(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> 
 def _evaluating(model: torch.nn.Module, device: str | torch.device, *, differentiable: bool) -> Iterator[None]:
     import torch
 
+    from bhive_mltf.training.precision import float32_products
+
     was_training = model.training
     model.to(device)
     model.eval()
     try:
         # what is made in inference mode can never be differentiated
         quiet = torch.no_grad() if differentiable else torch.inference_mode()
-        with quiet, torch.autocast(torch.device(device).type, enabled=False):
+        with quiet, float32_products(), torch.autocast(torch.device(device).type, enabled=False):
             yield
     finally:
         model.train(was_training)

@@ -74,6 +74,30 @@ def test_w38_neither_batch_size_nor_stored_order_matter():
     assert first.accuracy == second.accuracy
 
 
+@pytest.mark.parametrize("attacked", [False, True])
+def test_no_product_is_in_tf32_and_the_flags_come_back(monkeypatch, attacked):
+    """Torch itself has it on in cuDNN, and a caller may have it on everywhere."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    seen = []
+
+    class Watched(Linear):
+        def forward(self, batch):
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().forward(batch)
+
+    try:
+        torch.set_float32_matmul_precision("high")
+        predict(Watched(), batches(make_jets(8), 4), "cpu", 8, attack=(lambda batch: batch) if attacked else None)
+        with pytest.raises(DataError):
+            predict(Watched(), batches(make_jets(8), 4), "cpu", 5)
+        after = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {("highest", False)}
+    assert after == ("high", True)
+
+
 def test_w38_a_jet_that_comes_twice_is_refused():
     jets = make_jets(20)
     jets["jet_id"][3] = jets["jet_id"][7]
