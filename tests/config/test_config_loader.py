@@ -165,7 +165,7 @@ def test_not_readable(write, base, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     path = write(base)
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ConfigError, match="mine.yml: cannot be read: Permission denied"):
         config.load(path)
 
