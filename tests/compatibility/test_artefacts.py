@@ -143,4 +143,4 @@ def test_the_command_typed_again_ends_training_and_run(output, expected):
     assert json.loads((directory / "run.json").read_text())["run_id"] == run_id
     assert client.get_run(run_id).info.status == "FINISHED"
     last = client.get_metric_history(run_id, "Validation Loss")[-1].value
-    assert last == pytest.approx(float(expected["loss_val"]), rel=0.1)
+    assert last == pytest.approx(float(expected["loss_val"]), rel=1e-3)
