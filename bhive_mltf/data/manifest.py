@@ -98,7 +98,7 @@ class Manifest:
     digest : of ids, columns and values; the same for every layout, chunk size and place.
     precision : what the inputs were rounded to, "float32" or "float16".
     derived : made from the shards of an upstream dataset that had no manifest.
-    weighting : how the weights were found, a name of `weighting_methods`.
+    weighting : how the weights were found, a name of `weighting.methods`.
     jet_ids : False when jet ids are (shard, row), since the ids in the ntuples are not known.
     files : XXH3-64 of the other files of the set (index, histogram, ...), by name; empty in old manifests.
     compression : codec of Arrow shards.

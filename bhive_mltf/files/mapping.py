@@ -55,7 +55,8 @@ def cannot_read(path: str | Path, error: Exception, advice: str) -> DataError:
     A CorruptFileError for what the file itself shows; a DiskError for what the machine does not do.
     """
     number = error.errno or 0 if isinstance(error, OSError) else 0
-    reason = os.strerror(number) if number else str(error)
+    # messages of libraries can have several lines
+    reason = os.strerror(number) if number else " ".join(str(error).split())
     if number in _MACHINE:
         todo = "raise `ulimit -n`" if number == errno.EMFILE else "look at the disk and the permissions"
         return DiskError(f"'{path}' cannot be read: {reason}: {todo}, then type the command again", number)

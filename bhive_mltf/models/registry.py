@@ -94,7 +94,7 @@ def names() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """Where a model is: in the table, or in another package (`models.foreign`), which is not imported here.
+    """Where a model is: in the table, or in another package (`models.external`), which is not imported here.
 
     ModelError for a name that is neither.
     """

@@ -181,7 +181,9 @@ def test_a_crash_goes_on_from_the_last_step_checkpoint(tmp_path):
 
 def test_w18_the_last_epochs_file_comes_last(tmp_path, monkeypatch):
     order, save = [], checkpoint.write_checkpoint
-    monkeypatch.setattr(checkpoint, "save", lambda path, state: (order.append(path.name), save(path, state)))
+    monkeypatch.setattr(
+        checkpoint, "write_checkpoint", lambda path, state: (order.append(path.name), save(path, state))
+    )
     run(tmp_path, epochs=1)
     assert order == ["best_model.pt", "model_0.pt"]
 
@@ -190,12 +192,12 @@ def test_w18_the_last_epochs_file_comes_last(tmp_path, monkeypatch):
             raise CheckpointError("disk full")
         save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     with pytest.raises(CheckpointError, match="disk full"):
         run(tmp_path / "failing")
     assert not (tmp_path / "failing" / "model_1.pt").exists()
     assert np.load(tmp_path / "failing" / "training_metrics.npz")["loss"].shape == (2,)
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", save)
     same(run(tmp_path / "failing"), run(tmp_path / "whole"))
 
 

@@ -66,7 +66,7 @@ def slow_disk(monkeypatch):
         time.sleep(0.3)
         save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save", slowly)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slowly)
 
 
 def test_the_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
@@ -80,7 +80,7 @@ def test_the_steps_go_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         while_writing.append(seen.steps)
         save(path, state)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
     with pytest.raises(TrainingInterruptedError, match="saved"):
         run(tmp_path / "cut", seen, checkpoint_steps=4)
     assert while_writing[0] >= 6
@@ -93,7 +93,7 @@ def test_a_full_disk_stops_the_training_at_a_boundary(tmp_path, monkeypatch):
     def full(path, state):
         raise CheckpointError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
     seen = Seen()
     with pytest.raises(CheckpointError, match="disk full"):
         run(tmp_path, seen, epochs=50, checkpoint_steps=1)

@@ -72,7 +72,7 @@ def construct(
 ) -> Manifest:
     """Write a training set from staged files; `processed_files.txt` comes last and says that all is there.
 
-    Jets stand in the order of their keys (`staging.global_keys`), whatever the staged files, chunks and paths.
+    Jets stand in the order of their keys (`stage.global_keys`), whatever the staged files, chunks and paths.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def construct(
     chunk_size : jets per shard; the last one holds what is left.
     seed : of the global order, the same as at staging.
     filelist : the files asked for; recorded.
-    weighting : how the jets' weights are found, a name of `weighting_methods`.
+    weighting : how the jets' weights are found, a name of `weighting.methods`.
     is_test_set : jets that are only evaluated may lack the reference flavour, or all labels but one; their weights,
         which nobody needs, are 1 then, and the manifest has the weighting `none`.
     memory_mb : budget of this process in MB, pages of mapped files not counted.

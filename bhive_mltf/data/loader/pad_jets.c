@@ -1,4 +1,4 @@
-/* Candidates of chosen jets, from wherever they lie to a padded array; `jagged.py` does the same without it. */
+/* Candidates of chosen jets, from wherever they lie to a padded array; `collate.py` does the same without it. */
 #include <stdint.h>
 #include <string.h>
 
