@@ -40,8 +40,8 @@ class TrainingPlan(BaseModel):
     together. Without `val_dataset` the training set is split. `weight_decay` None means the optimiser's own default.
     `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice. `ranks_per_node` 0 means
     one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and every ten minutes. With `root_files`
-    these are read on the fly (`data.ntuples.root_dataset`) and `dataset` is not looked at; `weighting`, `skip_bad_files` and
-    `debug` then say how, as for a constructed set.
+    these are read on the fly (`data.ntuples.root_dataset`) and `dataset` is not looked at; `weighting`,
+    `skip_bad_files` and `debug` then say how, as for a constructed set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
