@@ -32,7 +32,7 @@ def explain(
     rank = _first(size, failures, reasons)
     reason = reasons.get(rank)
     if reason is not None and not reason.lost:
-        what = f"{reason.kind}: {reason.first_line}".rstrip(". ")
+        what = f"{reason.kind}: {reason.explanation or reason.first_line}".rstrip(". ")
         where = f"its traceback is in {error_path(directory, rank)}"
         shown = [] if reason.by_user else reason.traceback.rstrip().splitlines()
     else:

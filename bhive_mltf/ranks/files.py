@@ -40,6 +40,7 @@ class RankError:
     time : seconds since 1970; kind, message : of the Python error.
     lost : only the connection to another rank was lost; by_user : an error that the user can mend.
     no_space : the disk was full.
+    cause, explanation : of `gpu_errors`, empty for what is no failure of a GPU; node : where the rank ran.
     """
 
     rank: int
@@ -49,6 +50,9 @@ class RankError:
     lost: bool = False
     by_user: bool = False
     no_space: bool = False
+    cause: str = ""
+    explanation: str = ""
+    node: str = ""
     traceback: str = ""
 
     @property

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-# Of CUDA's driver and runtime: the card or its link is bad, another node may do.
-_BAD_NODE = (
-    *("uncorrectable ecc error", "unspecified launch failure", "xid", "device unavailable", "nvlink error"),
-    *("the launch timed out", "gpu is lost", "all cuda-capable devices are busy"),
-)
-_OLD_DRIVER = ("driver on your system is too old", "cuda driver version is insufficient")
+import re
+from enum import StrEnum
+
+
+class GpuCause(StrEnum):
+    """What is wrong with a GPU; the values are written in error files of ranks."""
+
+    OUT_OF_MEMORY = "out_of_memory"  # no other node would do better
+    OLD_DRIVER = "old_driver"
+    BAD_NODE = "bad_node"  # the card or its link failed, another node may do
+
+
+# Of CUDA's driver and runtime, and of cuBLAS and NCCL, which allocate on their own.
+_WORDS = {
+    GpuCause.OLD_DRIVER: r"driver on your system is too old|cuda driver version is insufficient",
+    GpuCause.BAD_NODE: (
+        r"uncorrectable ecc error|unspecified launch failure|\bxid\b|device unavailable|nvlink error|"
+        r"the launch timed out|gpu is lost|all cuda-capable devices are busy"
+    ),
+    GpuCause.OUT_OF_MEMORY: r"cuda out of memory|cuda error: out of memory|cublas_status_alloc_failed|cuda failure 2\b",
+}
 
 
 def out_of_memory(batch_size: int, ranks: int, peak_gb: float | None = None) -> str:
@@ -22,16 +37,22 @@ def out_of_memory(batch_size: int, ranks: int, peak_gb: float | None = None) -> 
     )
 
 
-def is_bad_node(error: BaseException) -> bool:
-    """Whether the card failed, not the training: another node may do."""
+def cause_of(error: BaseException) -> GpuCause | None:
+    """What is wrong with the card or its driver; None for another error, those that are no RuntimeError among them."""
+    if not isinstance(error, RuntimeError):
+        return None
     text = str(error).lower()
-    return any(words in text for words in _BAD_NODE)
+    return next((cause for cause, words in _WORDS.items() if re.search(words, text)), None)
 
 
-def explain(error: BaseException) -> str | None:
-    """One sentence for an error of a card or its driver, None for another error."""
-    if any(words in str(error).lower() for words in _OLD_DRIVER):
+def explain(error: BaseException) -> str:
+    """One sentence for an error of a card or its driver, empty for another error."""
+    cause = cause_of(error)
+    if cause is None:
+        return ""
+    if cause is GpuCause.OLD_DRIVER:
         return "the driver of this node's GPUs is too old for this torch: take another node, or a torch for that driver"
-    if is_bad_node(error):
-        return f"a GPU of this node failed ({str(error).splitlines()[0]}): exclude the node and submit again"
-    return None
+    first = str(error).strip().splitlines()[0]
+    if cause is GpuCause.BAD_NODE:
+        return f"a GPU of this node failed ({first}): exclude the node and submit again"
+    return f"the GPU has no memory left ({first}): take a smaller --batch-size"

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import socket
 import sys
 import time
 import traceback
@@ -17,7 +18,7 @@ from typing import NoReturn
 from bhive_mltf.child_process import end_with
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import disk
-from bhive_mltf.ranks import signals, srun
+from bhive_mltf.ranks import gpu_errors, signals, srun
 from bhive_mltf.ranks.files import RankError
 
 LAUNCHER_VARIABLE = "BHIVE_MLTF_LAUNCHER_PID"
@@ -60,13 +61,16 @@ def _leave_reason(directory: Path, error: Exception) -> None:
     rank = int(os.environ.get("RANK", "0"))
     text = traceback.format_exc()
     by_user = isinstance(error, BhiveError)
-    lost = not by_user and isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
+    cause = None if by_user else gpu_errors.cause_of(error)
+    # NCCL's message of a card that failed here is no message of another rank
+    lost = not by_user and cause is None and isinstance(error, RuntimeError) and any(w in str(error) for w in _LOST)
+    explanation = gpu_errors.explain(error) if cause else ""
     if by_user:
         logger.error("rank %d: %s", rank, error)
     elif lost:
         logger.error("rank %d lost the connection to another rank", rank)
     else:
-        logger.error("rank %d failed:\n%s", rank, text)
+        logger.error("rank %d failed%s:\n%s", rank, f": {explanation}" if explanation else "", text)
     reason = RankError(
         rank=rank,
         time=time.time(),
@@ -75,6 +79,9 @@ def _leave_reason(directory: Path, error: Exception) -> None:
         lost=lost,
         by_user=by_user,
         no_space=disk.is_out_of_space(error),
+        cause=cause or "",
+        explanation=explanation,
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         traceback=text,
     )
     try:

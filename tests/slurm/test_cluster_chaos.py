@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import sys
 import threading
 import time
 
@@ -142,3 +143,32 @@ def test_a_job_builds_no_requirement(cluster, shell):
     assert code != 0
     assert "a job builds no requirement: type the command again" in output
     assert not staged.exists()
+
+
+BAD_CARD = """#!/bin/bash
+echo $SLURMD_NODENAME >> {seen}
+[ -n "$SLURM_RESTART_COUNT" ] || exec {python} -c '
+import os, signal, time
+from bhive_mltf.slurm.batch_step import supervisor
+signal.signal(signal.SIGTERM, lambda *_: None)
+job = os.environ["SLURM_JOB_ID"]
+nodes = supervisor._excluded_after(job, os.environ["SLURMD_NODENAME"])
+assert supervisor._requeued(job)
+supervisor._exclude(job, nodes)
+time.sleep(60)
+'
+"""
+
+
+def test_a_job_put_back_because_of_a_bad_card_runs_on_another_node(cluster, tmp_path):
+    """As the supervisor does it, while SLURM ends the batch step."""
+    seen, script = tmp_path / "seen", tmp_path / "job.sh"
+    script.write_text(BAD_CARD.format(seen=seen, python=sys.executable))
+    output = f"--output={tmp_path / 'job.log'}"
+    job = cluster.run("sbatch", "--parsable", "--requeue", "--nodes=1", output, str(script)).stdout.strip()
+    try:
+        wait_for(lambda: seen.exists() and len(seen.read_text().splitlines()) == 2, 180)
+    finally:
+        cluster.run("scancel", job)
+    first, second = seen.read_text().splitlines()
+    assert first != second

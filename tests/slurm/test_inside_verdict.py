@@ -6,16 +6,21 @@ from dataclasses import replace
 import pytest
 
 from bhive_mltf.ranks.files import RankError, StoppedNote
+from bhive_mltf.slurm.batch_step import supervisor
 from bhive_mltf.slurm.batch_step.attempts import Attempt, read_attempts
 from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome as Outcome
 from bhive_mltf.slurm.batch_step.verdict import ExitCode, Seen, first_reason, judge
 
+NO_MEMORY = "the GPU has no memory left: take a smaller --batch-size"
 SAVED = StoppedNote(attempt=1, step=7, signal="SIGUSR2")
 LOST = RankError(rank=0, kind="RuntimeError", message="gloo/ closed", lost=True, time=1.0)
 USER = RankError(rank=1, kind="NonFiniteLossError", message="The loss is NaN.", by_user=True, time=2.0)
 LOCKED = RankError(rank=0, kind="LockedError", message="in use", by_user=True, time=2.0)
 BUG = RankError(rank=1, kind="KeyError", message="'x'", time=2.0)
 CUDA = RankError(rank=1, kind="RuntimeError", message="CUDA error: uncorrectable ECC error", time=2.0)
+ECC = replace(CUDA, cause="bad_node", node="n2", explanation="a GPU of this node failed: exclude it")
+DRIVER = replace(CUDA, cause="old_driver", explanation="the driver is too old: take another node")
+MEMORY = RankError(1, 2.0, "OutOfMemoryError", "CUDA out of memory.", cause="out_of_memory", explanation=NO_MEMORY)
 FULL = RankError(rank=0, kind="OSError", message="No space left on device", no_space=True, time=2.0)
 
 TABLE = [
@@ -59,6 +64,11 @@ TABLE = [
     ({"exit_code": 1, "reasons": [LOCKED]}, Outcome.BROKEN, True, ExitCode.DONE, "in use"),
     ({"exit_code": 1, "reasons": [LOST, BUG]}, Outcome.FAILED, False, ExitCode.FAILED, "KeyError"),
     ({"exit_code": 1, "reasons": [CUDA, LOST]}, Outcome.BROKEN, True, ExitCode.DONE, "ECC"),
+    ({"exit_code": 1, "reasons": [LOST, ECC]}, Outcome.BROKEN, True, ExitCode.DONE, "a GPU of node n2 failed under"),
+    ({"exit_code": 1, "reasons": [ECC], "attempt": 3}, Outcome.FAILED, False, ExitCode.TRY_AGAIN, "attempt 3 of 3"),
+    ({"exit_code": 1, "reasons": [ECC], "can_go_on": False}, Outcome.FAILED, False, ExitCode.BAD_NODE, "exclude the"),
+    ({"exit_code": 1, "reasons": [DRIVER]}, Outcome.FAILED, False, ExitCode.BAD_NODE, "take another node"),
+    ({"exit_code": 1, "reasons": [MEMORY, LOST]}, Outcome.FAILED, False, ExitCode.FAILED, "smaller --batch-size"),
     ({"exit_code": 1, "reasons": [FULL]}, Outcome.FAILED, False, ExitCode.NO_SPACE, "no space"),
     ({"exit_code": 1, "no_space": True}, Outcome.FAILED, False, ExitCode.NO_SPACE, "make room"),
     ({"exit_code": 9}, Outcome.BROKEN, True, ExitCode.DONE, "exit code 9"),
@@ -71,6 +81,33 @@ def test_verdict(seen, outcome, requeue, code, words):
     assert (verdict.outcome, verdict.requeue, verdict.exit_code) == (outcome, requeue, code)
     assert words in verdict.reason
     assert "\n" not in verdict.reason
+
+
+def test_the_node_of_a_bad_card_is_left_out_of_the_next_attempt():
+    seen = Seen(exit_code=1, attempt=1, max_attempts=3, reasons=[LOST, ECC])
+    assert judge(seen).bad_node == "n2"
+    assert judge(replace(seen, attempt=3)).bad_node == ""
+    assert judge(replace(seen, reasons=[CUDA])).bad_node == ""
+
+
+@pytest.mark.parametrize(("before", "after"), [("(null)", "n2"), ("n[5-6]", "n[5-6],n2")])
+def test_a_node_is_excluded_besides_those_that_are(monkeypatch, before, after):
+    asked = []
+    answers = {"show": f"   ReqNodeList=n1 ExcNodeList={before}\n", "update": ""}
+    monkeypatch.setattr(supervisor, "_scontrol", lambda *words: (asked.append(words), answers[words[0]])[1])
+    supervisor._exclude("7", supervisor._excluded_after("7", "n2"))
+    assert asked[1:] == [("update", "JobId=7", f"ExcNodeList={after}")]
+
+
+def test_a_controller_that_refuses_to_exclude_is_asked_again_and_no_error(monkeypatch):
+    asked, answers = [], iter([None, "", ""])
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _: None)
+    monkeypatch.setattr(supervisor, "_scontrol", lambda *words: (asked.append(words), next(answers))[1])
+    supervisor._exclude("7", "n2")
+    assert len(asked) == 2
+    monkeypatch.setattr(supervisor, "_scontrol", lambda *words: asked.append(words))
+    supervisor._exclude("7", "n2")
+    assert len(asked) == 6
 
 
 def test_the_rank_that_failed_by_itself_is_named():

@@ -5,7 +5,9 @@ import torch
 
 from bhive_mltf.errors import TrainingError
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.ranks.gpu_errors import explain, is_bad_node, out_of_memory
+from bhive_mltf.ranks.files import RankError, error_path
+from bhive_mltf.ranks.gpu_errors import GpuCause, cause_of, explain, out_of_memory
+from bhive_mltf.ranks.process import run_reporting
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
 from tests.helpers import standin
@@ -34,15 +36,46 @@ def test_the_peak_is_told_where_it_is_known():
 
 
 @pytest.mark.parametrize(
-    ("message", "is_node", "sentence"),
+    ("message", "cause", "sentence"),
     [
-        ("CUDA error: uncorrectable ECC error encountered\nmore", True, "a GPU of this node failed (CUDA error: unc"),
-        ("CUDA error: unspecified launch failure", True, "exclude the node and submit again"),
-        ("The NVIDIA driver on your system is too old (found version 11040)", False, "too old for this torch"),
-        ("mat1 and mat2 shapes cannot be multiplied", False, None),
+        ("CUDA error: uncorrectable ECC error encountered\nmore", GpuCause.BAD_NODE, "failed (CUDA error: unc"),
+        ("CUDA error: unspecified launch failure", GpuCause.BAD_NODE, "exclude the node and submit again"),
+        ("NVRM: Xid (PCI:0000:3b:00): 79", GpuCause.BAD_NODE, "a GPU of this node failed"),
+        ("The NVIDIA driver on your system is too old (found version 11040)", GpuCause.OLD_DRIVER, "too old for this"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", GpuCause.OUT_OF_MEMORY, "take a smaller --batch-size"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when", GpuCause.OUT_OF_MEMORY, "no memory left"),
+        ("mat1 and mat2 shapes cannot be multiplied", None, ""),
+        ("there is no column taxid", None, ""),
     ],
 )
-def test_what_a_message_of_cuda_means(message, is_node, sentence):
+def test_what_a_message_of_cuda_means(message, cause, sentence):
     error = RuntimeError(message)
-    assert is_bad_node(error) == is_node
-    assert (explain(error) is None) if sentence is None else (sentence in explain(error))
+    assert cause_of(error) == cause
+    assert sentence in explain(error)
+    assert bool(explain(error)) == bool(cause)
+
+
+def test_only_errors_of_torch_are_of_a_gpu():
+    assert cause_of(KeyError("xid")) is None
+    assert cause_of(torch.OutOfMemoryError("CUDA out of memory.")) is GpuCause.OUT_OF_MEMORY
+
+
+def test_the_error_file_of_a_rank_tells_cause_and_node(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+
+    def work():
+        # NCCL's words alone would say that another rank was lost
+        raise RuntimeError("NCCL error: unhandled cuda error, uncorrectable ECC error encountered")
+
+    assert run_reporting(tmp_path, work) == 1
+    reason = RankError.read(tmp_path, 0)
+    assert (reason.cause, reason.node, reason.lost) == (GpuCause.BAD_NODE, "n7", False)
+    assert reason.explanation.startswith("a GPU of this node failed (NCCL error")
+    assert reason.explanation in caplog.text
+
+
+def test_an_error_file_without_cause_is_read(tmp_path):
+    path = error_path(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_text('{"rank": 0, "time": 1.0, "kind": "KeyError", "message": "x", "lost": false, "traceback": "t"}')
+    assert RankError.read(tmp_path, 0) == RankError(0, 1.0, "KeyError", "x", traceback="t")

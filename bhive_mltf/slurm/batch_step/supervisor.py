@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 import shutil
 import signal
@@ -24,6 +25,8 @@ from bhive_mltf.slurm.job import OUTCOME_NAME, JobSpec
 REQUEUE_TRIES_S = 600.0
 # SLURM ends the batch step of a job that was put back within this time.
 _END_WITHIN_S = 120.0
+_EXCLUDE_TRIES = 4
+_EXCLUDED = re.compile(r"\bExcNodeList=(\S+)")
 logger = logging.getLogger(__name__)
 
 
@@ -117,12 +120,15 @@ class Supervisor:
     def _requeue(self, verdict: Verdict) -> int:
         """Put this job back into the queue; the controller may be away for a while."""
         deadline = time.monotonic() + REQUEUE_TRIES_S
+        excluded = _excluded_after(self._allocation.job_id, verdict.bad_node) if verdict.bad_node else ""
         while not _requeued(self._allocation.job_id):
             if self._terminated or time.monotonic() > deadline:
                 reason = f"{verdict.reason}; the job could not be put back into the queue: type the command again"
                 self._record(Verdict(AttemptOutcome.ENDED, reason, ExitCode.TRY_AGAIN))
                 return int(ExitCode.TRY_AGAIN)
             time.sleep(5.0)
+        if excluded:
+            _exclude(self._allocation.job_id, excluded)
         logger.info(
             "back in the queue, attempt %d of at most %d follows", self._attempt.number + 1, self._spec.max_attempts
         )
@@ -147,14 +153,35 @@ class Supervisor:
 
 
 def _requeued(job_id: str) -> bool:
+    return _scontrol("requeue", job_id) is not None
+
+
+def _scontrol(*arguments: str) -> str | None:
+    """What it says, None where it fails, with a warning."""
     try:
-        done = subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        logger.warning("scontrol requeue %s: %s", job_id, error)
-        return False
+        logger.warning("scontrol %s: %s", " ".join(arguments), error)
+        return None
     if done.returncode:
-        logger.warning("scontrol requeue %s: %s", job_id, done.stderr.strip())
-    return done.returncode == 0
+        logger.warning("scontrol %s: %s", " ".join(arguments), done.stderr.strip())
+    return done.stdout if done.returncode == 0 else None
+
+
+def _excluded_after(job_id: str, node: str) -> str:
+    """The nodes that the job must not get, with one more."""
+    before = _EXCLUDED.search(_scontrol("show", "job", job_id) or "")
+    return f"{before[1]},{node}" if before and before[1] != "(null)" else node
+
+
+def _exclude(job_id: str, nodes: str) -> None:
+    """Keep the job, which is in the queue again, off these nodes; a controller that refuses is no error."""
+    for _ in range(_EXCLUDE_TRIES):
+        if _scontrol("update", f"JobId={job_id}", f"ExcNodeList={nodes}") is not None:
+            logger.info("the next attempt does not run on %s", nodes)
+            return
+        # the signal that ends this batch step ends scontrol too
+        time.sleep(0.5)
 
 
 def _can_write(folder: Path) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
 from bhive_mltf.ranks.files import RankError, StoppedNote
+from bhive_mltf.ranks.gpu_errors import GpuCause
 
 
 class AttemptOutcome(Enum):
@@ -85,12 +86,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the attempt ended, why, and whether the job is to be put back into the queue."""
+    """How the attempt ended, why, and whether the job is to be put back into the queue, there without `bad_node`."""
 
     outcome: AttemptOutcome
     reason: str
     exit_code: ExitCode
     requeue: bool = False
+    bad_node: str = ""
 
 
 def judge(seen: Seen) -> Verdict:
@@ -113,6 +115,8 @@ def _failed(seen: Seen) -> Verdict:
     what = error_sentence(reason) if reason else _by_exit_code(seen.exit_code, who)
     if seen.no_space or any(r.no_space for r in seen.reasons):
         return Verdict(AttemptOutcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
+    if reason and reason.cause:
+        return _gpu_failed(seen, reason)
     if reason and reason.kind not in _TRANSIENT:
         if reason.by_user:
             return Verdict(AttemptOutcome.FAILED, what, ExitCode.WRONG_INPUT)
@@ -121,6 +125,19 @@ def _failed(seen: Seen) -> Verdict:
     if not seen.can_go_on:
         return Verdict(AttemptOutcome.FAILED, what, ExitCode.FAILED)
     return _again(seen, AttemptOutcome.BROKEN, what)
+
+
+def _gpu_failed(seen: Seen, reason: RankError) -> Verdict:
+    if reason.cause != GpuCause.BAD_NODE:
+        # the next attempt would meet it again
+        code = ExitCode.BAD_NODE if reason.cause == GpuCause.OLD_DRIVER else ExitCode.FAILED
+        return Verdict(AttemptOutcome.FAILED, error_sentence(reason), code)
+    what = f"a GPU of node {reason.node} failed under rank {reason.rank} ({reason.first_line})"
+    if not seen.can_go_on:
+        what = f"{what}: exclude the node and submit again"
+        return Verdict(AttemptOutcome.FAILED, what, ExitCode.BAD_NODE)
+    verdict = _again(seen, AttemptOutcome.BROKEN, what)
+    return replace(verdict, bad_node=reason.node) if verdict.requeue else verdict
 
 
 def _again(seen: Seen, outcome: AttemptOutcome, why: str) -> Verdict:
@@ -144,7 +161,7 @@ def first_reason(reasons: Sequence[RankError]) -> RankError | None:
 
 def error_sentence(reason: RankError) -> str:
     """A rank's error in one line."""
-    return f"rank {reason.rank} failed ({reason.kind}: {reason.first_line})"
+    return f"rank {reason.rank} failed ({reason.kind}: {reason.explanation or reason.first_line})"
 
 
 def _by_exit_code(code: int, who: str) -> str:
