@@ -42,6 +42,7 @@ class Tagger(nn.Module):
     classes : output class -> truth labels, ordered.
     groups : what it reads.
     padding : `longest` of the global batch, or `configured` for models whose result depends on padded candidates.
+    laid_out : whether candidates are laid out as rows of groups (`models.layout`), by which dropout draws its numbers.
     regression : names of its regression outputs, which `regression_targets` are given for; () for a plain tagger.
     inputs : the same, in the columns and labels of the config; made here.
 
@@ -53,6 +54,7 @@ class Tagger(nn.Module):
     classes: Classes
     groups: tuple[GroupRequest, ...] = ()
     padding: Padding = "longest"
+    laid_out: bool = False
     regression: tuple[str, ...] = ()
     inputs: ModelInputs
 

@@ -94,6 +94,7 @@ class DeepJetTransformerTagger(Tagger):
     """
 
     padding = "longest"
+    laid_out = True
     jet_inputs: tuple[str, ...] = ()
 
     def __init__(

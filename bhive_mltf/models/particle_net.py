@@ -160,6 +160,7 @@ class ParticleNetTagger(Tagger):
     """
 
     padding = "longest"
+    laid_out = True
 
     def __init__(self, config: Config, *, embed_dim: int = 128, k: int = 50, dropout: float = 0.1) -> None:
         super().__init__(config)

@@ -21,6 +21,7 @@ from bhive_mltf.training.step import RNG_SCHEME
 
 FILE_NAME = "reproducibility.json"
 # How networks lay out jets, and so which jet gets which of dropout's numbers; and what it was when nothing was noted.
+# Networks without a layout (DeepJet) draw the same numbers as ever: their records have no word on it.
 LAYOUT = "rows of groups"
 _BEFORE = {"layout": "kernels for CPUs or padded jets, whose dropout drew other numbers"}
 # cuBLAS reads it at its first use in a process
@@ -48,14 +49,14 @@ def deterministic(asked: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def conditions(plan: TrainingPlan, world: World) -> dict[str, Any]:
+def conditions(plan: TrainingPlan, world: World, *, laid_out: bool) -> dict[str, Any]:
     """What decides the bits of a training, besides its plan and its jets: plain JSON values."""
     on_cuda = world.device.type == "cuda"
     cudnn: Any = torch.backends.cudnn
     return {
         "seed": plan.seed,
         "rng_scheme": RNG_SCHEME,
-        "layout": LAYOUT,
+        **({"layout": LAYOUT} if laid_out else {}),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": bool(cudnn.deterministic),
         "cudnn_benchmark": bool(cudnn.benchmark),
@@ -101,13 +102,14 @@ def limits(known: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def record(plan: TrainingPlan, world: World, global_step: int) -> list[str]:
+def record(plan: TrainingPlan, world: World, global_step: int, *, laid_out: bool = False) -> list[str]:
     """Note in the directory of the training what this process runs with; what differs from the one before it.
 
+    laid_out : of the model, see `Tagger`.
     `reproducibility.json`: `processes`, one entry per start, with the steps that were done before it, and `limits`.
     """
     path = plan.directory / FILE_NAME
-    known = conditions(plan, world)
+    known = conditions(plan, world, laid_out=laid_out)
     before = _processes(path) if global_step else []
     last = {**_BEFORE, **before[-1]} if before else known
     changed = [

@@ -92,7 +92,8 @@ class Trainer:
 
     def _record_conditions(self) -> None:
         if self._world.is_first:
-            changed = reproducibility.record(self._plan, self._world, self._position.global_step)
+            laid_out = bool(getattr(self._parts.model, "laid_out", False))
+            changed = reproducibility.record(self._plan, self._world, self._position.global_step, laid_out=laid_out)
             if changed:
                 self._observer.warn(
                     f"the training goes on with {', '.join(changed)}: it will differ from an uncut one in the last bits"

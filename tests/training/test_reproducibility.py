@@ -80,23 +80,33 @@ def test_each_start_is_recorded_and_a_change_is_told(tmp_path):
     assert any("2 compute thread" in sentence for sentence in record["limits"])
 
 
-def test_a_training_begun_with_kernels_for_cpus_says_so_once(tmp_path):
-    """Dropout draws other numbers since they went; such a record has no word on the layout."""
-    train(plan(tmp_path, epochs=1), World(), standin.build, Seen())
+@pytest.mark.parametrize("laid_out", [True, False])
+def test_a_training_begun_with_kernels_for_cpus_says_so_once(tmp_path, laid_out):
+    """Dropout draws other numbers since they went, where jets are laid out; such a record has no word on the layout."""
+
+    def build(own, world):
+        parts = standin.build(own, world)
+        parts.model.laid_out = laid_out
+        return parts
+
+    train(plan(tmp_path, epochs=1), World(), build, Seen())
     path = tmp_path / "reproducibility.json"
     record = json.loads(path.read_text())
-    del record["processes"][0]["layout"], record["processes"][0]["precision"]
+    record["processes"][0].pop("layout", None)
+    del record["processes"][0]["precision"]
     record["processes"][0]["compiled_rows"] = ["AVX-512"]
     path.write_text(json.dumps(record))
     seen, again = Seen(), Seen()
-    train(plan(tmp_path, epochs=1, extend_training=1), World(), standin.build, seen)
-    assert len(seen.warnings) == 1
-    assert "layout rows of groups instead of kernels for CPUs" in seen.warnings[0]
-    assert "dropout drew other numbers" in seen.warnings[0]
-    assert "precision" not in seen.warnings[0]
-    train(plan(tmp_path, epochs=1, extend_training=2), World(), standin.build, again)
+    train(plan(tmp_path, epochs=1, extend_training=1), World(), build, seen)
+    assert len(seen.warnings) == laid_out
+    if laid_out:
+        assert "layout rows of groups instead of kernels for CPUs" in seen.warnings[0]
+        assert "dropout drew other numbers" in seen.warnings[0]
+        assert "precision" not in seen.warnings[0]
+    train(plan(tmp_path, epochs=1, extend_training=2), World(), build, again)
     assert again.warnings == []
-    assert [one["layout"] for one in json.loads(path.read_text())["processes"][1:]] == ["rows of groups"] * 2
+    noted = [one.get("layout") for one in json.loads(path.read_text())["processes"][1:]]
+    assert noted == ["rows of groups" if laid_out else None] * 2
 
 
 def test_what_limits_the_bits_on_gpus():

@@ -85,6 +85,7 @@ class ParticleTransformer_JetClass(Tagger):  # noqa: N801 - B-Hive names its mod
 
     classes = JETCLASS
     padding = "longest"
+    laid_out = True
     groups = (GroupRequest("cpf", columns=tuple(feature.names for feature in JETCLASS_FEATURES), four_vectors=True),)
 
     def __init__(

@@ -144,6 +144,7 @@ class Part1Tagger(Tagger):
     """
 
     padding = "longest"
+    laid_out = True
     jet_inputs: tuple[str, ...] = ()
 
     def __init__(

@@ -155,6 +155,7 @@ class Part2Tagger(Tagger):
     """Common part: the candidates of all groups become tokens of one sequence."""
 
     padding = "longest"
+    laid_out = True
 
     def __init__(
         self,
