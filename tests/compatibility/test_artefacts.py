@@ -86,6 +86,7 @@ def environment(output):
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SLURM_"))}
     return {
         **variables,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DATA_PATH": str(output),
         "LAW_HOME": str(output.parent / "law"),
         "LAW_CONFIG_FILE": str(REPOSITORY / "law.cfg"),

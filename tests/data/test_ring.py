@@ -177,7 +177,7 @@ sys.stdin.read()
 
 def test_nothing_is_left_of_a_killed_process():
     before = set(Path("/dev/shm").iterdir())
-    root = Path(buffers_module.__file__).parents[2]
+    root = Path(buffers_module.__file__).parents[3]
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
     )

@@ -4,6 +4,7 @@ import codecs
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_f12_what_is_no_text_is_said_so(tmp_path):
 
 def source(checkout, variables, shell="bash", mount=""):
     """What `source setup.sh` says and sets."""
-    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     script = f'{mount} cd {checkout}; . ./setup.sh; echo "exit $?"; echo "LAW_HOME=$LAW_HOME"'
     command = [*(["unshare", "-m"] if mount else []), shell, "-c", script]
     done = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=False)
