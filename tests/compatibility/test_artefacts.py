@@ -124,6 +124,7 @@ def test_a_rank_continues_the_plan_of_a_queued_job(output, expected):
     check_ended(directory, output, expected)
 
 
+@pytest.mark.long
 def test_the_command_typed_again_ends_training_and_run(output, expected):
     from mlflow import MlflowClient
 

@@ -77,7 +77,12 @@ def undisturbed(inputs, tmp_path_factory):
     return contents(place)
 
 
-@pytest.mark.parametrize(("seed", "workers"), [(1, 1), (2, 1), (3, 2), (4, 1)])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("seed", "workers"), [(1, 1), (3, 2), pytest.param(2, 1, marks=LONG), pytest.param(4, 1, marks=LONG)]
+)
 def test_killed_at_any_moment(inputs, undisturbed, tmp_path, seed, workers):
     folder, config = inputs
     rng = random.Random(seed)

@@ -38,6 +38,7 @@ def drawn(monkeypatch):
     return made
 
 
+@pytest.mark.long
 def test_roc_figures_with_long_names_and_few_jets(tmp_path, fake, config, drawn):
     classes = ("QCD", "a_rather_long_class_name", "Hcc", "H $4q$", "W", "Z", "top", "tau")
     cuts = SimpleNamespace(pt_min=30.0, pt_max=1000.0, eta_min=-2.5, eta_max=2.5)

@@ -21,6 +21,7 @@ def check(path, *rows, device):
     return json.loads(path.read_text())
 
 
+@pytest.mark.long
 def test_rows_on_a_cpu(tmp_path):
     found = check(tmp_path / "found.json", *FAST, device="cpu")
     assert [row["name"] for row in found["rows"]] == FAST

@@ -113,6 +113,7 @@ def test_replay_names_the_operation_that_makes_nan(tmp_path):
     assert any("first operation that makes NaN: aten.log.default in out.1 (Log)" in line for line in lines)
 
 
+@pytest.mark.long
 def test_two_ranks_agree_on_a_bad_step(tmp_path, monkeypatch):
     monkeypatch.setenv("STANDIN_POISON", "1,0,3")
     with pytest.raises(RankFailedError, match=r"NonFiniteLossError: .*nan at step 3 \(epoch 0, batch 3, rank 1 of 2\)"):

@@ -73,6 +73,7 @@ def test_w29_process_weights_of_the_config_reach_the_training(tmp_path, dataset,
     assert least < (process == config.processes.index("TT")).double().mean() < most
 
 
+@pytest.mark.long
 def test_packed_part_on_two_ranks_equals_one(tmp_path):
     """The norms are those of the global batch."""
     config = configs.load("jet_class")
