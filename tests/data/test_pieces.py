@@ -187,3 +187,14 @@ def test_leftovers_of_killed_processes_are_swept(tmp_path):
         with removing_stale_files(target):
             assert left.exists()
     assert sorted(tmp_path.iterdir()) == sorted([left, other])
+
+
+def test_a_third_process_leaves_what_the_first_writes(tmp_path):
+    target = tmp_path / "x.jets"
+    with removing_stale_files(target):
+        with removing_stale_files(target):
+            written = temporary_part(target, 0)
+            written.write_text("being written")
+        with removing_stale_files(target):
+            assert written.exists()
+    assert sorted(tmp_path.iterdir()) == [written]

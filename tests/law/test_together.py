@@ -1,6 +1,8 @@
 """Several commands at once, and the debug mode."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +56,21 @@ def test_restart_trains_anew_in_a_run_of_its_own(sandbox, btag_options):
     runs = client.search_runs([experiment.experiment_id])
     assert {run.data.params["learning_rate"] for run in runs} == {"0.001", "0.01"}
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+BETWEEN_TWO_LOOKS = """
+import sys
+from bhive_mltf.law.tasks.dataset import ConvertNtuples
+
+looks = iter([False, True])
+ConvertNtuples.is_needless = lambda task: next(looks)
+task = ConvertNtuples(config="offline_run3", dataset_version="v1", filelist=sys.argv[1])
+print("complete:", task.complete())
+"""
+
+
+def test_staged_files_removed_between_two_looks_are_not_missing(sandbox, btag_lists):
+    """Another command makes the set, and removes them, after the first look."""
+    command = [sys.executable, "-c", BETWEEN_TWO_LOOKS, str(btag_lists / "train.txt")]
+    done = subprocess.run(command, env=sandbox.environment, capture_output=True, text=True, check=False)
+    assert "complete: True" in done.stdout, done.stderr

@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,20 +268,46 @@ def temporary_part(target: Path, number: int) -> Path:
 def removing_stale_files(target: Path) -> Iterator[None]:
     """Remove what killed processes left of earlier attempts at `target`, unless another process is at it just now.
 
-    Whoever makes a file holds a lock while doing so; the kernel drops it with the process. Temporary files of a target
-    whose lock is free are therefore nobody's.
+    Whoever makes a file shares a lock while doing so; the kernel drops it with the process. Temporary files of a target
+    whose lock nobody shares are therefore nobody's.
     """
     path = target.with_name(f".{target.name}.lock")
     with disk.writing(target.parent, None):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = _share(path, lambda: target.parent.glob(f".{target.name}.*.tmp"))
     try:
-        # A file system without locks refuses too: then leftovers stay.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-                leftover.unlink(missing_ok=True)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # the last one removes the file of the lock
+        with contextlib.suppress(BlockingIOError):
+            _try_alone(lock)
+            path.unlink(missing_ok=True)
         os.close(lock)
+
+
+def _share(path: Path, leftovers: Callable[[], Iterable[Path]]) -> int:
+    """An open file whose lock is shared; leftovers are removed if nobody shared it before."""
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with contextlib.suppress(BlockingIOError):
+            if _try_alone(lock):
+                for leftover in leftovers():
+                    leftover.unlink(missing_ok=True)
+        # a file system without locks refuses
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        os.close(lock)  # removed by the one who shared it last
+
+
+def _try_alone(lock: int) -> bool:
+    """Take the lock for this process alone; BlockingIOError if others share it, False where there are no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True

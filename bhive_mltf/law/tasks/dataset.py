@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import law
 import luigi
+from law.task.proxy import ProxyTask
 
 from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
 from bhive_mltf.files.records import Record
@@ -69,7 +70,8 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
             return True
         self.load_config()
         self.input_files()  # an empty list is refused, and not done
-        return NotImplemented
+        # another command may make the set, and remove the staged files, between the two looks
+        return ProxyTask.complete(self.workflow_proxy) or self.is_needless()
 
     def input_files(self) -> tuple[str, ...]:
         """The files of the list; in debug mode the first of each process."""
