@@ -62,13 +62,13 @@ class AttackOptions:
     def check(self, prefix: str = "attack") -> None:
         """Refuse what cannot be: ParameterError, one sentence that names the setting."""
         if self.attack not in ATTACKS:
-            raise ParameterError(f"{prefix} is {self.attack!r}, but must be one of {', '.join(ATTACKS)}.")
+            raise ParameterError(f"{prefix} is {self.attack!r}, but must be one of {', '.join(ATTACKS)}")
         for field, holds, requirement in _RANGES:
             value: Any = getattr(self, field)
             if not holds(value):
-                raise ParameterError(f"{prefix}_{field} is {value!r}, but must be {requirement}.")
+                raise ParameterError(f"{prefix}_{field} is {value!r}, but must be {requirement}")
         if self.attack == "pgd" and self.magnitude == 0:
-            raise ParameterError(f"{prefix}_magnitude is 0, but must be above 0 for pgd, which else changes nothing.")
+            raise ParameterError(f"{prefix}_magnitude is 0, but must be above 0 for pgd, which else changes nothing")
 
     @property
     def is_nominal(self) -> bool:

@@ -118,7 +118,7 @@ def discriminators(classes: Iterable[str]) -> tuple[Discriminator, ...]:
     """
     names = tuple(classes)
     if len(names) < 2:
-        raise ModelError(f"Discriminators need at least two classes, the model has {list(names)}.")
+        raise ModelError(f"Discriminators need at least two classes, the model has {list(names)}")
     return _flavour_discriminators(names) or _generic_discriminators(names)
 
 

@@ -93,7 +93,7 @@ def read_predictions(directory: str | Path) -> Predictions:
     )
     lengths = {name: len(getattr(predictions, name)) for name in PER_JET}
     if len(set(lengths.values())) != 1:
-        raise CorruptFileError(f"The arrays in {directory} differ in length: {lengths}; run InferenceTask again.")
+        raise CorruptFileError(f"The arrays in {directory} differ in length: {lengths}: run InferenceTask again")
     return predictions
 
 
@@ -166,6 +166,6 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - an array, or the arrays of an np
     try:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: the inference is not complete; run InferenceTask.") from None
+        raise DataError(f"{path} is missing: the inference is not complete, run InferenceTask") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise CorruptFileError(f"{path} cannot be read ({error}); remove it and run InferenceTask again.") from error
+        raise CorruptFileError(f"{path} cannot be read ({error}): remove it and run InferenceTask again") from error

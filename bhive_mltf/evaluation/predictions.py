@@ -106,7 +106,7 @@ def collect(
 ) -> Predictions:
     """As `predict`, in the order of the loader, and without means."""
     if n_jets < 1:
-        raise DataError("There are no jets to predict: the test dataset is empty; give another --test-filelist.")
+        raise DataError("There are no jets to predict: the test dataset is empty, give another --test-filelist")
     collected: Predictions | None = None
     done, start = 0, time.perf_counter()
     with _evaluating(model, device, differentiable=attack is not None):
@@ -114,13 +114,13 @@ def collect(
             part = _predict_batch(model, batch if attack is None else _attacked(batch, attack, device), device)
             collected = collected or _empty(n_jets, part)
             if done + len(part) > n_jets:
-                raise DataError(f"The loader gave more than the {n_jets} jets of the dataset.")
+                raise DataError(f"The loader gave more than the {n_jets} jets of the dataset")
             _store(collected, part, done)
             done += len(part)
             if progress is not None:
                 progress(done)
     if collected is None or done != n_jets:
-        raise DataError(f"The loader gave {done} of the {n_jets} jets of the dataset.")
+        raise DataError(f"The loader gave {done} of the {n_jets} jets of the dataset")
     return replace(collected, seconds=time.perf_counter() - start)
 
 
@@ -133,7 +133,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 def conclude(collected: Predictions, n_jets: int, *, input_order: bool) -> Predictions:
     """Predictions of all jets in the order that `predict` gives them, with their means."""
     if len(collected) != n_jets:
-        raise DataError(f"There are {len(collected)} predictions of the {n_jets} jets of the dataset.")
+        raise DataError(f"There are {len(collected)} predictions of the {n_jets} jets of the dataset")
     _warn_of_non_finite(collected)
     ordered = _in_input_order(collected) if input_order else collected
     loss, accuracy = loss_and_accuracy(ordered.logits, ordered.truth)
@@ -221,7 +221,7 @@ def _in_input_order(predictions: Predictions) -> Predictions:
         file_index, first_entry = ids[twice[0]]
         raise DataError(
             f"{len(twice)} jets were predicted more than once, the first is entry {first_entry} of file {file_index}; "
-            "the dataset holds them twice, build it anew."
+            "the dataset holds them twice, build it anew"
         )
     return predictions.take(order)
 

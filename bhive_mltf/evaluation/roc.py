@@ -89,7 +89,7 @@ def make_roc_directory(
     if not curves:
         raise DataError(
             f"No ROC curve can be made: no discriminator of {', '.join(names)} has signal and background among the "
-            f"{len(jets)} test jets inside the cuts; the reasons are {left_out}."
+            f"{len(jets)} test jets inside the cuts; the reasons are {left_out}"
         )
     style = style or figures.Style()
     with atomic.replace_directory(directory) as temporary:

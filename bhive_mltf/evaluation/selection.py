@@ -53,7 +53,7 @@ def select_jets(predictions: Predictions, classes: Iterable[str]) -> EvaluatedJe
     if predictions.logits.ndim != 2 or predictions.logits.shape[1] != len(names):
         raise DataError(
             f"The predictions have shape {predictions.logits.shape}, the model has {len(names)} classes "
-            f"({', '.join(names)}); run InferenceTask again with this model."
+            f"({', '.join(names)}): run InferenceTask again with this model"
         )
     in_class = predictions.truth >= 0
     finite = np.isfinite(predictions.logits).all(axis=1)
@@ -66,7 +66,7 @@ def select_jets(predictions: Predictions, classes: Iterable[str]) -> EvaluatedJe
     if len(filled) < 2:
         raise DataError(
             f"Evaluation needs jets of at least two classes, the test jets hold "
-            f"{'only ' + filled[0] if filled else 'none'} of {', '.join(names)}; add files with other classes."
+            f"{'only ' + filled[0] if filled else 'none'} of {', '.join(names)}: add files with other classes"
         )
     return EvaluatedJets(probabilities(kept.logits), kept.truth, kept.process, kept.kinematics, left_out)
 

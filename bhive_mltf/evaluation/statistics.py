@@ -209,5 +209,5 @@ def _require(signal: Values, background: Values) -> None:
     if missing:
         raise DataError(
             f"A ROC curve needs jets of both kinds, there are {len(signal)} signal and {len(background)} background "
-            "jets; evaluate on files that hold both."
+            "jets: evaluate on files that hold both"
         )

@@ -75,7 +75,7 @@ def make_working_points(
     measured = [_measure(d, jets, mistag_rates, left_out) for d in _chosen(discriminators(names))]
     found = [m for m in measured if m is not None]
     if not found:
-        raise DataError(f"No working point can be made, no discriminator has jets of both kinds: {left_out}.")
+        raise DataError(f"No working point can be made, no discriminator has jets of both kinds: {left_out}")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "working_point.pdf").unlink(missing_ok=True)
     _write_curves(directory / "wps_combined.csv", found)
@@ -96,7 +96,7 @@ def calculate_efficiency_curve(
     thresholds = np.linspace(0.0, 1.0, n_points)
     if is_signal.all() or not is_signal.any():
         raise DataError(f"An efficiency curve needs signal and background, {int(is_signal.sum())} of {len(values)} "
-                        "jets are signal.")  # fmt: skip
+                        "jets are signal")  # fmt: skip
     return (
         thresholds,
         passing_fraction(values[is_signal], thresholds),
@@ -119,7 +119,7 @@ def calculate_working_point(
     if not mistag.min() <= wp <= mistag.max():
         raise ParameterError(
             f"The working point {wp:g} is outside the curve, whose mistag rates go from {mistag.min():g} to "
-            f"{mistag.max():g}; choose one inside."
+            f"{mistag.max():g}: choose one inside"
         )
     order = np.lexsort((-threshold, mistag))
     at = float(np.interp(wp, mistag[order], threshold[order]))

@@ -73,8 +73,8 @@ def pick_device(local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise ParameterError(
-            f"ranks_per_node asks for local rank {local_rank}, but this node has {count} visible GPUs; "
-            f"take at most {count} ranks per node."
+            f"ranks_per_node asks for local rank {local_rank}, but this node has {count} visible GPUs: "
+            f"take at most {count} ranks per node"
         )
     return torch.device("cuda", local_rank)
 
@@ -97,7 +97,7 @@ def wait_limit() -> timedelta:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < MAX_TIMEOUT:
-        raise ParameterError(f"{TIMEOUT_VARIABLE} is '{given}', but must be a number of seconds above 0.")
+        raise ParameterError(f"{TIMEOUT_VARIABLE} is '{given}', but must be a number of seconds above 0")
     return timedelta(seconds=seconds)
 
 

@@ -26,7 +26,7 @@ def explain(
     """
     if all(failure.exitcode == INTERRUPTED_EXIT_CODE for failure in failures.values()):
         return TrainingInterruptedError(
-            f"The {what} in {directory} was stopped by a signal to a rank: the same command goes on."
+            f"The {what} in {directory} was stopped by a signal to a rank: the same command goes on"
         )
     reasons = {rank: found for rank in range(size) if (found := RankError.read(directory, rank)) is not None}
     rank = _first(size, failures, reasons)
@@ -41,7 +41,7 @@ def explain(
         what = _how_it_ended(None if waited else failures.get(rank))
         where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
         shown = _last_lines(log_path(directory, rank))
-    sentence = f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended."
+    sentence = f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended"
     return RankFailedError("\n    ".join([sentence, *shown[-SHOWN_LINES:]]))
 
 

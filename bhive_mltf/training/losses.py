@@ -68,7 +68,7 @@ def pinball(above: Tensor, level: float) -> Tensor:
 def create_loss(name: str, class_weights: Tensor | None = None) -> nn.Module:
     """A module that `jet_losses` calls; ParameterError for an unknown name."""
     if name not in choices.LOSSES:
-        raise ParameterError(f"loss_function is {name!r}, but must be one of {', '.join(choices.LOSSES)}.")
+        raise ParameterError(f"loss_function is {name!r}, but must be one of {', '.join(choices.LOSSES)}")
     if name in choices.REGRESSION_LOSSES:
         return CrossEntropyLogCosh(choices.REGRESSION_LOSSES[name], class_weights)
     return nn.CrossEntropyLoss(weight=class_weights, reduction="none")

@@ -117,11 +117,11 @@ class TrainingPlan(BaseModel):
         for field, holds, requirement in _RANGES:
             value = getattr(self, field)
             if not holds(value):
-                raise ValueError(f"{field} is {value!r}, but must be {requirement}.")
+                raise ValueError(f"{field} is {value!r}, but must be {requirement}")
         for field, valid in _CHOICES:
             value = getattr(self, field)
             if value not in valid:
-                raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(valid)}.")
+                raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(valid)}")
         AttackOptions.of(self)
         for is_wrong, sentence in _COMBINATIONS:
             if is_wrong(self):
@@ -156,7 +156,7 @@ class TrainingPlan(BaseModel):
         try:
             text = read_text(path)
         except OSError as error:
-            raise ParameterError(f"The training plan {path} cannot be read: {error.strerror}.") from error
+            raise ParameterError(f"The training plan {path} cannot be read: {error.strerror}") from error
         return cls.model_validate_json(text)
 
 
@@ -203,19 +203,19 @@ _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
 _COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
     (
         lambda plan: plan.use_iterations and plan.epochs > 0,
-        "epochs is {epochs}, but must be 0 with use_iterations, where total_iterations says how long to train.",
+        "epochs is {epochs}, but must be 0 with use_iterations, where total_iterations says how long to train",
     ),
     (
         lambda plan: plan.use_iterations and plan.total_iterations == 0,
-        "total_iterations is 0, but must be at least 1 with use_iterations.",
+        "total_iterations is 0, but must be at least 1 with use_iterations",
     ),
     (
         lambda plan: not plan.use_iterations and plan.total_iterations > 0,
-        "total_iterations is {total_iterations}, but must be 0 without use_iterations.",
+        "total_iterations is {total_iterations}, but must be 0 without use_iterations",
     ),
     (
         lambda plan: plan.weight_decay is not None and plan.optimizer in choices.WITHOUT_WEIGHT_DECAY,
-        "weight_decay is {weight_decay}, but must be left out for the optimizer {optimizer}, which has none.",
+        "weight_decay is {weight_decay}, but must be left out for the optimizer {optimizer}, which has none",
     ),
     (
         lambda plan: plan.mixed_precision and plan.training_precision in {"tf32", "bf16", "fp16"},
@@ -229,4 +229,4 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "value_error" and not first["loc"]:
         return str(first["ctx"]["error"])
     where = ".".join(map(str, first["loc"])) or "the plan"
-    return f"{where} of the training plan is {first['input']!r}: {first['msg']}."
+    return f"{where} of the training plan is {first['input']!r}: {first['msg']}"

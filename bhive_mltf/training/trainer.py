@@ -140,9 +140,7 @@ class Trainer:
         """Go on with the next epoch in the middle of a round."""
         position = self._position
         if position.batch != n_batches or not self._plan.use_iterations:
-            raise TrainingError(
-                f"Epoch {position.epoch} has {n_batches} batches, but the loader gave {position.batch}."
-            )
+            raise TrainingError(f"Epoch {position.epoch} has {n_batches} batches, but the loader gave {position.batch}")
         self._look_at_losses()
         position.next_epoch()
 
@@ -230,12 +228,12 @@ class Trainer:
             self._observer.advance(batch.global_size)
         total = self._world.sum(sums)
         if total[2] <= 0:
-            raise DataError("No jet with a weight above 0 is left to validate: choose a smaller train_val_split.")
+            raise DataError("No jet with a weight above 0 is left to validate: choose a smaller train_val_split")
         figures = Figures.of(total, self._multi_task)
         if not torch.isfinite(total).all():
             raise NonFiniteLossError(
                 f"The validation loss is {figures.loss} in epoch {epoch} (after step {self._position.global_step}): "
-                "try a smaller learning rate, or look at the inputs."
+                "try a smaller learning rate, or look at the inputs"
             )
         return figures, time.monotonic() - started
 
@@ -261,7 +259,7 @@ class Trainer:
         name = self._signals.received.name if self._signals.received else "a signal to another rank"
         raise TrainingInterruptedError(
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "
-            "and saved: the same command goes on from there.",
+            "and saved: the same command goes on from there",
             self._position.global_step,
         )
 

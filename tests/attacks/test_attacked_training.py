@@ -73,7 +73,7 @@ def test_an_adversarial_training_withstands_the_attack_better(tmp_path):
     assert 0 < losses["adversarial"] < losses["nominal"]
 
 
-def test_predictions_of_attacked_jets_are_worse_and_keep_their_place(tmp_path):
+def test_predictions_of_attacked_jets_are_worse_and_in_place(tmp_path):
     made = standin.build(plan(tmp_path), World())
     made.model.load_state_dict(run(tmp_path)["model_state_dict"])
     attack = pick_attack(AttackOptions("pgd", 1.0), made.model, standin.INPUTS)

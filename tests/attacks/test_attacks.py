@@ -99,7 +99,7 @@ def test_w31_integers_zeros_and_padding_stay(options):
     assert torch.equal(after.target, before.target)
 
 
-def test_without_reduce_integers_and_zeros_move_but_padding_does_not():
+def test_without_reduce_integers_and_zeros_move_padding_stays():
     moved, _ = changes(dataclasses.replace(PGD, reduce=False))
     mask = batch().groups["cpf"].mask
     assert moved["cpf"][mask].abs().amin() > 0.09
@@ -160,7 +160,7 @@ def test_factors_are_the_spread_of_what_is_there():
     assert set(found) == {"global", "cpf", "vtx"}
 
 
-def test_jetfool_takes_the_shortest_way_over_the_nearest_boundary():
+def test_jetfool_goes_the_shortest_way_over_a_boundary():
     # a linear tagger: one iteration is exact
     model, made = Linear(3).eval(), batch(16)
     every = AttackOptions("jetfool", iterations=1, reduce=False, overshoot=0.0)
@@ -204,7 +204,7 @@ def test_the_optimizer_weighs_the_loss_against_the_constraint():
 
 
 @pytest.mark.parametrize("options", ALL, ids=lambda options: options.attack)
-def test_w31_each_jet_for_itself_and_nothing_of_the_model_changes(options, capsys):
+def test_w31_each_jet_for_itself_and_the_model_is_unchanged(options, capsys):
     model = Linear().train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     made = batch(12)

@@ -157,7 +157,7 @@ def test_a_group_without_columns_may_have_a_length(write, base):
         loaded.group("npf")
 
 
-def test_custom_features_follow_the_plain_ones_and_may_use_each_other(write, base):
+def test_custom_features_follow_the_plain_and_use_each_other(write, base):
     custom = [{"a": "log(can_pt / jet_pt)"}, {"b": "a ** 2 + other"}]
     loaded = config.load(write(base | {CUSTOM: custom}))
     group = loaded.group("cpf")

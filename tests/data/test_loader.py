@@ -128,7 +128,7 @@ def test_values_and_targets_belong_to_the_jets():
     assert seen == 900
 
 
-def test_padding_is_the_longest_of_the_global_batch_on_every_rank():
+def test_padding_is_the_global_batch_s_longest_on_every_rank():
     shapes = [
         [batch.groups["cpf"].features.shape[1] for batch in loader(batch_size=4, rank=r, world_size=4).epoch(0)]
         for r in range(4)
@@ -225,7 +225,7 @@ def test_an_error_in_a_worker_keeps_its_type_and_sentence():
         with pytest.raises(CorruptFileError) as caught:
             next(this.epoch(0))
         assert str(caught.value).startswith("shard_0.arrow is damaged")
-        assert str(caught.value).endswith("again.")
+        assert str(caught.value).endswith("again")
         this.close()
 
 

@@ -94,7 +94,7 @@ def test_f11_numbers_of_other_columns_still_count(tmp_path):
     assert made.manifest.accounting.rejected["non_finite"] == 5
 
 
-def test_f11_the_key_is_part_of_the_digest_only_where_it_is_given(tmp_path):
+def test_f11_the_key_is_part_of_the_digest_only_where_given(tmp_path):
     plain, empty, zero, one = (
         small_config(tmp_path / str(i), **({} if value is None else {"non_finite": value}))
         for i, value in enumerate((None, {}, {"npv": 0}, {"npv": 1}))

@@ -65,7 +65,7 @@ def test_start_equals_skipping(jets, batch_size, weighted, shuffle, start):
     assert all(np.array_equal(a, b) for a, b in zip(rest, whole[start:], strict=True))
 
 
-def test_order_differs_between_epochs_and_seeds_and_is_repeatable():
+def test_order_differs_by_epoch_and_seed_and_is_repeatable():
     def order_of(seed, epoch):
         return np.concatenate(positions(plan(range(1000), 50, seed=seed), epoch))
 

@@ -45,7 +45,7 @@ def test_w10_weights_are_probabilities(histogram, weighting):
 
 
 @given(counts)
-def test_w10_expected_spectra_have_the_reference_shape_in_merged_bins(histogram):
+def test_w10_expected_spectra_have_the_reference_s_shape(histogram):
     found = balanced(histogram, 1)
     for k in np.flatnonzero(histogram.any(axis=(1, 2))):
         drawn = np.zeros(int(found.regions[k].max()) + 1)

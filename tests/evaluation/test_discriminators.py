@@ -86,7 +86,7 @@ def test_w39_hlt_classes_count_taus_as_background_of_bvsall():
     assert found["tauvsl"].background == (2, 3)
 
 
-def test_w39_offline_tau_classes_are_vetoed_everywhere_but_in_tauvsl():
+def test_w39_offline_taus_are_vetoed_everywhere_but_in_tauvsl():
     for classes in (LT_TAU, ("b", "c", "uds", "g", "tau")):
         found = by_label(classes)
         assert found["bvsall"].background == (1, 2, 3)
@@ -99,7 +99,7 @@ def test_a_discriminator_needs_its_classes():
     assert list(by_label(("b", "light"))) == ["bvsl"]
 
 
-def test_jet_class_gets_each_against_qcd_and_one_against_the_rest(jet_class):
+def test_jet_class_gets_each_against_qcd_and_one_against_rest(jet_class):
     found = by_label(jet_class)
     assert list(found)[:2] == ["HbbvsQCD", "HccvsQCD"]
     assert [label for label in found if label.endswith("_vs_rest")][:2] == ["QCD_vs_rest", "Hbb_vs_rest"]

@@ -62,7 +62,7 @@ def chain(tmp_path_factory):
     return base, config, dataset, predictions
 
 
-def test_w38_predictions_join_back_to_the_ntuples_by_file_and_entry(chain):
+def test_w38_predictions_join_the_ntuples_by_file_and_entry(chain):
     base, config, dataset, predictions = chain
     assert len(predictions) == len(dataset) == dataset.manifest.n_jets
     paths = prediction_files.read_files(base / "inference")
@@ -84,7 +84,7 @@ def test_w38_predictions_join_back_to_the_ntuples_by_file_and_entry(chain):
     assert seen == len(predictions)
 
 
-def test_w37_kinematics_are_pt_and_eta_wherever_these_columns_stand(chain):
+def test_w37_kinematics_are_pt_and_eta_wherever_they_stand(chain):
     _, config, dataset, predictions = chain
     assert config.group("global").columns[:2] != ("jet_pt", "jet_eta")
     path = dataset.manifest.sources[0].path

@@ -18,7 +18,7 @@ def test_w38_ranks_share_whole_batches_and_each_jet_once(n_jets, batch_size, siz
     assert max(map(len, shares)) - min(map(len, shares)) <= 2 * batch_size - 1
 
 
-def test_a_part_that_is_missing_is_an_error_and_parts_make_the_whole():
+def test_a_missing_part_is_an_error_and_parts_make_the_whole():
     jets = make_jets(40)
     halves = [{name: values[rows] for name, values in jets.items()} for rows in (slice(0, 16), slice(16, 40))]
     parts = [predict(Linear(), batches(half, 8), "cpu", len(half["target"])) for half in halves]

@@ -99,7 +99,7 @@ def test_counts_per_label_of_jets_with_several_labels():
         assert histograms[f"{label}/mass"][0].sum() == dataset.block.counts["vtx"][truth[:, k]].sum()
 
 
-def test_zeros_of_candidates_that_exist_are_kept_and_padding_is_not_there():
+def test_zeros_of_real_candidates_are_kept_padding_is_not():
     dataset = make_dataset(300)
     values = dataset.block.features["cpf"].copy()
     values[:, 4] = 0.0

@@ -99,7 +99,7 @@ def test_an_empty_class_is_named_and_the_rest_is_drawn(tmp_path, fake, jet_class
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_jets_of_no_class_and_broken_outputs_are_left_out_with_a_count(tmp_path, fake, six, config, caplog):
+def test_jets_without_class_or_output_are_left_out_and_counted(tmp_path, fake, six, config, caplog):
     predictions = fake(1000, 6)
     predictions.truth[:10] = -1
     predictions.logits[8:13] = np.nan

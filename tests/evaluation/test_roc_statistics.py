@@ -95,7 +95,7 @@ def test_binomial_interval_is_clopper_pearson():
 
 @settings(max_examples=60)
 @given(values, values, st.sampled_from([0.5, 0.2, 0.1, 0.05, 0.9]))
-def test_w42_working_point_is_the_loosest_cut_that_all_jets_allow(signal, background, wp):
+def test_w42_working_point_is_the_loosest_cut_of_all_jets(signal, background, wp):
     point = working_point(signal, background, wp)
     cuts = sorted({-np.inf, *signal, *background})
     allowed = [

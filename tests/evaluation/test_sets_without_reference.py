@@ -42,7 +42,7 @@ def test_f07_a_good_test_set_is_weighted_as_ever(tmp_path, config):
     assert lenient.manifest.digest == strict.manifest.digest
 
 
-def test_f07_a_set_made_for_another_reference_is_evaluated_but_not_trained_on(tmp_path, config):
+def test_f07_a_set_of_another_reference_is_only_evaluated(tmp_path, config):
     other = config.model_copy(update={"reference_flavour": "isUD"})
     build(other, [write_hand_made(tmp_path / "TT" / "a.root", N, **LIGHT)], tmp_path / "set")
     with pytest.raises(DatasetMismatchError):

@@ -49,7 +49,7 @@ def test_w42_working_points_are_stored_and_exact(tmp_path, fake, six, undrawn):
         assert int(row["n_background"]) == is_light.sum()
 
 
-def test_w42_what_the_jets_do_not_allow_has_a_reason_and_no_numbers(tmp_path, fake, six, undrawn):
+def test_w42_what_jets_do_not_allow_has_a_reason_no_numbers(tmp_path, fake, six, undrawn):
     make_working_points(fake(600, 6), six, tmp_path)
     rows = read_csv(tmp_path / "working_points.csv")
     assert rows[-1]["threshold"] == rows[-1]["efficiency"] == ""
@@ -71,7 +71,7 @@ def test_curve_has_upstreams_columns(tmp_path, fake, six, undrawn):
         assert float(row["mistag rate"]) == pytest.approx((value[predictions.truth > 3] > threshold).mean())
 
 
-def test_w39_hlt_working_points_are_those_of_b_whatever_the_positions(tmp_path, fake, undrawn):
+def test_w39_hlt_working_points_are_those_of_b_by_name(tmp_path, fake, undrawn):
     predictions = fake(5000, 6)
     classes = ("taup", "g", "uds", "b", "taum", "c")
     point = make_working_points(predictions, classes, tmp_path).points["bvsl"][0]

@@ -44,7 +44,7 @@ def test_f05_an_array_is_mapped_read_only_and_private(tmp_path):
         found[0] = 1
 
 
-def test_f01_a_part_that_cannot_be_read_is_an_error_before_it_kills(path):
+def test_f01_an_unreadable_part_is_an_error_before_it_kills(path):
     """A file that has become shorter behaves as one with a bad block."""
     code = (
         "import os, sys; from pathlib import Path; from bhive_mltf.files import mapping; "

@@ -14,12 +14,12 @@ def test_a_record_comes_back_as_written(tmp_path):
     assert Record.new({}).generation != record.generation
 
 
-def test_w17_a_changed_parameter_is_an_error_that_names_both_values(tmp_path):
+def test_w17_a_changed_parameter_is_an_error_with_both_values(tmp_path):
     with pytest.raises(RecordMismatchError, match="--batch-size 512, and 256 is asked for"):
         compare({"batch_size": 512}, {"batch_size": 256}, DEFAULTS, tmp_path)
 
 
-def test_w17_a_parameter_at_its_default_takes_the_recorded_value_and_says_so(tmp_path):
+def test_w17_a_default_parameter_takes_the_recorded_value(tmp_path):
     (note,) = compare({"batch_size": 512}, {"batch_size": 1024}, DEFAULTS, tmp_path)
     assert "--batch-size 512, which holds" in note
 

@@ -260,7 +260,7 @@ def test_same_key_is_the_same_job_and_another_request_a_conflict(alice):
     assert len(alice.ask("GET", "/v1/submissions").json()["submissions"]) == 1
 
 
-def test_job_goes_on_from_its_key_after_the_tracking_server_was_away(alice):
+def test_job_goes_on_from_its_key_after_tracking_was_away(alice):
     digest, _ = alice.upload()
     FakeTracking.is_away = True
     answer = alice.submit(digest)

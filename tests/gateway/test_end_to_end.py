@@ -46,7 +46,7 @@ def test_log_is_followed_while_the_job_runs(alice):
     assert "succeeded" in err
 
 
-def test_cancelled_job_ends_within_a_minute_and_its_run_is_killed(stack, alice):
+def test_cancelled_job_ends_in_a_minute_its_run_killed(stack, alice):
     job = alice.submit(EXAMPLE, "-P", "epochs=600", "-P", "pause=1")
     alice.wait(job, "running")
     begun = time.monotonic()
@@ -58,7 +58,7 @@ def test_cancelled_job_ends_within_a_minute_and_its_run_is_killed(stack, alice):
     assert stack.lab.run("squeue", "--noheader").stdout.strip() == ""
 
 
-def test_project_that_fails_leaves_a_run_that_is_failed_with_its_reason(alice):
+def test_failing_project_leaves_a_failed_run_with_its_reason(alice):
     job = alice.submit(EXAMPLE, "-e", "crash")
     found = alice.wait(job, "failed")
     run = alice.tracked(job)

@@ -231,7 +231,7 @@ def test_answer_of_sbatch_that_is_lost_makes_no_second_job(bench):
     assert len(bench.scheduler.jobs) == 1
 
 
-def test_scheduler_that_is_away_holds_up_no_other_job_and_loses_none(bench):
+def test_absent_scheduler_holds_up_no_other_job_and_loses_none(bench):
     first = bench.submit()
     bench.start()
     bench.wait(first, "queued")
@@ -260,7 +260,7 @@ def test_questions_without_an_answer_are_no_verdict(bench):
     bench.wait(job, "succeeded")
 
 
-def test_tracking_server_that_is_away_delays_the_end_and_nothing_else(bench):
+def test_absent_tracking_server_delays_the_end_and_nothing_else(bench):
     job = bench.submit()
     bench.start()
     bench.wait(job, "queued")
@@ -286,7 +286,7 @@ def test_refused_job_is_told_why_and_its_run_has_failed(bench):
     assert bench.mlflow.of(job)[0]["status"] == "FAILED"
 
 
-def test_submission_that_was_never_tracked_is_refused_after_a_while(bench):
+def test_submission_never_tracked_is_refused_after_a_while(bench):
     job = bench.submit(state="creating", created_at=time.time() - 200)
     bench.start()
     assert bench.wait(job, "refused").reason_code == "tracking"

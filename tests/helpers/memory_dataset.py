@@ -88,7 +88,7 @@ class MemoryDataset:
 
     def read(self, start: int, stop: int, columns: Mapping[str, Sequence[str]] | None = None) -> JetBlock:
         if self.corrupt:
-            raise CorruptFileError(f"shard_0.arrow is damaged at jet {start}; construct the training set again.")
+            raise CorruptFileError(f"shard_0.arrow is damaged at jet {start}: construct the training set again")
         assert 0 <= start < stop <= len(self)
         self.reads.append((start, stop))
         block = self.block.take(np.arange(start, stop))

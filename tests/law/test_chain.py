@@ -175,7 +175,7 @@ def test_the_same_command_again_does_nothing(chain):
     assert {p: p.stat().st_mtime_ns for p in chain.data_path.rglob("*.npy")} == stamps
 
 
-def test_w17_a_changed_parameter_is_refused_and_a_default_one_takes_the_recorded_value(chain, btag_options):
+def test_w17_a_changed_parameter_is_refused_a_default_one_not(chain, btag_options):
     changed = chain.law("run", "TrainingTask", *flat({**btag_options, "--batch-size": 64}), "--loss-weighting", True)
     assert changed.returncode == 50
     assert "--batch-size 128, and 64 is asked for" in changed.stdout
@@ -221,7 +221,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_w17_a_finished_evaluation_is_held_against_the_records_too(chain, case):
+def test_w17_a_finished_evaluation_is_held_against_records(chain, case):
     options, sentence = REFUSED[case]
     done = chain.law("run", "ROCCurveTask", *chain.options, *options)
     assert done.returncode == 50

@@ -41,7 +41,7 @@ def options(btag_options):
 
 
 @pytest.mark.long
-def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, options):
+def test_w19_a_killed_command_leaves_no_rank_and_continues(sandbox, options):
     folder = sandbox.data_path / "TrainingTask/offline_run3/v1"
     sandbox.run("TrainingTask", *options)
 
@@ -62,7 +62,7 @@ def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, 
     newest.write_bytes(newest.read_bytes()[:-100])
     output = " ".join(sandbox.run("TrainingTask", *options, *cut).split())
     assert newest.name in output
-    assert "It is skipped, and the one before it taken" in output
+    assert "it is skipped, and the one before it taken" in output
     whole, continued = (
         torch.load(folder / version / "DeepJet/epochs_2/nominal/best_model.pt", weights_only=False)
         for version in ("t1", "cut")
@@ -74,7 +74,7 @@ def test_w19_a_killed_command_leaves_no_rank_and_continues_bit_for_bit(sandbox, 
 
 
 @pytest.mark.long
-def test_a_killed_rank_ends_the_command_which_names_it_and_goes_on_when_typed_again(sandbox, options):
+def test_a_killed_rank_is_named_and_the_command_typed_again(sandbox, options):
     directory = sandbox.data_path / "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal"
     command = sandbox.start("TrainingTask", *options)
     try:

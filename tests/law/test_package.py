@@ -146,7 +146,7 @@ print(done.status)
 """
 
 
-def test_a_wrong_requirement_ends_the_command_before_its_neighbours_run(tmp_path):
+def test_a_wrong_requirement_ends_before_its_neighbours_run(tmp_path):
     environment = {**Sandbox(tmp_path, tmp_path).environment}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WRONG],

@@ -48,7 +48,7 @@ def test_w35_the_momentum_that_was_meant_can_be_had():
     assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm1d)} == {0.4}
 
 
-def test_w35_networks_without_recurrent_part_have_torch_s_momentum():
+def test_w35_networks_without_lstm_have_torch_s_momentum():
     """0.6 is kept where B-Hive's weights were made with it; everywhere else the new batch counts a tenth."""
     for name in ("ParticleTransformer", "DeepJetTransformer", "ParticleNet_InPro", "GlobalDeepJetTransformerHLT"):
         assert {m.momentum for m in small(name).modules() if isinstance(m, nn.BatchNorm1d)} == {0.1}

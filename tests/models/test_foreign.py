@@ -98,7 +98,7 @@ def test_a_tagger_by_dotted_path_or_entry_point(package, name):
     assert model(jets(model, [2, 0, 5])).shape == (3, 2)
 
 
-def test_nothing_of_another_package_is_imported_before_its_model_is_made(package):
+def test_another_package_is_imported_when_its_model_is_made(package):
     assert registry.entry("SumOfTracks").module == "their_taggers.nets"
     assert registry.entry("their_taggers.nets:Sum").regression is None
     assert "their_taggers" not in sys.modules

@@ -65,7 +65,7 @@ def test_attention_over_nothing_still_has_gradients(shape):
     assert all(p.grad is not None for p in attention.parameters())
 
 
-def test_batch_norm_without_a_variance_uses_the_running_statistics():
+def test_batch_norm_without_variance_uses_running_statistics():
     norm = nn.BatchNorm1d(2)
     norm.running_mean.fill_(1.0)
     norm.running_var.fill_(4.0)

@@ -31,7 +31,7 @@ def test_layer_list():
     } == {1e-3}
 
 
-def test_a_block_adds_the_feed_forward_part_to_the_normalised_sum():
+def test_a_block_adds_feed_forward_to_the_normalised_sum():
     torch.manual_seed(0)
     block = ParticleBlock1(8, 2, 0.0).double()
     tokens, bias = torch.randn(2, 8, 8, dtype=torch.float64), torch.randn(2, 2, 8, 8, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_w34_statistics_are_those_of_real_candidates(name):
     torch.testing.assert_close(model.embeddings["cpf"].norm_in.running_mean, 0.1 * expected)
 
 
-def test_w34_pooling_of_a_jet_without_candidates_is_that_of_zeros():
+def test_w34_pooling_of_a_jet_without_candidates_is_of_zeros():
     torch.manual_seed(0)
     pooling = AttentionPooling(4).eval()
     layout = lay_out(np.array([[2, 0]]), [3], torch.device("cpu"))
@@ -84,7 +84,7 @@ def test_the_momentum_of_the_jet_is_an_input_of_the_global_ones(name):
     assert not torch.equal(logits_of(model(batch)), logits_of(model(other)))
 
 
-def test_w32_the_kind_of_four_vectors_does_not_matter_to_the_first_transformer():
+def test_w32_the_kind_of_four_vectors_does_not_matter_to_part1():
     """Upstream's v1 wants (pt, eta, phi, E) and its UParT (px, py, pz, E) in the same place."""
     for name in ("ParticleTransformer", "UParT_v0"):
         model = small(name).eval()

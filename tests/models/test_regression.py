@@ -39,7 +39,7 @@ def test_ratios_are_bounded_numbers():
     assert bounded_ratio(torch.zeros(1), torch.zeros(1)).tolist() == pytest.approx([0.3])
 
 
-def test_offline_targets_are_three_of_the_visible_and_one_of_all_particles():
+def test_offline_targets_are_three_visible_and_one_of_all():
     assert offline_targets(torch.tensor([[100.0, 90.0, 110.0]])).tolist() == [pytest.approx([0.9, 0.9, 0.9, 1.1])]
 
 

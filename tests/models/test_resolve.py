@@ -40,7 +40,7 @@ def test_a_column_may_have_several_names():
     assert resolve(load("DeepJet_AK4"), request).group("cpf").columns == ("Cpfcan_ptrel",)
 
 
-def test_missing_columns_name_model_group_columns_nearest_and_config():
+def test_missing_columns_name_model_group_nearest_and_config():
     request = GroupRequest("cpf", columns=("Cpfcan_ptrell", "Cpfcan_quality"))
     message = (
         r"model M reads columns of the group 'cpf' that config 'DeepJet_AK4' does not have: "
@@ -68,7 +68,7 @@ def test_a_missing_group_is_an_error_unless_optional():
         inputs.group("npf")
 
 
-def test_w32_four_vectors_are_found_by_name_and_left_out_of_the_features():
+def test_w32_four_vectors_are_found_by_name_and_no_features():
     group = resolve(load("jet_class"), GroupRequest("cpf", four_vectors=True)).group("cpf")
     assert group.four_vectors == ("part_px", "part_py", "part_pz", "part_energy")
     assert group.kind == "pxpypze"
@@ -76,7 +76,7 @@ def test_w32_four_vectors_are_found_by_name_and_left_out_of_the_features():
     assert not set(group.four_vectors) & set(group.columns)
 
 
-def test_w32_a_named_selection_may_hold_columns_of_the_four_vector():
+def test_w32_a_selection_may_hold_columns_of_the_four_vector():
     request = GroupRequest("cpf", columns=("part_energy", "part_deta"), four_vectors=True)
     assert resolve(load("jet_class"), request).group("cpf").columns == ("part_energy", "part_deta")
 

@@ -53,7 +53,7 @@ def filled(path):
         path.unlink()
 
 
-def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(cluster, shell, two_local, tmp_path):
+def test_the_real_time_limit_without_sacct_or_squeue(cluster, shell, two_local, tmp_path):
     """A limit of one minute, reached by steps of four seconds in the first attempt."""
     silent = tmp_path / "silent"
     squeue = f'[ -e "{silent}" ] && echo "squeue: error: Unable to contact slurm controller" >&2 && exit 1\n'
@@ -83,9 +83,7 @@ def test_the_real_time_limit_without_sacct_while_squeue_fails_for_a_minute(clust
     assert cluster.submissions() == before + 1
 
 
-def test_a_full_disk_is_named_and_the_same_command_goes_on_once_there_is_room(
-    cluster, shell, small_disk, two_local, tmp_path
-):
+def test_a_full_disk_is_named_and_goes_on_once_there_is_room(cluster, shell, small_disk, two_local, tmp_path):
     # no apostrophe, with which MLflow makes no store
     folder = small_disk / '50% "full"; $(ü) \\ #\n'
     folder.mkdir()
@@ -160,7 +158,7 @@ time.sleep(60)
 """
 
 
-def test_a_job_put_back_because_of_a_bad_card_runs_on_another_node(cluster, tmp_path):
+def test_a_job_put_back_for_a_bad_card_runs_on_another_node(cluster, tmp_path):
     """As the supervisor does it, while SLURM ends the batch step."""
     seen, script = tmp_path / "seen", tmp_path / "job.sh"
     script.write_text(BAD_CARD.format(seen=seen, python=sys.executable))

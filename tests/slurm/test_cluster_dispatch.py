@@ -78,7 +78,7 @@ def submit_and_follow(profile, client, directory, *command):
     return follow(record, client, poll_s=0.5, display=Lines())
 
 
-def test_two_login_nodes_at_once_submit_one_job_and_both_follow_it(cluster, tmp_path):
+def test_two_login_nodes_submit_one_job_and_both_follow_it(cluster, tmp_path):
     before = cluster.submissions()
     other = ["unshare", "--uts", "bash", "-c", 'hostname login2 && exec "$@"', "bash"]
     if subprocess.run([*other, "true"], capture_output=True, check=False).returncode:
@@ -95,7 +95,7 @@ def test_two_login_nodes_at_once_submit_one_job_and_both_follow_it(cluster, tmp_
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
-def test_a_killed_command_leaves_the_job_and_the_next_one_follows_it(cluster, client, tmp_path):
+def test_a_killed_command_leaves_a_job_that_the_next_follows(cluster, client, tmp_path):
     before = cluster.submissions()
     first = start(tmp_path, "bash", "-c", "sleep 4")
     wait_for(lambda: (record := JobRecord.read(tmp_path)) and record.job_id)
@@ -105,7 +105,7 @@ def test_a_killed_command_leaves_the_job_and_the_next_one_follows_it(cluster, cl
     assert (second.returncode, cluster.submissions()) == (0, before + 1), output
 
 
-def test_a_command_killed_while_sbatch_answers_leaves_a_job_that_is_found(cluster, client, tmp_path):
+def test_a_command_killed_at_sbatch_leaves_a_job_to_find(cluster, client, tmp_path):
     before = cluster.submissions()
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -185,7 +185,7 @@ def test_cancelled_by_others_while_it_is_followed(cluster, profile, client, tmp_
     assert "ended as CANCELLED" in output
 
 
-def test_ctrl_c_leaves_the_job_running_and_twice_offers_to_cancel_it(cluster, client, tmp_path):
+def test_ctrl_c_leaves_the_job_and_twice_offers_to_cancel_it(cluster, client, tmp_path):
     process = start(tmp_path, "sleep", "100")
     record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
     wait_for(lambda: state_of(client, record) is JobState.RUNNING)
@@ -277,7 +277,7 @@ def test_nodes_called_by_their_addresses(tmp_path, monkeypatch):
         slurm_lab.down(cluster.directory)
 
 
-def test_gpus_are_asked_for_in_both_styles_and_missing_ones_are_named(cluster, client, tmp_path):
+def test_gpus_are_asked_for_in_both_styles_missing_ones_named(cluster, client, tmp_path):
     """The lab's GPUs are device files, which no driver knows: the check of the nodes finds none of them."""
     for style in ("gres", "gpus-per-node"):
         setup = ["echo $CUDA_VISIBLE_DEVICES", *(["exit 3"] if preflight.count_gpus({}) else [])]

@@ -42,7 +42,7 @@ def test_two_nodes_of_two_ranks_equal_four_local_ranks(cluster, shell, four_loca
     assert cluster.submissions() == before + 1
 
 
-def test_warned_three_times_it_ends_with_the_same_weights_in_the_same_run(cluster, shell, four_local):
+def test_warned_three_times_it_ends_with_the_same_weights(cluster, shell, four_local):
     training = shell.training("warned", **TWICE_TWO)
     before = cluster.submissions()
     command = training.start()
@@ -58,7 +58,7 @@ def test_warned_three_times_it_ends_with_the_same_weights_in_the_same_run(cluste
     assert cluster.submissions() == before + 1
 
 
-def test_a_killed_rank_a_lost_node_and_preemption_go_on_from_the_last_checkpoint(cluster, shell, two_local):
+def test_killed_rank_lost_node_preemption_go_on_from_checkpoint(cluster, shell, two_local):
     training = shell.training("broken", **TWO)
     before = cluster.submissions()
     command = training.start()
@@ -84,9 +84,7 @@ def test_a_killed_rank_a_lost_node_and_preemption_go_on_from_the_last_checkpoint
     assert cluster.submissions() == before + 2, "the training, and the one that took its nodes"
 
 
-def test_no_work_is_lost_when_it_is_cancelled_waiting_or_running_or_fails_before_python_starts(
-    cluster, shell, two_local, tmp_path
-):
+def test_no_work_is_lost_when_cancelled_or_failing_at_the_start(cluster, shell, two_local, tmp_path):
     training = shell.training("cancelled", **TWO)
     before = cluster.submissions()
     cluster.run("scontrol", "update", "partitionname=main", "state=down")
@@ -147,7 +145,7 @@ def test_no_work_is_lost_when_it_is_cancelled_waiting_or_running_or_fails_before
     assert cluster.submissions() == before + 5
 
 
-def test_one_job_for_two_login_nodes_a_killed_command_and_a_scheduler_that_restarts(cluster, shell, two_local):
+def test_one_job_whatever_happens_to_commands_and_scheduler(cluster, shell, two_local):
     training = shell.training("one", **TWO)
     before = cluster.submissions()
     hosts = [["unshare", "--uts", "bash", "-c", f'hostname login{n}; exec "$@"', "bash"] for n in (1, 2)]

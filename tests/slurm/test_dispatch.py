@@ -70,7 +70,7 @@ def test_after_a_job_that_is_over_comes_the_next(fake, profile, make, client, st
     assert (before.job_id, before.state, before.token) == (first.job_id, JobState[state], first.token)
 
 
-def test_a_job_that_was_put_back_after_its_time_limit_is_not_replaced(fake, profile, make, client):
+def test_a_job_put_back_after_its_time_limit_is_not_replaced(fake, profile, make, client):
     first = dispatch.submit_or_attach(profile, make(), client)
     first.changed(state=JobState.TIMEOUT, ended=time.time())
     second = dispatch.submit_or_attach(profile, make(), client)
@@ -85,7 +85,7 @@ def test_a_scheduler_that_does_not_answer_gets_no_second_job(fake, profile, make
     assert len(fake.calls("sbatch")) == 1
 
 
-def test_a_command_that_died_while_it_submitted_leaves_a_job_that_is_found(fake, profile, make, client):
+def test_a_command_that_died_submitting_leaves_a_job_to_find(fake, profile, make, client):
     first = dispatch.submit_or_attach(profile, make(), client)
     first.changed(job_id=None, submitted=None)
     second = dispatch.submit_or_attach(profile, make(), client)
@@ -93,7 +93,7 @@ def test_a_command_that_died_while_it_submitted_leaves_a_job_that_is_found(fake,
     assert len(fake.calls("sbatch")) == 1
 
 
-def test_a_command_that_died_before_it_submitted_is_replaced_after_a_while(fake, profile, make, client):
+def test_a_command_that_died_before_submitting_is_replaced(fake, profile, make, client):
     spec = make()
     JobRecord.new(profile, spec, "", None).write()
     began = time.time()
@@ -111,7 +111,7 @@ def test_a_lost_answer_of_sbatch_finds_the_job_in_the_queue(fake, profile, make,
     assert len(fake.calls("sbatch")) == 1
 
 
-def test_neither_sbatch_nor_squeue_answers_and_the_next_command_finds_out(fake, profile, make, client):
+def test_neither_sbatch_nor_squeue_answers_the_next_finds_out(fake, profile, make, client):
     fake.fail("sbatch", "TAKEN Batch job submission failed: Socket timed out on send/recv operation")
     fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
     with pytest.raises(QueryFailedError, match="squeue failed: squeue: error: Unable to contact"):

@@ -108,7 +108,7 @@ def ranks(fake, tmp_path):
     return dispatch.submit_or_attach(profile, spec, Slurm())
 
 
-def test_ranks_that_had_not_saved_at_the_time_limit_are_put_back_while_they_get_on(fake, ranks, clock):
+def test_ranks_that_get_on_are_put_back_without_having_saved(fake, ranks, clock):
     """Three attempts at most, and none after one that got no further than the one before."""
     for steps, requeues in (((5, 9, 12), 2), ((5, 5), 1), ((0,), 1)):
         ranks.changed(ended=None, state=JobState.RUNNING, timeout_step=-1)
@@ -127,7 +127,7 @@ def test_ranks_that_had_not_saved_at_the_time_limit_are_put_back_while_they_get_
     assert len(fake.calls("sbatch")) == 1
 
 
-def test_a_job_that_another_command_has_put_back_is_followed_and_not_disturbed(fake, ranks, clock, monkeypatch):
+def test_a_job_put_back_by_another_command_is_just_followed(fake, ranks, clock, monkeypatch):
     fake.change(ranks.job_id, state="TIMEOUT")
     forget = Slurm.forget
 
@@ -167,7 +167,7 @@ def test_the_jobs_own_reason_is_told(fake, record, watch):
         watch(lambda: fake.change(record.job_id, state="FAILED", status=256))
 
 
-def test_a_job_that_could_not_write_its_word_is_understood_by_its_exit_code(fake, record, watch):
+def test_a_job_without_outcome_file_is_judged_by_its_exit_code(fake, record, watch):
     with pytest.raises(JobFailedError, match="exit code 74 .no space is left where the outputs go: make room"):
         watch(lambda: fake.change(record.job_id, state="FAILED", status=74 << 8))
 
@@ -279,7 +279,7 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def test_a_narrow_terminal_shows_state_and_progress_in_a_line_each():
+def test_a_narrow_terminal_shows_state_and_progress_in_two_lines():
     stream = io.StringIO()
     live = display.Live(Console(file=stream, force_terminal=True, width=60))
     live.state(JobInfo("7", JobState.RUNNING, nodes="n[1-2]", restarts=2))

@@ -50,7 +50,7 @@ def test_master_address_falls_back_to_what_resolves(monkeypatch):
     assert unknown.master_address() == "127.0.0.3"
 
 
-def test_srun_gets_one_task_per_rank_and_a_log_each_even_in_a_folder_with_a_percent(tmp_path):
+def test_srun_gets_a_task_and_a_log_per_rank_in_a_percent_folder(tmp_path):
     odd = JobSpec(name="a", kind="ranks", command=("python", "x y"), directory=tmp_path / "50 %t", nodes=2)
     command = steps.ranks(odd)
     assert command[-2:] == ["python", "x y"]
@@ -121,7 +121,7 @@ def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkey
     assert "the `scratch` of the profile: Not a directory" in wrong.problem
 
 
-def test_copies_of_training_sets_are_optional_and_those_of_lost_jobs_are_removed(spec, tmp_path, monkeypatch):
+def test_copies_of_sets_are_optional_those_of_lost_jobs_go(spec, tmp_path, monkeypatch):
     assert staging.make_copies(spec, ALLOCATION, {"A": "1"}) == {"A": "1"}
     monkeypatch.setenv("PATH", programs(tmp_path / "bin", squeue="echo 41; echo 42"))
     place, kept, lost = (tmp_path / f"nvme/bhive_{job_id}" for job_id in (41, 42, 7))
@@ -135,7 +135,7 @@ def test_copies_of_training_sets_are_optional_and_those_of_lost_jobs_are_removed
     assert not place.exists()
 
 
-def test_each_rank_and_each_check_of_a_node_runs_inside_the_image(spec, monkeypatch):
+def test_each_rank_and_each_node_check_runs_inside_the_image(spec, monkeypatch):
     """srun's part of what `golden/container.sh` begins."""
     box = ("apptainer", "exec", "--nv", "--bind=/data", "/sw/a b.sif")
     inside = spec.model_copy(update={"wrapper": box})

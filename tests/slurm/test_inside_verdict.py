@@ -99,7 +99,7 @@ def test_a_node_is_excluded_besides_those_that_are(monkeypatch, before, after):
     assert asked[1:] == [("update", "JobId=7", f"ExcNodeList={after}")]
 
 
-def test_a_controller_that_refuses_to_exclude_is_asked_again_and_no_error(monkeypatch):
+def test_a_controller_that_refuses_to_exclude_is_asked_again(monkeypatch):
     asked, answers = [], iter([None, "", ""])
     monkeypatch.setattr(supervisor.time, "sleep", lambda _: None)
     monkeypatch.setattr(supervisor, "_scontrol", lambda *words: (asked.append(words), next(answers))[1])

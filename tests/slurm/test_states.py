@@ -88,7 +88,7 @@ def test_the_table_has_every_state():
     assert {name for _, name, _, _ in TABLE} | {"GONE"} == set(JobState.__members__)
 
 
-def test_a_job_that_the_scheduler_does_not_know_is_over_without_a_verdict():
+def test_a_job_unknown_to_the_scheduler_is_over_unjudged():
     assert JobState.GONE.is_final
     assert JobState.GONE.run_status is None
 

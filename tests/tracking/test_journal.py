@@ -182,7 +182,7 @@ def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, cli
         ({"epochs": 0, "use_iterations": True, "total_iterations": 7, "extend_training": 2}, 9),
     ],
 )
-def test_w19_a_killed_run_is_closed_by_the_last_model_of_its_plan(tmp_path, plan, last):
+def test_w19_a_killed_run_is_closed_by_its_plan_s_last_model(tmp_path, plan, last):
     assert ended_as(tmp_path) == "KILLED"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     (tmp_path / f"model_{last - 1}.pt").touch()
@@ -193,7 +193,7 @@ def test_w19_a_killed_run_is_closed_by_the_last_model_of_its_plan(tmp_path, plan
     assert ended_as(tmp_path) == "KILLED"
 
 
-def test_a_complete_training_is_closed_as_finished_by_the_next_task(tmp_path, data_path, client):
+def test_a_complete_training_is_finished_by_the_next_task(tmp_path, data_path, client):
     record = prepare(tmp_path, data_path=data_path, run_name="t")
     attach(tmp_path).begin()
     assert close_abandoned(tmp_path, "FINISHED")

@@ -225,7 +225,7 @@ def test_a_relative_store_is_the_same_from_everywhere(tmp_path, data_path, monke
     assert record.tracking_uri == f"sqlite:///{data_path}/mlflow.db"
 
 
-def test_w30_without_mlflow_everything_imports_and_tracking_is_off(tmp_path):
+def test_w30_without_mlflow_all_imports_and_tracking_is_off(tmp_path):
     RunRecord("sqlite:////nowhere/mlflow.db", "1", "abc").write(tmp_path)
     code = f"""
 import sys

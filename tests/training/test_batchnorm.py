@@ -64,7 +64,7 @@ def test_different_lengths_per_rank_are_weighted_by_count():
         torch.testing.assert_close(result, part, rtol=1e-12, atol=1e-12)
 
 
-def test_fewer_than_two_values_everywhere_use_the_running_statistics():
+def test_fewer_than_two_values_use_the_running_statistics():
     x = torch.randn(1, 3, dtype=torch.float64)
     norms = [_norm(), _norm()]
 
@@ -99,7 +99,7 @@ def test_evaluation_and_no_grad_send_nothing_more_than_needed(monkeypatch):
         torch.testing.assert_close(norm(x), expected)
 
 
-def test_one_rank_keeps_its_plain_norms_and_plain_norms_come_back():
+def test_one_rank_keeps_plain_norms_and_they_come_back():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     assert synchronise_batch_norms(module, None) is module
     assert type(module[1]) is nn.BatchNorm1d

@@ -146,7 +146,7 @@ def test_resume_epoch_sets_later_epochs_aside(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["best_model.pt", "checkpoints", "model_2.pt", "model_3.pt"]
     assert find_latest(tmp_path)[0].name == "model_1.pt"
     assert checkpoint.read_checkpoint(tmp_path / "best_model.pt")["epoch"] == 1
-    with pytest.raises(CheckpointError, match="resume_epoch 4 needs model_3.pt .* epochs are: 0, 1;"):
+    with pytest.raises(CheckpointError, match="resume_epoch 4 needs model_3.pt .* which has the epochs 0, 1: resume"):
         restart.resume_epoch(tmp_path, 4)
 
 

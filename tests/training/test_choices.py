@@ -51,7 +51,7 @@ def test_weight_decay_is_the_optimizers_own_unless_given(name):
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "Adagrad"])
-def test_all_weights_are_updated_in_one_kernel_where_torch_has_it(name):
+def test_all_weights_are_updated_in_one_kernel_if_torch_can(name):
     weights = [nn.Parameter(torch.randn(5, 2)), nn.Parameter(torch.randn(3))]
     plain = [w.detach().clone().requires_grad_() for w in weights]
     optimizer = create_optimizer(name, weights, 0.1)
@@ -180,7 +180,7 @@ def test_log_cosh_and_quantiles():
         assert abs(best - values.quantile(level)) <= 0.02
 
 
-def test_w24_the_loss_of_a_multi_task_model_is_the_sum_of_its_parts():
+def test_w24_a_multi_task_loss_is_the_sum_of_its_parts():
     logits, target = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     values, wanted = torch.randn(5, 4), torch.randn(5, 4)
     weights = torch.tensor([1.0, 0.5, 0.25])

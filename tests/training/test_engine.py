@@ -112,7 +112,7 @@ def test_figures_are_exact_sums_over_jets(tmp_path):
     assert state["acc_val"] == pytest.approx(right / weight, rel=1e-12)
 
 
-def test_w27_the_rate_follows_the_steps_there_are_when_epochs_differ_in_length(tmp_path):
+def test_w27_the_rate_follows_epochs_of_different_length(tmp_path):
     """Jets are sampled by weight: each epoch has another number of batches, and none is estimated."""
     seen = Seen()
     run(tmp_path, seen, epochs=4, loss_weighting=False, batch_size=7, lr_scheduler="batch_lin_decay")
@@ -278,5 +278,5 @@ def test_launch_with_one_rank_trains_here_and_leaves_the_plan(tmp_path, monkeypa
     assert torch.get_num_threads() == threads
 
 
-def test_the_next_rank_waits_longer_than_the_lock_of_a_lost_node_holds():
+def test_the_next_rank_outwaits_the_lock_of_a_lost_node():
     assert engine.LOCK_WAIT > lock.STALE_AFTER_S + 2 * lock.HEARTBEAT_S

@@ -23,7 +23,7 @@ def leave(directory, rank, kind, message, time, *, lost=False, by_user=False):
 
 
 @pytest.mark.parametrize("slow_to_end", [False, True])
-def test_an_error_of_its_own_comes_before_lost_connections_and_what_the_launcher_killed(tmp_path, slow_to_end):
+def test_a_rank_s_own_error_comes_before_lost_connections(tmp_path, slow_to_end):
     leave(tmp_path, 0, "RuntimeError", LOST, 2.0, lost=True)
     leave(tmp_path, 2, "ValueError", "no such jet", 1.0)
     failures = {0: failure(1), 2: failure(1), **({1: failure(-9)} if slow_to_end else {})}
@@ -33,7 +33,7 @@ def test_an_error_of_its_own_comes_before_lost_connections_and_what_the_launcher
 
 
 def test_an_error_of_the_user_is_one_sentence(tmp_path):
-    leave(tmp_path, 1, "ParameterError", "batch_size is 0, but must be at least 1.", 1.0, by_user=True)
+    leave(tmp_path, 1, "ParameterError", "batch_size is 0, but must be at least 1", 1.0, by_user=True)
     assert len(str(explain(tmp_path, 2, {1: failure(1)})).splitlines()) == 1
 
 

@@ -100,7 +100,7 @@ def test_the_scaler_goes_on_where_it_was(tmp_path, monkeypatch):
     assert last[0]["scaler_state_dict"] == last[1]["scaler_state_dict"]
 
 
-def test_a_scaled_gradient_that_overflows_skips_its_step_and_goes_on(tmp_path, monkeypatch):
+def test_a_scaled_gradient_that_overflows_skips_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(Precision, "scaler", scaler)
     one, jets = make_stepper(tmp_path), standin.batch(20)
     one.train(jets, 0, 0.1)

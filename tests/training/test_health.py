@@ -49,7 +49,7 @@ def bad_gradients(made, world):
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Ranger"])
-def test_a_gradient_that_is_not_finite_stops_at_its_step_and_spares_the_weights(tmp_path, optimizer):
+def test_a_gradient_not_finite_stops_and_spares_the_weights(tmp_path, optimizer):
     with pytest.raises(
         NonFiniteLossError, match=r"norm of the gradient is nan \(loss .*at step 13 \(epoch 1, batch 2\)"
     ):

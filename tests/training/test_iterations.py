@@ -48,7 +48,7 @@ def test_one_round_of_all_batches_is_an_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [5, 8, 14, 21])
-def test_w19_a_cut_training_by_iterations_goes_on_to_the_same_bits(tmp_path, stop_at):
+def test_w19_a_cut_training_by_iterations_ends_bit_for_bit(tmp_path, stop_at):
     # 2 batches of validation after each round: in the first round, at its last step, across the epoch, in the tail
     kwargs = {**ITERATIONS, "model_kwargs": {"dropout": 0.3}, "lr_scheduler": "batch_cosine_warmup"}
     whole = run(tmp_path / "whole", **kwargs)

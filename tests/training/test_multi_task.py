@@ -106,7 +106,7 @@ def test_w24_checkpoints_and_observers_have_the_parts_too(trained):
     assert results[-1].validation.parts["loss_reg"] == state["loss_reg_val"]
 
 
-def test_w24_a_continued_training_keeps_the_histories_and_needs_no_scaler(trained, dataset, tmp_path):
+def test_w24_a_continued_training_keeps_histories_without_scaler(trained, dataset, tmp_path):
     """A training that was cut in its second epoch ends with the same bits."""
     with pytest.raises(KeyboardInterrupt):
         train(plan(tmp_path, dataset, checkpoint_steps=2), World(), observer=Cut())

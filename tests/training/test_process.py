@@ -44,7 +44,7 @@ def test_a_rank_ends_with_its_launcher(code):
     assert not rank.is_running() or rank.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_rank_whose_launcher_was_gone_at_its_start_ends_at_once(monkeypatch):
+def test_a_rank_without_launcher_at_its_start_ends_at_once(monkeypatch):
     monkeypatch.setenv(LAUNCHER_VARIABLE, "1")
     ended = subprocess.run([sys.executable, "-c", RANK], start_new_session=True, timeout=20)
     assert ended.returncode == -signal.SIGKILL

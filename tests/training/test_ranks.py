@@ -67,7 +67,7 @@ def test_two_ranks_equal_one_in_float64(tmp_path):
 
 
 @pytest.mark.long
-def test_two_ranks_equal_one_by_iterations_with_an_attack_and_a_closure(tmp_path):
+def test_two_ranks_equal_one_with_an_attack_and_a_closure(tmp_path):
     kwargs = {"training_precision": "float64", "epochs": 0, "use_iterations": True, "total_iterations": 12}
     kwargs |= {"n_iters_per_save": 7, "attack": "pgd", "attack_magnitude": 0.1, "optimizer": "LBFGS"}
     states = []
@@ -114,7 +114,7 @@ def assert_same(one, two):
 
 
 @pytest.mark.long
-def test_a_rank_killed_in_mid_epoch_ends_all_and_the_command_goes_on(tmp_path, monkeypatch, whole):
+def test_a_rank_killed_in_mid_epoch_ends_all_then_goes_on(tmp_path, monkeypatch, whole):
     monkeypatch.setenv("STANDIN_KILL", "1,1,5")
     started = time.monotonic()
     with pytest.raises(RankFailedError, match=r"^Rank 1 of 2 failed \(it was killed by SIGKILL\).*rank_1\.log"):
@@ -207,7 +207,7 @@ def test_the_limit_of_waiting_is_a_number(monkeypatch):
 
 
 @pytest.mark.long
-def test_another_number_of_ranks_continues_with_the_same_global_batches(tmp_path):
+def test_other_numbers_of_ranks_continue_the_same_batches(tmp_path):
     kwargs = {"training_precision": "float64", "checkpoint_steps": 4, "keep_checkpoints": 9}
     whole = one_rank(tmp_path / "whole", **kwargs)
     cut = tmp_path / "cut"

@@ -87,15 +87,15 @@ def read_checkpoint(path: Path) -> State:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise CheckpointError(f"The checkpoint {path} is damaged: {damaged} in it has a wrong checksum.")
+            raise CheckpointError(f"The checkpoint {path} is damaged: {damaged} in it has a wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}.") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
     missing = [key for key in REQUIRED_KEYS if key not in state]
     if missing:
-        raise CheckpointError(f"The checkpoint {path} cannot be continued: it lacks {', '.join(missing)}.")
+        raise CheckpointError(f"The checkpoint {path} cannot be continued: it lacks {', '.join(missing)}")
     return dict(state)
 
 
@@ -122,7 +122,7 @@ def check_identity(path: Path, state: Mapping[str, Any], expected: Mapping[str, 
             name, there, here = f"{key}.{inner}", there.get(inner), here.get(inner)
         raise CheckpointError(
             f"The checkpoint {path} was made with {name} = {_short(there)}, this training has {_short(here)}: "
-            "give the training another version, or restart it."
+            "give the training another version, or restart it"
         )
 
 
@@ -152,7 +152,7 @@ def _first_good(paths: Iterable[Path]) -> tuple[Path, State] | None:
         try:
             return path, read_checkpoint(path)
         except CheckpointError as error:
-            logger.warning("%s It is skipped, and the one before it taken.", error)
+            logger.warning("%s; it is skipped, and the one before it taken", error)
     return None
 
 

@@ -72,7 +72,7 @@ class CheckpointManager:
         if (steps != steps[0]).any():
             raise CheckpointError(
                 f"The ranks found different checkpoints in {self._plan.directory} (steps {steps.flatten().tolist()}): "
-                "its file system does not show all ranks the same files; wait a moment and start again."
+                "its file system does not show all ranks the same files, wait a moment and start again"
             )
         position.sums = position.sums.to(self._world.device)
         return position

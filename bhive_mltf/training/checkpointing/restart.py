@@ -91,8 +91,8 @@ def resume_epoch(directory: Path, epoch: int, *, iterations: bool = False) -> Pa
         there = ", ".join(map(str, sorted(checkpoint.epoch_files(directory)))) or "none"
         unit = "iterations" if iterations else "epochs"
         raise CheckpointError(
-            f"resume_epoch {epoch} needs {kept.name} in {directory}, where the {unit} are: {there}; "
-            "resume after one of these, or restart."
+            f"resume_epoch {epoch} needs {kept.name} in {directory}, which has the {unit} {there}: "
+            "resume after one of these, or restart"
         )
     state = checkpoint.read_checkpoint(kept)
     best = checkpoint.read_checkpoint(checkpoint.epoch_path(directory, state["best_epoch"]))

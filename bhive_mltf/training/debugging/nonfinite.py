@@ -67,7 +67,7 @@ def report(bad: BadStep, world: World, parts: Ingredients, stepper: Stepper) -> 
     return NonFiniteLossError(
         f"{bad.what} at step {bad.step} (epoch {bad.epoch}, batch {bad.batch}{ranks}): 'bhive-mltf replay {path}' "
         f"repeats it and names the first number that goes wrong, the file has the ids of the {len(jets)} jets; look at "
-        "these inputs, or train another version with a smaller learning rate or clip_norm."
+        "these inputs, or train another version with a smaller learning rate or clip_norm"
     )
 
 
@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ParameterError(
             f"{path} is no file of a step that was not finite ({error}): give one of {FOLDER}/ in the directory of a "
-            "training."
+            "training"
         ) from error
 
 

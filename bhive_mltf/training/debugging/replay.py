@@ -43,7 +43,7 @@ def replay(path: Path, build: Builder = making.build) -> list[str]:
     if parts.dataset_digest != step["dataset_digest"]:
         raise DatasetMismatchError(
             f"{path} is of the training set {step['dataset_digest'][:12]}, but {plan.dataset} is now "
-            f"{parts.dataset_digest[:12]}: put the set of the training back."
+            f"{parts.dataset_digest[:12]}: put the set of the training back"
         )
     stepper = make_stepper(plan, world, parts)
     lines = [_load(path, step, stepper)]
@@ -62,7 +62,7 @@ def _load(path: Path, step: dict[str, Any], stepper: Stepper) -> str:
         found = checkpoint.find_latest(stepper.plan.directory)
         if found is None:
             raise CheckpointError(
-                f"{path} has no weights, and {stepper.plan.directory} no checkpoint: nothing to replay."
+                f"{path} has no weights, and {stepper.plan.directory} no checkpoint: nothing to replay"
             )
         state = found[1]
         title += f"with the weights after step {state['global_step']} ({found[0].name})"

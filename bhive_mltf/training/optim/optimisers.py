@@ -35,14 +35,14 @@ def create_optimizer(
     ParameterError : a name that is not in `names.OPTIMIZERS`, or a weight decay for an optimiser without.
     """
     if name not in choices.OPTIMIZERS:
-        raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(choices.OPTIMIZERS)}.")
+        raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(choices.OPTIMIZERS)}")
     kind = _kind(name)
     known = inspect.signature(kind).parameters
     # the type too: Adafactor's eps is a pair of another meaning
     taken = {k: v for k, v in kwargs.items() if k in known and type(v) is type(known[k].default)}
     if weight_decay is not None:
         if "weight_decay" not in known:
-            raise ParameterError(f"weight_decay is {weight_decay}, but the optimizer {name} has none: leave it out.")
+            raise ParameterError(f"weight_decay is {weight_decay}, but the optimizer {name} has none: leave it out")
         taken["weight_decay"] = weight_decay
     values = list(parameters)
     if values and all(p.device.type in _FUSED.get(name, ()) for p in values):

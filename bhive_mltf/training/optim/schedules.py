@@ -33,7 +33,7 @@ class LearningRateSchedule:
 
     def __post_init__(self) -> None:
         if self.name not in _SHAPES:
-            raise ParameterError(f"lr_scheduler is {self.name!r}, but must be one of {', '.join(choices.SCHEDULES)}.")
+            raise ParameterError(f"lr_scheduler is {self.name!r}, but must be one of {', '.join(choices.SCHEDULES)}")
 
     def factor(self, epoch: int, fraction: float) -> float:
         """The factor in epoch or round `epoch` (0-based) once `fraction` of its batches are done."""

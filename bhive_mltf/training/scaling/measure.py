@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, float]:
     try:
         content: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TrainingError(f"A rank has left no times in {path}: {error.strerror}; look at its log.") from error
+        raise TrainingError(f"A rank has left no times in {path}: {error.strerror}: look at its log") from error
     return content
 
 

@@ -50,11 +50,11 @@ def check(world_sizes: Sequence[int], batch_size: int, steps: int, warm_up: int)
     """ParameterError for numbers that cannot be measured."""
     if not world_sizes or min(world_sizes) < 1 or len(set(world_sizes)) < len(world_sizes):
         given = ",".join(map(str, world_sizes))
-        raise ParameterError(f"--world-sizes is '{given}', but must be different numbers of ranks from 1, as in 1,2,4.")
+        raise ParameterError(f"--world-sizes is '{given}', but must be different numbers of ranks from 1, as in 1,2,4")
     if max(world_sizes) > batch_size:
-        raise ParameterError(f"--batch-size is {batch_size}, fewer jets than the {max(world_sizes)} ranks.")
+        raise ParameterError(f"--batch-size is {batch_size}, fewer jets than the {max(world_sizes)} ranks")
     if steps < 1 or warm_up < 1:
-        raise ParameterError(f"--steps is {steps} and --warm-up-steps {warm_up}, but both must be 1 or more.")
+        raise ParameterError(f"--steps is {steps} and --warm-up-steps {warm_up}, but both must be 1 or more")
 
 
 def write_rows(rows: Sequence[Row], conditions: dict[str, Any], directory: Path) -> None:
