@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bhive_mltf import __version__
 from bhive_mltf.cli import check, dataset, loader_benchmark, replay, results, slurm, tracking
 from bhive_mltf.errors import BhiveError
+from bhive_mltf.files import disk
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except BhiveError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
+    except OSError as error:
+        if not disk.is_trouble(error):
+            raise
+        sys.stderr.write(f"error: {disk.cannot_use(error.filename or 'a file', error)}\n")
         return 1
     except KeyboardInterrupt:
         return 130

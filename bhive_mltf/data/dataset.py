@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -55,6 +56,7 @@ class Dataset:
         self.manifest = manifest
         self._side = derived_in or directory
         self._readers: dict[int, ShardReader] = {}
+        self._last_read = -1
         self._index = JetIndex(self._side / INDEX)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -119,6 +121,11 @@ class Dataset:
         last = int(np.searchsorted(edges, stop, side="left"))
         pieces = []
         for shard in range(first, last):
+            if shard != self._last_read:
+                # what a shard keeps in memory is for the next jets of the same one
+                if self._last_read in self._readers:
+                    self._readers[self._last_read].forget_pages()
+                self._last_read = shard
             low, high = int(edges[shard]), int(edges[shard + 1])
             rows = max(start, low) - low, min(stop, high) - low
             pieces.append(self._reader(shard).read(*rows, choice))
@@ -136,6 +143,17 @@ class Dataset:
         """Give back what is mapped of the shards; it comes again when it is read again."""
         for reader in list(self._readers.values()):
             reader.forget_pages()
+
+    def populate_index(self, runs: Sequence[range]) -> None:
+        """Have the index rows of these stored jets read, so that a bad block is an error before they are touched.
+
+        Raises
+        ------
+        CorruptFileError, DiskError
+            They cannot be read any more.
+        """
+        for run in runs:
+            self._index.populate(run)
 
     def path(self, shard: int) -> Path:
         """Path of a shard."""
@@ -160,16 +178,18 @@ class Dataset:
         return LZ4Shard(path, self.schema, self.manifest.precision, points, checks)
 
     def _side_array(self, name: str) -> NDArray[np.void] | None:
-        """A file of an LZ4 shard, mapped and checked; None if the set has none."""
+        """A file of an LZ4 shard, checked; None if the set has none."""
         path = side_file(name, self._side)
         if path is None and name not in self.manifest.files:
             return None
         if damage := self.side_damage(name):
             raise CorruptFileError(f"{damage}: {_REBUILD}")
         try:
-            return mapping.load_array(self._side / name)
+            # small, and read whenever the shard is: in memory
+            found: NDArray[np.void] = np.load(io.BytesIO((self._side / name).read_bytes()))
         except (OSError, ValueError, EOFError) as error:
             raise mapping.cannot_read(self._side / name, error, _REBUILD) from error
+        return found
 
     def side_damage(self, name: str) -> str | None:
         """What is wrong with a file beside the shards, by its recorded checksum; None if nothing is known to be."""

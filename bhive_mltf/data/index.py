@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,11 +95,26 @@ class JetIndex:
     @cached_property
     def _rows(self) -> NDArray[np.void]:
         start, stop = self._range
+        return self._file.view(np.ndarray)[start:stop]
+
+    @cached_property
+    def _file(self) -> np.memmap[Any, np.dtype[np.void]]:
         try:
-            rows: NDArray[np.void] = mapping.load_array(self._path)
+            return mapping.load_array(self._path)
         except (OSError, ValueError, EOFError) as error:
             raise mapping.cannot_read(self._path, error, "build the training set again") from error
-        return rows.view(np.ndarray)[start:stop]
+
+    def populate(self, jets: range) -> None:
+        """Have the rows of these jets read now; they were read when the index was opened, and may be away again.
+
+        Raises
+        ------
+        CorruptFileError, DiskError : they cannot be read any more.
+        """
+        rows = self._rows[jets.start : jets.stop]
+        file = self._file
+        first = file.offset + rows.ctypes.data - file.ctypes.data
+        mapping.populate(cast("mmap", file.base), self._path, first, rows.nbytes, "build the training set again")
 
     def __len__(self) -> int:
         return len(self._rows)

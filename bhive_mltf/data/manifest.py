@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -269,8 +270,12 @@ def _read_hash(path: str | Path) -> xxhash.xxh3_64:
     with Path(path).open("rb", buffering=0) as handle, memoryview(buffer) as view:
         if os.fstat(handle.fileno()).st_size == 0:
             raise CorruptFileError(f"the file '{path}' is empty: remove it from the list, or pass --skip-bad-files")
+        left = os.fstat(handle.fileno()).st_size
         while size := handle.readinto(view):
             state.update(view[:size])
+            left -= size
+        if left > 0:
+            raise OSError(errno.EIO, "it has become shorter while it was read", str(path))
     return state
 
 

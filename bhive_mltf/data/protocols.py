@@ -95,3 +95,6 @@ class MappingSource(Protocol):
 
     def forget_pages(self) -> None:
         """Give back what is mapped; it comes again when it is read again."""
+
+    def populate_index(self, runs: Sequence[range]) -> None:
+        """Have the index rows of these stored jets read, so that a bad block is an error before they are touched."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions, collect, conclude, join
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, disk
 from bhive_mltf.ranks.process import run_rank
 
 if TYPE_CHECKING:
@@ -85,14 +85,16 @@ def infer(plan: InferencePlan, dataset: Dataset, model: Tagger, launcher: Launch
     Raises
     ------
     RankFailedError : a rank failed; all others have ended.
+    DiskError : what is read or written on the way fails.
     DataError, ModelError, CheckpointError : as `predict`, and in ranks as `load_best_model`.
     """
     n_jets = len(dataset)
     size = _n_ranks(plan, n_jets)
-    if size == 1:
-        found = _predict(plan, dataset, model, 0, 1)
-    else:
-        found = _launch(plan.model_copy(update={"ranks_per_node": size}), launcher)
+    with disk.writing(plan.directory, reads=True):
+        if size == 1:
+            found = _predict(plan, dataset, model, 0, 1)
+        else:
+            found = _launch(plan.model_copy(update={"ranks_per_node": size}), launcher)
     return conclude(found, n_jets, input_order=dataset.manifest.jet_ids)
 
 

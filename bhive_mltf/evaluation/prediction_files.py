@@ -28,7 +28,7 @@ from bhive_mltf.data.dataset import describe_files
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.evaluation.discriminators import are_probabilities, softmax
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, disk
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
@@ -39,8 +39,18 @@ _ROOT_CHUNK = 200_000  # jets per basket group
 
 
 def write(predictions: Predictions, directory: str | Path, dataset: Dataset, classes: Iterable[str]) -> None:
-    """Write all files of `predictions` of `dataset` into `directory`; each appears whole, `prediction.npy` last."""
-    directory, names = Path(directory), tuple(classes)
+    """Write all files of `predictions` of `dataset` into `directory`; each appears whole, `prediction.npy` last.
+
+    Raises
+    ------
+    DiskError
+        The disk does not take them.
+    """
+    with disk.writing(directory):
+        _write(predictions, Path(directory), dataset, tuple(classes))
+
+
+def _write(predictions: Predictions, directory: Path, dataset: Dataset, names: tuple[str, ...]) -> None:
     (directory / "prediction.npy").unlink(missing_ok=True)  # an older one must not make a half-written set look whole
     _save(directory / "jet_id.npy", predictions.jet_id)
     description = describe_files(dataset)

@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,24 @@ from bhive_mltf.errors import DiskError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk is full, the quota is used up, the limit of a file's size is reached."""
 
+# What a disk or a file server does to those who use it, whatever they do there.
+_TROUBLE = frozenset(
+    {
+        *NO_SPACE,
+        errno.EACCES,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOLCK,
+        errno.ENOTCONN,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -34,24 +52,41 @@ _ADVICE = {
 
 
 @contextmanager
-def writing(directory: str | Path, numbers: Collection[int] | None = tuple(_REASONS)) -> Iterator[None]:
+def writing(directory: str | Path, *, everything: bool = False, reads: bool = False) -> Iterator[None]:
     """Turn an OSError of a disk into a DiskError that names the file, or the directory; any other stays what it is.
 
-    numbers : the `errno`s to turn; `NO_SPACE` where files are read as well, None for all, where nothing but a folder or
-        a file is made.
+    everything : turn any OSError: where nothing but a folder or a file is made.
+    reads : files are read as well.
 
     Raises
     ------
-    DiskError : the disk is full or takes no such file, it is read-only, or the permission is denied.
+    DiskError : the disk is full or takes no such file, it is read-only, the permission is denied, or it fails.
     """
     try:
         yield
     except DiskError:
         raise
     except OSError as error:
-        if numbers is not None and error.errno not in numbers:
+        if not (everything or is_trouble(error)):
             raise
-        raise cannot_write(error.filename or directory, error) from error
+        written = everything or error.errno in _REASONS
+        only_written = error.errno in (*NO_SPACE, errno.EROFS)
+        tell = cannot_write if only_written or (written and not reads) else cannot_use
+        raise tell(error.filename or directory, error) from error
+
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether an error is one of a disk or file server, and not of the program that uses it."""
+    return isinstance(error, OSError) and error.errno in _TROUBLE
+
+
+def cannot_use(path: str | Path, error: OSError) -> DiskError:
+    """The error to raise where something of `path` cannot be read or written, and it is not known which."""
+    if error.errno in NO_SPACE:
+        return cannot_write(path, error)
+    number = error.errno or 0
+    advice = _ADVICE.get(number, "look at the disk, then type the command again")
+    return DiskError(f"'{path}' cannot be read or written ({reason(error)}): {advice}", number)
 
 
 def cannot_write(path: str | Path, error: OSError, what: str = "") -> DiskError:
@@ -68,7 +103,10 @@ def cannot_write(path: str | Path, error: OSError, what: str = "") -> DiskError:
 
 def reason(error: OSError) -> str:
     """What the system says, in words."""
-    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
+    if error.errno in _REASONS:
+        return _REASONS[error.errno]
+    # libraries have words of their own for the same
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def is_out_of_space(error: BaseException | None) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bhive_mltf.errors import CorruptFileError, DataError, DiskError
 
@@ -88,6 +87,42 @@ class FileBytes:
             os.close(self._handle)
 
 
+class NotedReads(FileBytes):
+    """A file for readers that read and seek, which notes what they read."""
+
+    closed = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._position = 0
+        self._noted: list[tuple[int, int]] = []
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes from the position on; -1: all that is left."""
+        found = self[self._position : len(self) if size < 0 else self._position + size]
+        self._noted.append((self._position, len(found)))
+        self._position += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As that of any file."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self)}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def close(self) -> None:
+        """The file is closed with its last reference."""
+
+    def taken(self) -> list[tuple[int, int]]:
+        """First byte and length of the reads since the last call."""
+        noted, self._noted = self._noted, []
+        return noted
+
+
 def _pread(handle: int, start: int, size: int, path: Path) -> bytes:
     found = bytearray()
     while len(found) < size:
@@ -118,27 +153,40 @@ def open_map(path: Path) -> FileMap:
     return found
 
 
-def populate(file: FileMap, start: int, size: int, advice: str) -> None:
-    """Have a part of a mapped file read into memory now, in one go; without effect before Linux 5.14.
+def populate(file: mmap.mmap, path: Path, start: int, size: int, advice: str) -> None:
+    """Have a part of a mapped file read into memory now, in one go, before it is touched.
 
-    start : a multiple of the size of a page.
+    start, size : in bytes; what lies beyond the end of the file is left out.
     advice : what to do about a damaged file.
 
     Raises
     ------
-    CorruptFileError : it cannot be read, so that touching it would end the process.
+    CorruptFileError, DiskError : it cannot be read, so that touching it would end the process.
     """
+    begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+    end = min(start + size, len(file))
+    if end <= begin:
+        return
     try:
-        file.madvise(_POPULATE_READ, start, size)
-    except ValueError:
-        pass
+        file.madvise(_POPULATE_READ, begin, end - begin)
     except OSError as error:
-        # any other: this system has no such advice
         if error.errno in (errno.EFAULT, _EHWPOISON):
-            raise cannot_read(file.path, OSError(errno.EIO, os.strerror(errno.EIO)), advice) from error
+            raise cannot_read(path, OSError(errno.EIO, os.strerror(errno.EIO)), advice) from error
+        # a system without this advice (Linux before 5.14, macOS)
+        _read_through(path, begin, end, advice)
 
 
-def load_array(path: Path) -> NDArray[Any]:
+def _read_through(path: Path, begin: int, end: int, advice: str) -> None:
+    """Have a part of a file in the system's memory, by reading it."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            for start in range(begin, end, _PIECE_BYTES):
+                _pread(file.fileno(), start, min(_PIECE_BYTES, end - start), path)
+    except OSError as error:
+        raise cannot_read(path, error, advice) from error
+
+
+def load_array(path: Path) -> np.memmap[Any, Any]:
     """An array of a `.npy` file, mapped and read-only; all of it has been read once.
 
     Raises
@@ -148,6 +196,6 @@ def load_array(path: Path) -> NDArray[Any]:
     with path.open("rb") as handle:
         while handle.read(_PIECE_BYTES):
             pass
-    array: NDArray[Any] = np.load(path, mmap_mode="c")
+    array: np.memmap[Any, Any] = np.load(path, mmap_mode="c")
     array.flags.writeable = False
     return array

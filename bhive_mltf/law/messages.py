@@ -7,6 +7,7 @@ import re
 import sys
 
 from bhive_mltf.errors import BhiveError
+from bhive_mltf.files import disk
 
 logger = logging.getLogger("law.bhive_mltf")
 
@@ -33,7 +34,7 @@ def show_once(text: str) -> None:
 
 
 class Brief(logging.Filter):
-    """luigi's messages without its bookkeeping; a BhiveError as its sentence, other errors with their traceback."""
+    """luigi's messages without its bookkeeping; a BhiveError or a failing disk as one sentence, else the traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -41,6 +42,8 @@ class Brief(logging.Filter):
             return False
         record.msg, record.args = _WORKER.sub("", text), ()
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, OSError) and disk.is_trouble(error) and not isinstance(error, BhiveError):
+            error = disk.cannot_use(error.filename or "a file", error)
         if isinstance(error, BhiveError):
             record.msg = f"{record.msg}\nerror: {error}"
             record.exc_info = record.exc_text = None

@@ -67,6 +67,8 @@ def _how_it_ended(failure: ProcessFailure | None) -> str:
     if failure.exitcode == NO_SPACE_EXIT_CODE:
         return "no space is left where the outputs go: make room"
     name = failure.signal_name() if failure.exitcode < 0 else ""
+    if name == "SIGBUS":
+        return f"it was killed by {name}, as where a mapped file cannot be read: try 'bhive-mltf dataset verify'"
     return f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
 
 

@@ -72,7 +72,7 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             stack.enter_context(DirectoryLock(plan.directory, wait_s=LOCK_WAIT))
         world.barrier()
         try:
-            stack.enter_context(disk.writing(plan.directory, disk.NO_SPACE))
+            stack.enter_context(disk.writing(plan.directory, reads=True))
             stack.enter_context(deterministic(plan.deterministic))
             stack.enter_context(float32_products(tf32=Precision.of(plan, world.device).tf32))
             set_threads(plan.threads_per_rank, world)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bhive_mltf import tracking
 from bhive_mltf.data.manifest import FILE_NAME as MANIFEST
 from bhive_mltf.errors import ParameterError, RecordMismatchError
+from bhive_mltf.files import disk
 from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
@@ -136,7 +137,8 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     RankFailedError, TrainingInterruptedError : see `LocalRanks.launch`.
     """
     plan = plan.model_copy(update={"ranks_per_node": resolve_ranks(plan), "directory": plan.directory.absolute()})
-    plan.write()
+    with disk.writing(plan.directory):
+        plan.write()
     if launcher is None:
         if plan.nodes > 1:
             raise ParameterError(

@@ -1,15 +1,20 @@
 """Files that were cut off or changed after a set was written: an error that names them, or the same jets."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
+from bhive_mltf import config as configs
 from bhive_mltf.data.dataset import open_dataset
 from bhive_mltf.data.index import JetIndex
+from bhive_mltf.data.loader import reader
+from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.data.verification import problems
 from bhive_mltf.errors import CorruptFileError, DataError
+from bhive_mltf.models import registry
 from bhive_mltf.testing.jets import write_btag
 from tests.helpers.building import build, same, small_config
 
@@ -179,3 +184,19 @@ def test_w08_numpy_datasets_are_refused_with_what_can_be_read(world, tmp_path):
     (directory / "processed_files.txt").write_text(str(directory / "file_0.npz"))
     with pytest.raises(DataError, match=r"file_0.npz' is of upstream's NumPy layout.*ArrowDataset, LZ4Dataset"):
         open_dataset(directory, world[0])
+
+
+@pytest.mark.parametrize("name", ["file_0.arrow", "index.npy"])
+def test_f01_a_block_lost_before_a_later_epoch(tmp_path, monkeypatch, name):
+    """Columns per jet, lists of candidates and the index are mapped: what is away is not touched, which would kill."""
+    config = configs.load("offline_run3")
+    dataset = build(config, [str(write_btag(tmp_path / "TT.root", 300, 3))], tmp_path / "set")
+    model = registry.create("DeepJet", config)
+    options = {"mode": "training", "batch_size": 64, "seed": 1, "weighted": False, "unmatched": "drop"}
+    loader = BatchLoader(dataset, range(len(dataset)), model.inputs, **options)
+    assert sum(1 for _ in loader.epoch(0)) == loader.n_batches(0)
+    monkeypatch.setattr(reader, "KEPT_S", 0.0)
+    path = dataset.directory / name
+    os.truncate(path, 4096)
+    with pytest.raises(CorruptFileError, match=rf"{name}' cannot be read: .*: build the training set again"):
+        next(loader.epoch(1))

@@ -16,7 +16,7 @@ from bhive_mltf.testing.jets import write_btag
 from tests.helpers.building import build
 
 PACKAGE = Path(bhive_mltf.__file__).parent
-MOST_FILES, MOST_FILES_OF_A_NEW_WINDOW = 10, 15
+MOST_FILES, MOST_FILES_OF_A_NEW_WINDOW = 10, 16
 
 
 def files_with_frames(function):

@@ -101,7 +101,7 @@ def test_f12_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(DiskError, match=r"file/x' cannot be written \(Not a directory\): "),
-        disk.writing(tmp_path, None),
+        disk.writing(tmp_path, everything=True),
     ):
         (tmp_path / "file" / "x").mkdir()
     with pytest.raises(NotADirectoryError), disk.writing(tmp_path):

@@ -50,9 +50,9 @@ def test_f01_an_unreadable_part_is_an_error_before_it_kills(path):
         "import os, sys; from pathlib import Path; from bhive_mltf.files import mapping; "
         "from bhive_mltf.errors import CorruptFileError\n"
         f"path = Path(sys.argv[1]); file = mapping.open_map(path); os.truncate(path, {PAGE})\n"
-        f"mapping.populate(file, 0, {PAGE}, 'build it again'); file[0]\n"
+        f"mapping.populate(file, path, 0, {PAGE}, 'build it again'); file[0]\n"
         "if sys.argv[2] == 'look':\n"
-        f"    try: mapping.populate(file, {PAGE}, {PAGE}, 'build it again')\n"
+        f"    try: mapping.populate(file, path, {PAGE}, {PAGE}, 'build it again')\n"
         "    except CorruptFileError as error: sys.exit(str(error))\n"
         f"file[{PAGE}]\n"
     )
@@ -63,6 +63,17 @@ def test_f01_an_unreadable_part_is_an_error_before_it_kills(path):
         done[what] = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done["touch"].returncode == -7  # SIGBUS
     assert done["look"].stderr == f"'{path}' cannot be read: Input/output error: build it again\n"
+
+
+def test_f01_where_the_system_cannot_populate_it_reads(path, monkeypatch):
+    """Linux before 5.14, macOS."""
+    monkeypatch.setattr(mapping, "_POPULATE_READ", 12345)
+    file = mapping.open_map(path)
+    mapping.populate(file, path, 10, 4 * PAGE, "build it again")
+    os.truncate(path, 3 * PAGE)
+    mapping.populate(file, path, 10, 2 * PAGE, "build it again")
+    with pytest.raises(CorruptFileError, match=r"cannot be read: .*: build it again$"):
+        mapping.populate(file, path, 3 * PAGE, 10, "build it again")
 
 
 def test_f01_slices_are_read_by_system_calls(path):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from bhive_mltf.slurm.batch_step.verdict import ExitCode
 from bhive_mltf.slurm.record import JobRecord
 from tests.helpers import slow_model as slow
 from tests.helpers.slurm_trainings import (
@@ -96,7 +97,9 @@ def test_a_full_disk_is_named_and_goes_on_once_there_is_room(cluster, shell, sma
     training.wait_for_step(4)
     with filled(small_disk / "filler"):
         output, code = ended(command)
-    assert code != 0
+    assert code == 40, output
+    job = cluster.run("scontrol", "show", "job", training.job_id()).stdout
+    assert f"ExitCode={int(ExitCode.NO_SPACE)}:0" in job
     assert "ended as FAILED" in output
     assert "no space is left where the outputs go: make room, then type the command again" in output, output
     assert training.mlflow_run()[0].info.status == "FAILED"

@@ -272,7 +272,7 @@ def removing_stale_files(target: Path) -> Iterator[None]:
     whose lock nobody shares are therefore nobody's.
     """
     path = target.with_name(f".{target.name}.lock")
-    with disk.writing(target.parent, None):
+    with disk.writing(target.parent, everything=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = _share(path, lambda: target.parent.glob(f".{target.name}.*.tmp"))
     try:

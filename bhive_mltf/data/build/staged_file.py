@@ -24,13 +24,15 @@ from pydantic import TypeAdapter, ValidationError
 from bhive_mltf.data.block import JetBlock, empty_block
 from bhive_mltf.data.layouts.arrow_format import checksum, encode, numbers
 from bhive_mltf.data.layouts.column_planes import Plane
+from bhive_mltf.data.layouts.mapped_arrow import MappedArrow
 from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
 from bhive_mltf.data.schema import GLOBAL, Schema
-from bhive_mltf.errors import CorruptFileError
+from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.files import mapping
 
 _SOURCE, _CHECKSUMS, _RECORD = b"source", b"xxh3", b"record"
 _NO_KEYS: NDArray[np.uint64] = np.zeros(0, np.uint64)
+_AGAIN = "remove it and convert again"
 _DAMAGED = (ValueError, TypeError, KeyError, pa.ArrowException, ValidationError)
 
 
@@ -116,10 +118,11 @@ class StagedWriter:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A batch: position in the file, position of its source in the record, columns as offsets and numbers."""
+    """A batch: number in the file, position of its source in the record, checksums, columns as offsets and numbers."""
 
     batch: int
     source: int
+    sums: Mapping[str, str]
     columns: Mapping[str, tuple[NDArray[Any] | None, NDArray[Any]]]
 
 
@@ -142,22 +145,23 @@ class StagedFile:
         self._chunks: list[_Chunk] = []
         self.bytes = 0
         try:
-            self._map = mapping.open_map(path)
-            reader = pa.ipc.open_file(pa.py_buffer(self._map))
-            last = reader.num_record_batches - 1
-            _, notes = reader.get_batch_with_custom_metadata(last)
-            self.record, kept = _ADAPTER.validate_json(notes[_RECORD])
-            for i in range(last):
-                batch, notes = reader.get_batch_with_custom_metadata(i)
+            self._file = MappedArrow(path, _AGAIN)
+            *all_notes, last = [notes for _, notes in self._file.survey(0)]
+            self.record, kept = _ADAPTER.validate_json(last[_RECORD])
+            for i, notes in enumerate(all_notes):
                 if int(notes[_SOURCE]) in kept:
                     # Once, not per read: a merge reads small pieces of all chunks again and again.
+                    batch = self._file.batch(i, ())
                     columns = {name: numbers(batch.column(name)) for name in batch.schema.names}
-                    self._chunks.append(_Chunk(i, kept.index(int(notes[_SOURCE])), columns))
-                    self.bytes += batch.nbytes
+                    sums = json.loads(notes[_CHECKSUMS])
+                    self._chunks.append(_Chunk(i, kept.index(int(notes[_SOURCE])), sums, columns))
+                    self.bytes += batch.get_total_buffer_size()
+        except DataError:
+            raise
         except OSError as error:
-            raise mapping.cannot_read(path, error, "remove it and convert again") from error
+            raise mapping.cannot_read(path, error, _AGAIN) from error
         except _DAMAGED as error:
-            raise CorruptFileError(f"'{path}' is not a whole staged file: remove it and convert again") from error
+            raise CorruptFileError(f"'{path}' is not a whole staged file: {_AGAIN}") from error
         self.keys: list[NDArray[np.uint64]] = [chunk.columns["key"][1] for chunk in self._chunks]
 
     def __len__(self) -> int:
@@ -167,7 +171,7 @@ class StagedFile:
     def verify(self) -> None:
         """Hold all chunks against their checksums.
 
-        Reads the file instead of its map, so that a block that the disk refuses is an error and not a signal.
+        Each is read before it is touched, so that a block that the disk refuses is an error and not a signal.
 
         Raises
         ------
@@ -175,17 +179,16 @@ class StagedFile:
             They differ, or the file cannot be read.
         """
         try:
-            with pa.OSFile(str(self.path)) as file, pa.ipc.open_file(file) as reader:
-                for chunk in self._chunks:
-                    batch, notes = reader.get_batch_with_custom_metadata(chunk.batch)
-                    if json.loads(notes[_CHECKSUMS]) != {n: checksum(batch.column(n)) for n in batch.schema.names}:
-                        raise ValueError("other checksums")
+            for chunk in self._chunks:
+                batch = self._file.batch(chunk.batch, chunk.columns)
+                if chunk.sums != {name: checksum(batch.column(name)) for name in chunk.columns}:
+                    raise ValueError("other checksums")
+        except DataError:
+            raise
         except OSError as error:
-            raise mapping.cannot_read(self.path, error, "remove it and convert again") from error
+            raise mapping.cannot_read(self.path, error, _AGAIN) from error
         except _DAMAGED as error:
-            raise CorruptFileError(
-                f"the staged file '{self.path}' is damaged ({error}): remove it and convert again"
-            ) from error
+            raise CorruptFileError(f"the staged file '{self.path}' is damaged ({error}): {_AGAIN}") from error
 
     def read(self, chunk: int, start: int, stop: int) -> JetBlock:
         """The jets [start, stop) of a chunk, in the order of their keys; large arrays are views of the file."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.layouts.arrow_format import CHECKSUMS, FORMATS, checksum, numbers
 from bhive_mltf.data.layouts.column_planes import Plane, from_json
+from bhive_mltf.data.layouts.mapped_arrow import MappedArrow
 from bhive_mltf.data.schema import GLOBAL, ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError, DataError
 from bhive_mltf.files import mapping
@@ -41,18 +43,15 @@ class ArrowShard:
         self.path = path
         self._schema = schema
         self._checked: dict[str, NDArray[np.bool_]] = {}
-        self._mapped: Any = None
         self._spans: dict[str, _Spans] = {}
         self._last: tuple[int, Set[str], pa.RecordBatch] | None = None
         try:
-            self.map = mapping.open_map(path)
-            self._buffer = pa.py_buffer(self.map)
-            with pa.OSFile(str(path)) as file:
-                schema_read = pa.ipc.open_file(file).schema
-            metadata = schema_read.metadata or {}
+            self._file = MappedArrow(path, _REBUILD)
+            self.map = self._file.map
+            metadata = self._file.schema.metadata or {}
             if metadata.get(b"format") not in FORMATS:
                 raise CorruptFileError(f"'{path}' holds no jets of this format: {_REBUILD}")
-            self._fields = list(schema_read.names)
+            self._fields = list(self._file.schema.names)
             self.compressed = metadata.get(b"compression", b"none") != b"none"
             sizes, self._sums = self._survey()
             if metadata[b"format"] != FORMATS[0] and not all(self._sums):
@@ -78,15 +77,12 @@ class ArrowShard:
     def _survey(self) -> tuple[list[int], list[Mapping[str, str]]]:
         """Rows and checksums of each block; reads no more than one small column."""
         sizes, sums = [], []
-        with pa.OSFile(str(self.path)) as file:
-            reader = pa.ipc.open_file(file, options=self._options({"process"}))
-            for number in range(reader.num_record_batches):
-                batch, metadata = reader.get_batch_with_custom_metadata(number)
-                if not 0 < batch.num_rows < MAX_ROWS:
-                    raise self._broken(f"block {number} has {batch.num_rows} rows")
-                sizes.append(batch.num_rows)
-                found = metadata.get(CHECKSUMS.encode()) if metadata else None
-                sums.append(json.loads(found) if found else {})
+        small = self._fields.index("process") if "process" in self._fields else 0
+        for number, (rows, metadata) in enumerate(self._file.survey(small)):
+            if not 0 < rows < MAX_ROWS:
+                raise self._broken(f"block {number} has {rows} rows")
+            sizes.append(rows)
+            sums.append(json.loads(metadata.get(CHECKSUMS.encode(), b"{}")))
         return sizes, sums
 
     def _options(self, fields: Set[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
@@ -94,40 +90,38 @@ class ArrowShard:
         return pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
 
     def _batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
-        """The columns `fields` of a block, checked; without compression, views of the mapped file."""
+        """The columns `fields` of a block, in memory and checked; the last ones are kept."""
         last = self._last
         if last is None or last[:2] != (block, fields):
-            is_checked = self._is_checked(block, fields)
-            try:
-                if self.compressed or not is_checked:
-                    batch = self._read_columns(block, fields)
-                    if not is_checked:
-                        self._check(block, batch, fields)
-                if not self.compressed:
-                    batch = self._mapped_batch(block)
-            except (OSError, pa.ArrowException) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise self._unreadable(error, f"block {block}: ") from error
+            with self._reading(block), pa.OSFile(str(self.path)) as file:
+                batch = pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
+                self._check(block, batch, fields)
             last = self._last = block, set(fields), batch
         return last[2]
 
-    def _read_columns(self, block: int, fields: Set[str]) -> pa.RecordBatch:
-        """Columns of a block by system calls, which fail where touching a map would end the process."""
-        with pa.OSFile(str(self.path)) as file:
-            return pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
+    @contextmanager
+    def _reading(self, block: int) -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error, f"block {block}: ") from error
 
-    def _mapped_batch(self, block: int) -> pa.RecordBatch:
-        """All columns of a block as they lie in the file; a choice of columns would be copied."""
-        if self._mapped is None:
-            options = pa.ipc.IpcReadOptions(use_threads=False)
-            self._mapped = pa.ipc.open_file(pa.BufferReader(self._buffer), options=options)
-        return self._mapped.get_batch(block)
+    def _mapped_batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
+        """The columns of a block as they lie in the file, those of `fields` checked."""
+        with self._reading(block):
+            batch = self._file.batch(block, fields)
+            self._check(block, batch, fields)
+            return batch
 
     def _is_checked(self, block: int, fields: Set[str]) -> bool:
         return all(name in self._checked and self._checked[name][block] for name in fields)
 
     def _check(self, block: int, batch: pa.RecordBatch, fields: Set[str]) -> None:
+        """Hold columns against their checksums, the first time."""
+        if self._is_checked(block, fields):
+            return
         if len(batch) != self.n_rows(block):
             raise self._broken(f"block {block} has {len(batch)} rows")
         try:
@@ -223,24 +217,28 @@ class ArrowShard:
         return numbers(batch.column(field))[1].reshape(-1, width)
 
     def raw(self, block: int, fields: Set[str]) -> Mapping[str, tuple[NDArray[Any] | None, NDArray[Any]]]:
-        """Offsets and numbers of some columns of a block, checked; without compression, as they lie in the file."""
+        """Offsets and numbers of some columns of a block, checked; without compression, as they lie in the file.
+
+        What lies in the file has just been read, each time: if it were away, touching it might end the process.
+        """
         if self.compressed:
             batch = self._batch(block, fields)
             return {name: numbers(batch.column(name)) for name in fields}
-        if not self.was_read(block, fields):
-            batch = self._batch(block, fields)
+        if all(name in self._spans and self._spans[name].known[block] for name in fields):
+            for name in fields:
+                extent = self._spans[name].extent(block, self.n_rows(block))
+                mapping.populate(self.map, self.path, *extent, _REBUILD)
+        else:
+            batch = self._mapped_batch(block, fields)
             for name in fields:
                 offsets, flat = numbers(batch.column(name))
                 spans = self._spans.setdefault(name, _Spans(len(self._sums), flat.dtype))
                 spans.add(block, self.address(flat), len(flat), None if offsets is None else self.address(offsets))
         return {name: self._spans[name].arrays(block, self.map, self.n_rows(block)) for name in fields}
 
-    def was_read(self, block: int, fields: Set[str]) -> bool:
-        """True if it is known where some columns of a block lie: they were read, and checked, by this process."""
-        return all(name in self._spans and self._spans[name].known[block] for name in fields)
-
     def forget_pages(self) -> None:
-        """Give back what is mapped of the file; it comes again when it is read again."""
+        """Give back what is mapped of the file, or held in memory; it comes again when it is read again."""
+        self._last = None
         self.map.madvise(mmap.MADV_DONTNEED)
 
     def n_rows(self, block: int) -> int:
@@ -249,7 +247,7 @@ class ArrowShard:
 
     def address(self, values: NDArray[Any]) -> int:
         """Where an array from `raw` begins in the file."""
-        return int(values.ctypes.data) - int(self._buffer.address)
+        return int(values.ctypes.data) - self._file.address
 
 
 class _Spans:
@@ -265,6 +263,16 @@ class _Spans:
         self._values[block] = start, length
         self._offsets[block] = -1 if offsets is None else offsets
         self.known[block] = True
+
+    def extent(self, block: int, rows: int) -> tuple[int, int]:
+        """First byte and length of a block's offsets and numbers."""
+        start, length = self._values[block].tolist()
+        first, end = int(self._offsets[block]), start + length * self._kind.itemsize
+        if first < 0:
+            return start, end - start
+        # an empty column lies nowhere
+        places = [first, first + 4 * (rows + 1), *([start, end] if length else [])]
+        return min(places), max(places) - min(places)
 
     def arrays(self, block: int, file: mmap.mmap, rows: int) -> tuple[NDArray[Any] | None, NDArray[Any]]:
         start, length = self._values[block].tolist()

@@ -18,7 +18,7 @@ from bhive_mltf.data.loader import order, rank_shares
 from bhive_mltf.data.loader.buffers import BatchShape
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Classes, class_targets
-from bhive_mltf.data.protocols import Integers, JetSource
+from bhive_mltf.data.protocols import Integers, JetSource, MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError, ParameterError
 from bhive_mltf.interface import ModelInputs
@@ -224,6 +224,9 @@ class RankBatches:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[RankBatch]:
         """The shares of an epoch from batch `start` on."""
+        source = self._plan.wanted.source
+        if isinstance(source, MappingSource):
+            source.populate_index([self._plan.jets])
         for batch in self._plan.batches(epoch, start):
             lengths = padded_lengths(self._counts, batch.positions, self._inputs)
             parts = self._share(batch) if self._world_size > 1 else batch.parts

@@ -5,6 +5,7 @@ A reader keeps no state but the windows that it read last: an epoch, a restart o
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.windows import ArrowWindows, LoaderView, MappedWindows
 
 _TABLES = 3
+# s; a mapped part of a file that was read so long ago may be away again, and is read anew before it is touched.
+KEPT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class BatchReader:
             self._mapped = MappedWindows(self._view, arrow)
         self._collator = Collator(self._view.inputs)
         self._tables: OrderedDict[tuple[Window, int], WindowTable] = OrderedDict()
+        self._read_at: dict[tuple[Window, int], float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"view": self._view, "buffers": self.buffers, "arenas": self.arenas}
@@ -132,10 +136,15 @@ class BatchReader:
         """
         key = window, arena
         table = self._tables.get(key)
+        now = time.monotonic()
         if table is None:
             while len(self._tables) >= _TABLES:
-                self._tables.popitem(last=False)
+                del self._read_at[self._tables.popitem(last=False)[0]]
             table = self._tables[key] = self._make_table(window, arena)
+            self._read_at[key] = now
+        elif self._mapped is not None and now - self._read_at[key] > KEPT_S:
+            self._mapped.populate(window)
+            self._read_at[key] = now
         return table
 
     def _make_table(self, window: Window, arena: int) -> WindowTable:

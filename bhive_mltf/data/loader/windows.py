@@ -20,10 +20,9 @@ from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unmatched
-from bhive_mltf.data.protocols import ArrowSource, JetSource
+from bhive_mltf.data.protocols import ArrowSource, JetSource, MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.files import mapping
 from bhive_mltf.files.mapping import FileMap
 from bhive_mltf.interface import ModelInputs
 
@@ -46,6 +45,8 @@ class LoaderView:
     def index_columns(self, window: Window) -> dict[str, NDArray[Any]]:
         """Columns of `Batch` [W] that the index holds."""
         index, runs = self.source.index, order.window_runs(self.jets, window)
+        if isinstance(self.source, MappingSource):
+            self.source.populate_index(runs)
         process = _along(index.process, runs).astype(np.int64)
         targets = class_targets(_along(index.truth_bits, runs), self.source.schema.truths, self.inputs.classes)
         weight = np.ones(len(process), np.float32)
@@ -189,10 +190,6 @@ class ArrowWindows:
                 )
         return Numbers(jets, candidates)
 
-    def was_read(self, piece: BlockRows) -> bool:
-        """True if this process has read the block before."""
-        return piece.shard.was_read(piece.block, self._fields)
-
 
 class MappedWindows:
     """Makes the tables of windows that need no decoding."""
@@ -207,14 +204,13 @@ class MappedWindows:
         """The table of a window; CorruptFileError for a block that is not what was written."""
         runs = order.window_runs(self._view.jets, window)
         pieces = list(self._windows.pieces(runs))
-        known = [self._windows.was_read(piece) for piece in pieces]
         numbers = [self._windows.numbers(piece) for piece in pieces]
         shards = list(dict.fromkeys(piece.shard for piece in pieces))
         for shard in shards:
             self._memory.setdefault(shard, memoryview(shard.map))
         self._pages.use(
-            ((p.shard.map, p.shard.address(flat), flat.nbytes), was_read)
-            for p, found, was_read in zip(pieces, numbers, known, strict=True)
+            (piece.shard.map, piece.shard.address(flat), flat.nbytes)
+            for piece, found in zip(pieces, numbers, strict=True)
             for _, flat in found.candidates.values()
         )
         jets = self._view.index_columns(window)
@@ -228,6 +224,17 @@ class MappedWindows:
             jets=jets,
             runs=runs,
         )
+
+    def populate(self, window: Window) -> None:
+        """Have the parts of the files that a window's table points to read once more.
+
+        Raises
+        ------
+        CorruptFileError, DiskError
+            They cannot be read any more.
+        """
+        for piece in self._windows.pieces(order.window_runs(self._view.jets, window)):
+            self._windows.numbers(piece)
 
     def _candidates(self, name: str, pieces: list[BlockRows], numbers: list[Numbers]) -> Candidates:
         recipe = self._windows.recipes[name]
@@ -250,19 +257,14 @@ class _Pages:
         self._n_bytes = 0
         self._turn = 0
 
-    def use(self, parts: Iterable[tuple[tuple[FileMap, int, int], bool]]) -> None:
-        """Map parts of files (first byte, size), and forget those that neither these nor the parts before needed.
-
-        The flag says that a part may not be mapped yet; one whose checksum was just verified is.
-        """
+    def use(self, parts: Iterable[tuple[FileMap, int, int]]) -> None:
+        """Note parts (first byte, size) that are mapped now; forget those that neither these nor the last needed."""
         self._turn += 1
-        for (file, start, size), may_be_away in parts:
+        for file, start, size in parts:
             begin = start // _PAGE * _PAGE
             part = file, begin, start + size - begin
             if part not in self._parts:
                 self._n_bytes += part[2]
-                if may_be_away:
-                    mapping.populate(file, begin, part[2], "build the training set again")
             self._parts[part] = self._turn
             self._parts.move_to_end(part)
         while self._n_bytes > _MAX_MAPPED and next(iter(self._parts.values())) < self._turn - 1:

@@ -96,6 +96,11 @@ class Workers:
     def _dead(self, worker: int) -> TrainingError:
         process = self._processes[worker]
         process.join(1)
+        if process.exitcode == -signal.SIGBUS:
+            return TrainingError(
+                "a loader worker was killed by SIGBUS, as where a mapped file cannot be read: look for it with "
+                "'bhive-mltf dataset verify'"
+            )
         return TrainingError(
             f"a loader worker ended on its own (exit code {process.exitcode}): if memory ran out, take fewer "
             "--n-threads"
