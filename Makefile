@@ -10,10 +10,16 @@ SYNTHETIC := .bench/jetclass
 # JetClass files for the benchmarks, named after their processes.
 DATA ?= $(SYNTHETIC)
 OLDEST_LAW := 0.1.19
+# Environments of their own: with upstream's pins, and with the newest versions of all but torch.
+UPSTREAM_VENV ?= .venv-upstream
+UPSTREAM_PYTHON ?= python3.11
+NEWEST_VENV ?= .venv-newest
+# What is tested there; what needs more than such an environment has is skipped, with the reason.
+ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 
-.PHONY: gpu-check help venv weaver demo test test-long test-law test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
+.PHONY: gpu-check help venv weaver demo test test-long test-law test-upstream test-newest coverage test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
 
 help: ## list the chores
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -23,7 +29,7 @@ venv: $(VENV)/.installed ## create the environment, locked by constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard bhive_mltf/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[evaluation,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 
 demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflow
@@ -40,6 +46,26 @@ test-law: venv ## the tests of workflows and of the law package on the oldest la
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .law-oldest law==$(OLDEST_LAW)
 	BHIVE_TEST_LAW=$(abspath .law-oldest) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm' \
 		tests/law/test_workflow.py tests/law/test_package.py
+
+test-upstream: $(UPSTREAM_VENV)/.installed ## tests in upstream's pinned versions (their torch brings gigabytes of CUDA libraries)
+	BHIVE_TEST_PINS=constraints-upstream.txt OMP_NUM_THREADS=1 $(UPSTREAM_VENV)/bin/python -m pytest -q \
+		-o filterwarnings=default --disable-warnings -m 'not slurm and not gateway and not long and not nightly' \
+		--numprocesses auto --dist loadfile $(ELSEWHERE)
+
+$(UPSTREAM_VENV)/.installed: pyproject.toml constraints-upstream.txt
+	$(UPSTREAM_PYTHON) -m venv $(UPSTREAM_VENV)
+	$(UPSTREAM_VENV)/bin/pip install --quiet $$(grep -v '^#' constraints-upstream.txt)
+	$(UPSTREAM_VENV)/bin/pip install --quiet . hypothesis pytest pytest-xdist
+	touch $@
+
+test-newest: $(NEWEST_VENV)/.installed ## tests in the newest versions of all packages but torch
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python -m pytest -q \
+		-m 'not slurm and not gateway and not long and not nightly' --numprocesses auto --dist loadfile $(ELSEWHERE)
+
+$(NEWEST_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet torch==2.13.0 '.[all,dev]'
+	touch $@
 
 weaver: $(WEAVER_VENV)/bin/weaver ## create the environment of weaver-core, for `make bench` only
 
@@ -87,4 +113,4 @@ format: venv ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and caches (outputs stay)
-	rm -rf $(VENV) .law-oldest .venv-weaver .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(UPSTREAM_VENV) $(NEWEST_VENV) .law-oldest .venv-weaver .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -13,12 +13,13 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "bhive_mltf"
 
 # what a room may import, besides itself and `interface`
-BASE = {"errors", "files", "gc_freeze", "child_process"}
+BASE = {"errors", "files", "gc_freeze", "child_process", "compat"}
 LIBRARY = {*BASE, "config", "interface"}
 ALLOWED = {
     "errors": set(),
     "gc_freeze": set(),
     "child_process": set(),
+    "compat": {"errors"},  # other packages in other versions
     "files": {"errors"},
     "config": {"errors", "files"},
     "interface": set(),

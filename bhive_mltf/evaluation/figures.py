@@ -15,7 +15,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from bhive_mltf.evaluation.statistics import Area, Curve, WorkingPoint, binomial_interval
 from bhive_mltf.files import atomic
@@ -151,7 +151,7 @@ def _history(histories: Mapping[str, np.ndarray], labels: tuple[str, str], style
             marker = "o" if len(values) <= 50 else ""
             axes.plot(np.arange(1, len(values) + 1), values, LINES[number], marker=marker, lw=2.5, label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.xaxis.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.12)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from bhive_mltf import tracking
+from bhive_mltf import compat, tracking
 from bhive_mltf.training.plan import TrainingPlan
 
 
 def draw(plan: TrainingPlan) -> None:
-    """Loss and accuracy of the epochs, as figures beside the model and in the run."""
-    from bhive_mltf.evaluation.figures import loss_curves
-
+    """Loss and accuracy of the epochs, as figures beside the model and in the run; without matplotlib as numbers."""
     histories = {part: _history(plan.directory / f"{part}_metrics.npz") for part in ("training", "validation")}
-    names = loss_curves(histories["training"], histories["validation"], plan.directory)
+    names: tuple[str, ...] = ()
+    if compat.has("matplotlib"):
+        from bhive_mltf.evaluation.figures import loss_curves
+
+        names = loss_curves(histories["training"], histories["validation"], plan.directory)
     with tracking.attach(plan.directory, tracking=plan.tracking) as run:
         for name in names:
             run.artifact(plan.directory / name, "figures")
@@ -37,7 +38,7 @@ def log_spectra(plan: TrainingPlan, dataset: Path) -> None:
     """
     figure = dataset / "spectra.png"
     if not figure.exists():
-        if not (dataset / "weighting.json").exists() or importlib.util.find_spec("matplotlib") is None:
+        if not (dataset / "weighting.json").exists() or not compat.has("matplotlib"):
             return
         from bhive_mltf.evaluation.spectra import draw_spectra
 

@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from bhive_mltf import compat
 from bhive_mltf.ranks.failures import explain
 from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
@@ -75,7 +76,9 @@ class LocalRanks:
         """
         size = request.ranks_per_node
         logs = _prepare_logs(request.directory, size)
-        config = LaunchConfig(
+        config = compat.launch_config(
+            _SIGNALS,
+            SHUTDOWN_SECONDS,
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=size,
@@ -86,8 +89,6 @@ class LocalRanks:
             max_restarts=0,
             logs_specs=logs,
             log_line_prefix_template="[rank ${rank}] ",
-            signals_to_handle=",".join(number.name for number in _SIGNALS),
-            shutdown_timeout=SHUTDOWN_SECONDS,
         )
         failure = _run_agent(config, [*self.entrypoint, str(request.plan)])
         if isinstance(failure, signal.Signals):
@@ -101,7 +102,7 @@ class LocalRanks:
 def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, ProcessFailure] | signal.Signals:
     """Start the ranks and wait; what failed by rank, empty if nothing did, or the signal that came."""
     # torch leaves the files of the ranks' logs to the garbage collector
-    with _Surroundings(), warnings.catch_warnings(action="ignore", category=ResourceWarning):
+    with _Surroundings(), compat.ignored_signals(), warnings.catch_warnings(action="ignore", category=ResourceWarning):
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
@@ -160,7 +161,7 @@ class _RankLogs(LogsSpecs):
         stdouts = {local: "" if rank == 0 else os.devnull for local, rank in ranks.items()}
         shown = {local: stderrs[local] for local, rank in ranks.items() if rank == 0}
         errors = dict.fromkeys(envs, os.devnull)
-        return LogsDest(stdouts, stderrs, {}, shown, errors, os.devnull, os.devnull)
+        return compat.logs_dest(stdouts, stderrs, shown, errors, os.devnull)
 
 
 def _prepare_logs(directory: Path, size: int) -> LogsSpecs:

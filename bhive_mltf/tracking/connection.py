@@ -18,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bhive_mltf import compat
 from bhive_mltf.errors import LockedError, TrackingError
 from bhive_mltf.tracking import store
 
@@ -34,6 +35,7 @@ _LOCK_TIMEOUT = 30.0  # s
 # a token may be renewed, a rate limit ends, a conflict is resolved
 _PASSING = frozenset({401, 403, 408, 409, 429})
 _CREDENTIALS = re.compile(r"//[^/\s]*@")
+_TALKATIVE = ("mlflow", "alembic", "sqlalchemy", "urllib3")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, TypeError, ValueError)
 
 
@@ -41,39 +43,42 @@ def load() -> None:
     """Import mlflow without its noise; no usage data is sent from a compute node unless the user asked for it."""
     for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
         os.environ.setdefault(name, "true")
+    if not compat.has_sqlalchemy():
+        # mlflow 3.13 and later open a store of files only when told so; mlflow-skinny has no other on this disk
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow  # noqa: F401
 
 
 class _QuietThreads(logging.Filter):
-    """Drops the lines of threads that asked for it."""
+    """Drops the lines of mlflow and of what it uses, in threads that asked for it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.local()
 
-    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
-        return not getattr(self.thread, "quiet", False)
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (getattr(self.thread, "quiet", False) and record.name.partition(".")[0] in _TALKATIVE)
 
 
-_retries = _QuietThreads()
+_quiet_threads = _QuietThreads()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the log lines of mlflow, alembic and urllib3 in this thread; other threads are left alone."""
-    from mlflow.utils.logging_utils import suppress_logs_in_thread
-
-    # a filter of a logger, and added once: urllib3 tells each of its retries
-    logging.getLogger("urllib3.connectionpool").addFilter(_retries)
-    before = getattr(_retries.thread, "quiet", False)
-    _retries.thread.quiet = True
+    # added once: of a logger for its own lines (urllib3 tells each of its retries), of a handler for all below it
+    logging.getLogger("urllib3.connectionpool").addFilter(_quiet_threads)
+    for name in ("mlflow", "alembic", "sqlalchemy.engine"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_quiet_threads)
+    before = getattr(_quiet_threads.thread, "quiet", False)
+    _quiet_threads.thread.quiet = True
     try:
-        with suppress_logs_in_thread():
-            yield
+        yield
     finally:
-        _retries.thread.quiet = before
+        _quiet_threads.thread.quiet = before
 
 
 @contextmanager

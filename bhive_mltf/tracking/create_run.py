@@ -73,7 +73,7 @@ def prepare(
             deliver.log_params(client, record.run_id, params or {})
             deliver.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
     except ImportError as error:
-        logger.warning("no tracking: %s; install mlflow, or pass --tracking False", one_line(error))
+        logger.warning("no tracking: %s; pip install 'bhive_mltf[tracking]', or pass --tracking False", one_line(error))
         return None
     except TrackingError as error:
         logger.warning("no tracking: %s", error)

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bhive_mltf import compat
 from bhive_mltf.files import atomic, disk
 from bhive_mltf.tracking.connection import quiet_with_warnings
 
@@ -50,20 +51,12 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> None:
     """Copy the module, and `files` beside it, to a new folder, whole or not at all."""
-    import mlflow.pytorch
-
     try:
         folder.mkdir(parents=True)
         # on the CPU, so that it loads on a machine without GPU; a copy, since the training goes on
         module = copy.deepcopy(unwrap(module)).to("cpu").eval()
         with quiet_with_warnings():
-            mlflow.pytorch.save_model(
-                module,
-                folder / "model",
-                pip_requirements=requirements(),
-                serialization_format="pickle",
-                signature=False,
-            )
+            compat.save_torch_model(module, folder / "model", requirements())
         for file in map(Path, files):
             (folder / "model" / "extra_files").mkdir(exist_ok=True)
             shutil.copy(file, folder / "model" / "extra_files" / file.name)
@@ -85,8 +78,11 @@ def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, re
     """Create the model, upload its files, mark it ready, tie it to the run.
 
     record : `name`, `step`, `metrics` {name: [value, time in ms]}, `params`, `tags`. Sent again, by whatever process,
-    it is the same model.
+    it is the same model. mlflow before 3.0 keeps no models as such: there the files are artifacts of the run.
     """
+    if not compat.has_logged_models():
+        client.log_artifacts(run_id, str(folder / "model"), record["name"])
+        return
     from mlflow.entities import LoggedModelOutput, Metric
 
     made = folder / "model_id"

@@ -47,7 +47,9 @@ def attach(directory: str | Path, tracking: bool = True) -> Run:
     except TrackingError as error:
         logger.warning("tracking is off: %s", error)
     except ImportError as error:
-        logger.warning("tracking is off: %s; install mlflow, or pass --tracking False", one_line(error))
+        logger.warning(
+            "tracking is off: %s; pip install 'bhive_mltf[tracking]', or pass --tracking False", one_line(error)
+        )
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
         logger.warning("tracking is off: the run in %s cannot be opened (%s)", directory, one_line(error))
     return NullRun()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from bhive_mltf import compat
 from bhive_mltf.errors import TrackingError
 from bhive_mltf.files import atomic
 
@@ -62,9 +63,12 @@ class RunRecord:
 
 
 def tracking_uri(data_path: Path) -> str:
-    """`MLFLOW_TRACKING_URI` if set, else the SQLite store below `data_path`."""
+    """`MLFLOW_TRACKING_URI` if set, else the store below `data_path`: SQLite, or files where SQLAlchemy is missing."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    return absolute(given) if given else f"{_SQLITE}{data_path.absolute() / 'mlflow.db'}"
+    if given:
+        return absolute(given)
+    here = data_path.absolute()
+    return f"{_SQLITE}{here / 'mlflow.db'}" if compat.has_sqlalchemy() else (here / "mlruns").as_uri()
 
 
 def absolute(uri: str) -> str:

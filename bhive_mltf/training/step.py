@@ -5,14 +5,13 @@ B: jets of this rank; C: classes.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bhive_mltf import compat
 from bhive_mltf.attacks.attack import Attack
 from bhive_mltf.data.loader import order
 from bhive_mltf.errors import ParameterError
@@ -28,11 +27,6 @@ from bhive_mltf.training.precision import Precision
 RNG_SCHEME = "philox/step/rank/1"
 CLIP_NORM = 1.0
 _HALF_LIMIT = 65504.0
-# Synchronised batch norms are equal on all ranks without messages; the option was renamed in torch 2.13.
-_OPTIONS = inspect.signature(DistributedDataParallel).parameters
-_NO_BUFFER_MESSAGES: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
-}
 
 
 def weighted_loss(losses: JetLosses, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -77,7 +71,8 @@ class Stepper:
                 self.model,
                 device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **_NO_BUFFER_MESSAGES,
+                # synchronised batch norms are equal on all ranks without messages
+                **compat.no_buffer_messages(),
             )
 
     def seed(self, global_step: int) -> None:
@@ -126,7 +121,7 @@ class Stepper:
         if self._clip_norm > 0:
             self.scaler.unscale_(self.optimizer)
             return nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return compat.total_norm(p.grad for p in self.model.parameters() if p.grad is not None)
 
     def _train_by_closure(self, batch: Batch, global_step: int) -> tuple[Tensor, Tensor]:
         """A step of an optimiser that asks for the loss several times; returns what was there before it."""

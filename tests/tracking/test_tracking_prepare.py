@@ -244,4 +244,4 @@ run.nested("x").finish("FINISHED")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 2
-    assert all("install mlflow" in line for line in lines)
+    assert all("pip install 'bhive_mltf[tracking]'" in line for line in lines)

@@ -128,7 +128,7 @@ def test_a_rank_killed_in_mid_epoch_ends_all_then_goes_on(tmp_path, monkeypatch,
 def start_command(directory, **values):
     """The typed command, as a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from tests.training import standin; "
+        "import sys; from pathlib import Path; from tests.helpers import standin; "
         "from bhive_mltf.ranks.launcher import LocalRanks; from bhive_mltf.training.launch import launch; "
         "launch(standin.TrainingPlan.read(sys.argv[1]), LocalRanks(standin.COMMAND))"
     )

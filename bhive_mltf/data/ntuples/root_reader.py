@@ -13,6 +13,7 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
+from bhive_mltf import compat
 from bhive_mltf.data.manifest import content_id, remote_content_id
 from bhive_mltf.data.ntuples.branch_types import ntuple_lists, tree_columns
 from bhive_mltf.data.ntuples.filelist import is_remote
@@ -117,8 +118,13 @@ def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[Roo
     MissingBranchError
         A branch is missing.
     DataError
-        A branch of a type that cannot be read, or a machine that does not let the file be read.
+        A branch of a type that cannot be read, a machine that does not let the file be read, or uproot below 5.
     """
+    if compat.major("uproot") < compat.OLDEST_ROOT_READER:
+        raise DataError(
+            f"'{path}' is a ROOT file, which uproot {uproot.__version__} does not read as ROOT stores it: pip install "
+            "'uproot>=5.3', where another package needs uproot 4 in an environment of its own"
+        )
     with _open_file(path) as file:
         tree = _find_tree(file, path, treename)
         with reading(path):

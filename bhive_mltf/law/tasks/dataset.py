@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import law
 import luigi
 from law.task.proxy import ProxyTask
 
+from bhive_mltf import compat
 from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
 from bhive_mltf.files.records import Record
 from bhive_mltf.law import messages
@@ -190,7 +190,7 @@ class DatasetConstructorTask(SlurmDependency, DatasetTask):
             return
         directory = Path(self.local_path())
         self.say(f"{WeightingReport.read(directory)[0].table()}\n")
-        if importlib.util.find_spec("matplotlib") is not None:
+        if compat.has("matplotlib"):
             from bhive_mltf.evaluation.spectra import draw_spectra
 
             draw_spectra(directory)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import law
 import luigi
 
+from bhive_mltf import compat
 from bhive_mltf.law.mixins import SlurmDependency, dispatchable
 from bhive_mltf.law.parameters import technical
 from bhive_mltf.law.targets import DerivedFileTarget
@@ -87,6 +88,9 @@ class HistogramPlotterTask(InputHistogrammerTask):
     ylog = luigi.BoolParameter(default=True, description="logarithmic counts")
 
     exclude_index = False
+
+    def check_to_run(self) -> None:
+        compat.require(self.task_family, "evaluation", "matplotlib")
 
     def requires(self) -> law.Task | list[law.Task]:
         return [] if self.is_refused() else self.histograms()

@@ -8,6 +8,7 @@ from typing import Any
 
 import law
 
+from bhive_mltf import compat
 from bhive_mltf.files.records import Record
 from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedDirectoryTarget
@@ -27,6 +28,9 @@ class ROCCurveTask(EvaluationBase):
 
     def output(self) -> law.LocalDirectoryTarget:
         return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
+
+    def check_to_run(self) -> None:
+        compat.require(self.task_family, "evaluation", "matplotlib", "sklearn")
 
     def job_directory(self) -> Path:
         # that of the output appears complete or not at all

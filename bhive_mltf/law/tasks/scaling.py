@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import law
 import luigi
 
+from bhive_mltf import compat
 from bhive_mltf.law.parameters import TrainingDependency, technical
 from bhive_mltf.law.tasks.dataset import DatasetConstructorTask, DatasetTask
 from bhive_mltf.law.tasks.training import TrainingTask
@@ -37,6 +38,9 @@ class ScalingTask(TrainingDependency, DatasetTask):
         from bhive_mltf.training.scaling import table
 
         table.check(self.world_sizes, self.batch_size, self.steps, self.warm_up_steps)
+
+    def check_to_run(self) -> None:
+        compat.require(self.task_family, "evaluation", "matplotlib")
 
     def requires(self) -> law.Task | list[law.Task]:
         return [] if self.is_refused() else DatasetConstructorTask.req(self)

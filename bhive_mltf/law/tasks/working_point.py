@@ -6,6 +6,7 @@ from pathlib import Path
 
 import law
 
+from bhive_mltf import compat
 from bhive_mltf.files.records import Record
 from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedFileTarget
@@ -22,6 +23,9 @@ class WorkingPointTask(EvaluationBase):
             return {}
         needed = self.evaluated()
         return {name: needed[name] for name in ("inference", "test_dataset")}
+
+    def check_to_run(self) -> None:
+        compat.require(self.task_family, "evaluation", "matplotlib", "sklearn")
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         path = self.local_path("working_point.pdf")

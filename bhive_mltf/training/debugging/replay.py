@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bhive_mltf import compat
 from bhive_mltf.errors import CheckpointError, DatasetMismatchError
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World, pick_device
@@ -99,7 +100,7 @@ def _pass(stepper: Stepper, batch: Batch, global_step: int) -> list[str]:
     lines.append(f"loss {loss.item():.6g}")
     gradients: dict[str, Tensor] = {n: p.grad for n, p in stepper.model.named_parameters() if p.grad is not None}
     wrong = [f"{name} ({describe(value)})" for name, value in gradients.items() if not value.isfinite().all()]
-    total = torch.nn.utils.get_total_norm(list(gradients.values())).item()
+    total = compat.total_norm(gradients.values()).item()
     lines.append(f"gradient: norm {total:.6g}" + (f", not finite in {_list(wrong)}" if wrong else ", all finite"))
     return lines
 
