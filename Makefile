@@ -94,7 +94,7 @@ test-gateway: $(VENV)/.gateway ## the gateway: real cluster, MLflow server, sign
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/gateway
 
 $(VENV)/.gateway: $(VENV)/.installed client/pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway]' --editable client
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway,gateway-test]' --editable client
 	touch $@
 
 slurm-up: venv ## a two-node SLURM cluster on this machine (LAB='--accounting': with sacct); installs its packages as root

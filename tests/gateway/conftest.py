@@ -38,3 +38,13 @@ def stack():
         slurm_lab.down(lab.directory)
         if not os.environ.get("MLTF_KEEP"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A server of PostgreSQL for this session."""
+    from tests.gateway.postgres import Postgres
+
+    made = Postgres()
+    yield made
+    made.close()

@@ -346,7 +346,7 @@ def test_wrong_uploads(alice, settings):
         assert alice.ask("PUT", path, **given).status_code == code
     assert alice.upload(b"x" * 300_000)[1].status_code == 413
     assert alice.upload(b"no archive")[1].status_code == 422
-    assert list((settings.spool / "incoming").iterdir()) == []
+    assert list((settings.spool / "blobs" / "incoming").iterdir()) == []
 
 
 def test_pages_go_through_all_jobs_once(client, alice, job):

@@ -42,7 +42,8 @@ async def upload(digest: str, request: Request, response: Response, person: Me, 
     if known is not None:
         # the body is not read: what the caller has uploaded once is there
         return known
-    temporary = parts.settings.spool / "incoming" / secrets.token_hex(16)
+    # beside the archives, which may be a file system of their own
+    temporary = parts.settings.spool / "blobs" / "incoming" / secrets.token_hex(16)
     temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         limits = parts.settings.limits
