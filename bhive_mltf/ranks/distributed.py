@@ -6,23 +6,31 @@ in the order of the ranks.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.ranks.files import NEEDS_GPU_VARIABLE
+from bhive_mltf.ranks.gpus import count_gpus
 
 # How long a rank waits for the others before it fails, in seconds; may be set for slow file systems.
 TIMEOUT_VARIABLE = "BHIVE_MLTF_RANK_TIMEOUT"
 TIMEOUT = 600.0
 MAX_TIMEOUT = 1e7
 CPU = torch.device("cpu")
+# Batches differ in size from step to step: without it CUDA's memory would fall into pieces. torch 2.9 renamed it.
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,16 +75,49 @@ class World:
 
 
 def pick_device(local_rank: int) -> torch.device:
-    """The accelerator of this local rank, or the CPU when there is none."""
+    """The accelerator of this local rank, or the CPU when there is none.
+
+    Raises
+    ------
+    ParameterError
+        There are fewer GPUs than local ranks, or torch is built without CUDA in a job that has GPUs.
+    RuntimeError
+        Torch's own, in a job whose GPUs it cannot use: see `gpu_errors`.
+    """
     if not torch.cuda.is_available():
-        return torch.device("cpu")
+        _without_gpu(local_rank)
+        return CPU
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[1]] = "expandable_segments:True"
     count = torch.cuda.device_count()
+    if count == 1 and "SLURM_STEP_ID" in os.environ:
+        # SLURM may show each task a GPU of its own; that no two have the same one is looked at when ranks meet
+        return torch.device("cuda", 0)
     if local_rank >= count:
         raise ParameterError(
             f"ranks_per_node asks for local rank {local_rank}, but this node has {count} visible GPUs: "
             f"take at most {count} ranks per node"
         )
     return torch.device("cuda", local_rank)
+
+
+def _without_gpu(local_rank: int) -> None:
+    """Refuse a processor where a job has GPUs, warn of one where the node has some."""
+    if os.environ.get(NEEDS_GPU_VARIABLE):
+        if torch.version.cuda is None:
+            raise ParameterError(
+                f"the job has GPUs, but torch {torch.__version__} is built without CUDA: install one that is built for "
+                "the driver of the nodes"
+            )
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        raise RuntimeError("no CUDA-capable device is detected, but the job has GPUs")
+    seen = count_gpus(os.environ) if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else 0
+    if seen and local_rank == 0:
+        logger.warning(
+            "this node has %d GPUs that torch %s cannot use, so its processors compute: see 'bhive-mltf check'",
+            seen,
+            torch.__version__,
+        )
 
 
 def backends(device: torch.device) -> tuple[str, str]:
@@ -118,12 +159,49 @@ def join_world() -> Iterator[World]:
         return
     timeout = wait_limit()
     backend, norm_backend = backends(device)
-    dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+    if device.type == "cuda":
+        # loader workers are forked beside NCCL's connections
+        os.environ.setdefault("RDMAV_FORK_SAFE", "1")
+    library: Any = dist  # whose stub leaves these out
+    store = library.PrefixStore("bhive_mltf", next(library.rendezvous("env://", timeout=timeout))[0])
+    _compare_devices(store, rank, size, device)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
     host_group = dist.new_group(backend="gloo", timeout=timeout)
     norm_group = dist.new_group(backend=norm_backend, timeout=timeout)
     yield World(rank, size, local_rank, device, host_group, norm_group)
     dist.barrier(group=host_group)
     dist.destroy_process_group()
+
+
+def _compare_devices(store: Any, rank: int, size: int, device: torch.device) -> None:  # noqa: ANN401 - a store
+    """ParameterError, in all ranks, for devices that cannot work together: NCCL would wait for its time-out."""
+    name = f"GPU {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "processor"
+    store.set(f"device/{rank}", f"{name} of {socket.gethostname()}")
+    problem = conflict([store.get(f"device/{other}").decode() for other in range(size)])
+    if problem:
+        raise ParameterError(problem)
+
+
+def conflict(devices: Sequence[str]) -> str:
+    """What is wrong with the devices of the ranks, `GPU <uuid> of <host>` or `processor of <host>`; empty if nothing.
+
+    GPUs beside processors, or two ranks on one GPU.
+    """
+    kinds = [device.split()[0] for device in devices]
+    for rank, (device, kind) in enumerate(zip(devices, kinds, strict=True)):
+        if kind != kinds[0]:
+            return f"rank 0 computes on a {devices[0]}, but rank {rank} on a {device}: give all ranks a GPU, or none"
+        first = devices.index(device)
+        if kind == "GPU" and first != rank:
+            return f"ranks {first} and {rank} both have the {device}: take fewer ranks per node, or give each a GPU"
+    return ""
 
 
 def set_threads(threads_per_rank: int, world: World) -> None:

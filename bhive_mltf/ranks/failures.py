@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -11,6 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from bhive_mltf.errors import RankFailedError
 from bhive_mltf.ranks.files import RankError, error_path, log_path
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, NO_SPACE_EXIT_CODE, TrainingInterruptedError
+from bhive_mltf.ranks.time_outs import in_vain, waited_for
 
 SHOWN_LINES = 15
 _SHOWN_BYTES = 8192
@@ -29,7 +30,8 @@ def explain(
             f"The {what} in {directory} was stopped by a signal to a rank: the same command goes on"
         )
     reasons = {rank: found for rank in range(size) if (found := RankError.read(directory, rank)) is not None}
-    rank = _first(size, failures, reasons)
+    behind = waited_for(directory, size)
+    rank = _first(size, failures, reasons, behind)
     reason = reasons.get(rank)
     if reason is not None and not reason.lost:
         what = f"{reason.kind}: {reason.explanation or reason.first_line}".rstrip(". ")
@@ -37,15 +39,18 @@ def explain(
         shown = [] if reason.by_user else reason.traceback.rstrip().splitlines()
     else:
         # the launcher itself kills a rank that does not end
-        waited = any("Timed out" in other.message for other in reasons.values())
-        what = _how_it_ended(None if waited else failures.get(rank))
+        what = _how_it_ended(failures.get(rank))
+        if rank in behind:
+            what = "it stopped answering" if len(behind) == 1 else in_vain(behind)
         where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
         shown = _last_lines(log_path(directory, rank))
     sentence = f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended"
     return RankFailedError("\n    ".join([sentence, *shown[-SHOWN_LINES:]]))
 
 
-def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[int, RankError]) -> int:
+def _first(
+    size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[int, RankError], behind: Sequence[int]
+) -> int:
     # SIGTERM is what the launcher itself sends to those that are left
     killed = [
         rank for rank, failure in failures.items() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
@@ -53,9 +58,10 @@ def _first(size: int, failures: Mapping[int, ProcessFailure], reasons: Mapping[i
     own = [rank for rank, reason in reasons.items() if not reason.lost]
     silent = [rank for rank in range(size) if rank not in reasons]
     own.sort(key=lambda rank: reasons[rank].time)
-    # errors of its own first: a rank that was killed may have been slow to end when the launcher ended all; then
-    # killed by a signal; then a rank that is silent while all others lost the connection
-    for candidates in (own, killed, silent if reasons else []):
+    # errors of its own first: a rank that was killed may have been slow to end when the launcher ended all; then the
+    # one that others waited for, since the launcher or NCCL itself kills ranks then; then killed by a signal; then a
+    # rank that is silent while all others lost the connection
+    for candidates in (own, behind, killed, silent if reasons else []):
         if candidates:
             return candidates[0]
     return min(reasons, key=lambda rank: reasons[rank].time) if reasons else min(failures)

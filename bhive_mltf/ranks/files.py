@@ -19,6 +19,8 @@ PROGRESS_NAME = "progress.json"
 STOPPED_NAME = "stopped.json"
 # Set by a job for its ranks: the folder of the job's own files, beside the outputs.
 JOB_FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
+# Set by a job that has GPUs: no rank of it may compute on a processor instead.
+NEEDS_GPU_VARIABLE = "BHIVE_MLTF_NEEDS_GPU"
 
 _Content = TypeVar("_Content")
 

@@ -19,7 +19,8 @@ _WORDS = {
     GpuCause.OLD_DRIVER: r"driver on your system is too old|cuda driver version is insufficient",
     GpuCause.BAD_NODE: (
         r"uncorrectable ecc error|unspecified launch failure|\bxid\b|device unavailable|nvlink error|"
-        r"the launch timed out|gpu is lost|all cuda-capable devices are busy"
+        r"the launch timed out|gpu is lost|all cuda-capable devices are busy|no cuda-capable device|"
+        r"no cuda gpus are available|found no nvidia driver"
     ),
     GpuCause.OUT_OF_MEMORY: r"cuda out of memory|cuda error: out of memory|cublas_status_alloc_failed|cuda failure 2\b",
 }

@@ -94,7 +94,8 @@ def _environment(profile: Profile, spec: JobSpec) -> Iterator[str]:
 
 def _network(profile: Profile) -> dict[str, str]:
     interface = profile.network.interface
-    chosen = {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface} if interface else {}
+    # NCCL takes all that begin so, unless told that it is the whole name; gloo takes whole names only
+    chosen = {"NCCL_SOCKET_IFNAME": f"={interface}", "GLOO_SOCKET_IFNAME": interface} if interface else {}
     return {**chosen, **profile.network.variables}
 
 

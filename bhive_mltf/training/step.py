@@ -27,6 +27,8 @@ from bhive_mltf.training.precision import Precision
 RNG_SCHEME = "philox/step/rank/1"
 CLIP_NORM = 1.0
 _HALF_LIMIT = 65504.0
+# MB of gradients in a message: those of our networks, 9 MB, would else be two, the large one behind the backward pass.
+_BUCKET_MB = 2.0
 
 
 def weighted_loss(losses: JetLosses, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,7 @@ class Stepper:
                 self.model,
                 device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                bucket_cap_mb=_BUCKET_MB,
                 # synchronised batch norms are equal on all ranks without messages
                 **compat.no_buffer_messages(),
             )

@@ -22,7 +22,7 @@ from bhive_mltf.training.debugging import nonfinite
 from bhive_mltf.training.metrics import N_SUMS, Figures
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.monitoring.profiling import FOLDER, StepProfiler
-from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes
+from bhive_mltf.training.monitoring.warnings import LoaderWaits, LossSpikes, few_jets
 from bhive_mltf.training.optim.ddp_buckets import fix_reduction_layout
 from bhive_mltf.training.optim.schedules import LearningRateSchedule
 from bhive_mltf.training.plan import TrainingPlan
@@ -99,6 +99,9 @@ class Trainer:
                     f"the training goes on with {', '.join(changed)}: it will differ from an uncut one in the last bits"
                 )
             self._observer.file(self._plan.directory / reproducibility.FILE_NAME)
+            few = few_jets(self._plan.batch_size, self._world.size) if self._world.device.type == "cuda" else None
+            if few:
+                self._observer.warn(few)
 
     def _hand_over_trace(self, is_there: bool) -> None:
         if is_there:

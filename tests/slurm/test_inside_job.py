@@ -1,6 +1,7 @@
 """What the batch step decides from its environment, without a cluster."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from bhive_mltf import __version__
 from bhive_mltf.ranks import srun
-from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, NEEDS_GPU_VARIABLE
 from bhive_mltf.slurm.batch_step import allocation, preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
@@ -106,6 +107,27 @@ def test_preflight_sees_a_folder_of_another_machine(spec, monkeypatch):
     assert (spec.folder / "probe.n7").exists()
     assert "sees another" in preflight.inspect_node(spec.folder / "probe", "other").problem
     assert "cannot use" in preflight.inspect_node(spec.folder / "nowhere" / "probe", spec.token).problem
+
+
+def test_ranks_of_a_job_with_gpus_need_one(spec):
+    assert steps.environment(spec.model_copy(update={"gpus_per_node": 2}), ALLOCATION)[NEEDS_GPU_VARIABLE]
+    assert NEEDS_GPU_VARIABLE not in steps.environment(spec, ALLOCATION)
+
+
+def test_the_network_of_several_nodes_is_looked_at(tmp_path, monkeypatch):
+    two = {"SLURM_JOB_NUM_NODES": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    assert preflight.network_problem(two, tmp_path / "none") == ""
+    odd = {**two, "GLOO_SOCKET_IFNAME": "ens1"}
+    assert "has no interface ens1 (" in preflight.network_problem(odd, tmp_path)
+    assert preflight.network_problem({**odd, "SLURM_JOB_NUM_NODES": "1"}, tmp_path) == ""
+    (tmp_path / "mlx5_0").mkdir()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8 * 2**20, 8 * 2**20))
+    assert preflight.network_problem(two, tmp_path) == ""  # gloo locks nothing
+    gpus = {**two, NEEDS_GPU_VARIABLE: "1"}
+    assert "lets a process lock 8 MiB" in preflight.network_problem(gpus, tmp_path)
+    assert preflight.network_problem({**gpus, "NCCL_IB_DISABLE": "1"}, tmp_path) == ""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert preflight.network_problem(gpus, tmp_path) == ""
 
 
 def test_temporary_files_go_to_the_scratch_of_the_profile(spec, tmp_path, monkeypatch):

@@ -71,6 +71,8 @@ TABLE = [
     ({"exit_code": 1, "reasons": [MEMORY, LOST]}, Outcome.FAILED, False, ExitCode.FAILED, "smaller --batch-size"),
     ({"exit_code": 1, "reasons": [FULL]}, Outcome.FAILED, False, ExitCode.NO_SPACE, "no space"),
     ({"exit_code": 1, "no_space": True}, Outcome.FAILED, False, ExitCode.NO_SPACE, "make room"),
+    ({"exit_code": 134, "behind": (2,)}, Outcome.BROKEN, True, ExitCode.DONE, "rank 2 stopped answering, others"),
+    ({"exit_code": 1, "reasons": [BUG], "behind": (2,)}, Outcome.FAILED, False, ExitCode.FAILED, "KeyError"),
     ({"exit_code": 9}, Outcome.BROKEN, True, ExitCode.DONE, "exit code 9"),
 ]
 

@@ -1,16 +1,23 @@
 """What runs on GPUs, through the places where a CPU can stand in for one."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
 import torch
 
-from bhive_mltf.ranks.distributed import World, backends
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.ranks import distributed
+from bhive_mltf.ranks.distributed import World, backends, conflict, pick_device
+from bhive_mltf.ranks.files import NEEDS_GPU_VARIABLE
+from bhive_mltf.ranks.gpu_errors import GpuCause, cause_of
+from bhive_mltf.ranks.gpus import count_gpus
 from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training import transfer
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import Observer
+from bhive_mltf.training.monitoring.warnings import few_jets
 from bhive_mltf.training.precision import Precision
 from bhive_mltf.training.transfer import DeviceLane, Transfer
 from tests.helpers import standin
@@ -128,3 +135,96 @@ def test_a_gradient_scaler_leaves_no_weights_of_a_bad_step(tmp_path, monkeypatch
 def test_backends():
     assert backends(CPU) == ("gloo", "gloo")
     assert backends(torch.device("cuda", 0)) == ("cpu:gloo,cuda:nccl", "nccl")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A node with so many GPUs, and an environment that may be changed."""
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PYTORCH"))})
+
+    def see(number):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+        monkeypatch.setattr(distributed, "count_gpus", lambda environment: number)
+
+    return see
+
+
+def test_each_local_rank_has_a_gpu_and_memory_that_grows(gpus):
+    gpus(2)
+    assert pick_device(1) == torch.device("cuda", 1)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    with pytest.raises(ParameterError, match="local rank 2, but this node has 2 visible GPUs"):
+        pick_device(2)
+
+
+def test_what_the_user_says_of_the_allocator_stays(gpus):
+    gpus(1)
+    os.environ["PYTORCH_ALLOC_CONF"] = "backend:cudaMallocAsync"
+    pick_device(0)
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
+def test_a_task_of_slurm_that_sees_one_gpu_takes_it(gpus):
+    """Where SLURM binds GPUs to tasks, each sees its own as the first."""
+    gpus(1)
+    with pytest.raises(ParameterError):
+        pick_device(3)
+    os.environ["SLURM_STEP_ID"] = "0"
+    assert pick_device(3) == torch.device("cuda", 0)
+
+
+def test_a_job_with_gpus_never_computes_on_a_processor(gpus, monkeypatch):
+    gpus(0)
+    assert pick_device(0) == CPU
+    os.environ[NEEDS_GPU_VARIABLE] = "1"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ParameterError, match="the job has GPUs, but torch .* is built without CUDA: install"):
+        pick_device(0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with pytest.raises(RuntimeError, match="no CUDA-capable device") as caught:
+        pick_device(0)
+    assert cause_of(caught.value) is GpuCause.BAD_NODE
+
+    def old():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(torch.cuda, "init", old)
+    with pytest.raises(RuntimeError, match="too old") as caught:
+        pick_device(0)
+    assert cause_of(caught.value) is GpuCause.OLD_DRIVER
+
+
+def test_gpus_that_torch_cannot_use_are_told(gpus, monkeypatch, caplog):
+    gpus(0)
+    monkeypatch.setattr(distributed, "count_gpus", lambda environment: 4)
+    assert pick_device(0) == pick_device(1) == CPU
+    assert caplog.text.count("this node has 4 GPUs that torch") == 1
+    caplog.clear()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    pick_device(0)
+    assert not caplog.text
+
+
+def test_devices_that_cannot_work_together_are_refused():
+    first, second, cpu = "GPU a of n1", "GPU b of n1", "processor of n2"
+    assert conflict([first, second]) == conflict([cpu, cpu]) == ""
+    assert conflict([first, cpu]).startswith("rank 0 computes on a GPU a of n1, but rank 1 on a processor of n2: give")
+    assert conflict([first, second, first]).startswith("ranks 0 and 2 both have the GPU a of n1: take fewer ranks")
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "expected"),
+    [(None, 4, 4), ("", 4, 4), ("1,3", 4, 2), ("0,1,2", 2, 2), ("MIG-a,MIG-b", 1, 2), ("MIG-a", 0, 0)],
+)
+def test_gpus_of_a_job_are_those_named_as_far_as_they_are_there(monkeypatch, named, there, expected):
+    pynvml = pytest.importorskip("pynvml")
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: there)
+    assert count_gpus({} if named is None else {"CUDA_VISIBLE_DEVICES": named}) == expected
+
+
+def test_few_jets_per_gpu_are_told():
+    assert few_jets(1024, 4) is None
+    assert few_jets(1024, 16).startswith("each of the 16 ranks gets 64 jets of a batch of 1024, too few to fill a GPU")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from pathlib import Path
 from bhive_mltf import __version__
 from bhive_mltf.files import checks
 from bhive_mltf.files.checks import MAX_SKEW_S, MIN_FREE_BYTES, Level
+from bhive_mltf.ranks.files import NEEDS_GPU_VARIABLE
+from bhive_mltf.ranks.gpus import count_gpus
 from bhive_mltf.slurm.batch_step import steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import JobSpec
@@ -28,6 +31,8 @@ from bhive_mltf.slurm.job import JobSpec
 TIMEOUT_S = 300.0
 # A network file system may show another node's file only after its cache has run out.
 _VISIBLE_WITHIN_S = 20.0
+_ADAPTERS = Path("/sys/class/infiniband")
+_LOCKED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,30 @@ def inspect_node(probe: Path, token: str, scratch: str = "") -> Report:
     problem = problem or next((f.text for f in findings if f.level is Level.PROBLEM and f.subject != "space"), "")
     if scratch and not problem:
         problem = _make(Path(os.path.expandvars(scratch)))
+    problem = problem or network_problem(os.environ)
     return Report(node, time.time(), __version__, count_gpus(os.environ), free, problem)
+
+
+def network_problem(environment: Mapping[str, str], adapters: Path = _ADAPTERS) -> str:
+    """What keeps ranks of several nodes from talking as the profile asks; empty for one node.
+
+    gloo wants an interface by its exact name; NCCL locks its buffers in memory where there are InfiniBand or RoCE
+    adapters, which are folders of `adapters`.
+    """
+    if int(environment.get("SLURM_JOB_NUM_NODES", "1")) < 2:
+        return ""
+    there = {name for _, name in socket.if_nameindex()}
+    for name in filter(None, environment.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in there:
+            return f"has no interface {name} ({', '.join(sorted(there))}): correct `network` of the profile"
+    by_adapter = adapters.is_dir() and any(adapters.iterdir()) and environment.get("NCCL_IB_DISABLE", "0") != "1"
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if by_adapter and environment.get(NEEDS_GPU_VARIABLE) and 0 <= limit < _LOCKED_BYTES:
+        return (
+            f"lets a process lock {limit / 2**20:.0f} MiB of memory, but NCCL needs more for its adapters: raise the "
+            "limit (LimitMEMLOCK=infinity of slurmd), or set NCCL_IB_DISABLE to 1 in the profile"
+        )
+    return ""
 
 
 def _make(scratch: Path) -> str:
@@ -152,19 +180,6 @@ def _make(scratch: Path) -> str:
     except OSError as error:
         return f"cannot make {scratch}, the `scratch` of the profile: {error.strerror or error}"
     return "" if os.access(scratch, os.W_OK) else f"cannot write to {scratch}, the `scratch` of the profile"
-
-
-def count_gpus(environment: Mapping[str, str]) -> int:
-    """GPUs that this job may use here: those that SLURM gave, as far as the driver has them."""
-    given = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        there = int(pynvml.nvmlDeviceGetCount())
-    except Exception:  # noqa: BLE001 - no driver, or one that does not answer
-        return 0
-    return min(len(given), there) if given else there
 
 
 def main(arguments: Sequence[str]) -> int:

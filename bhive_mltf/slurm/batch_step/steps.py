@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, STOPPED_NAME, log_path, remove_errors
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, NEEDS_GPU_VARIABLE, STOPPED_NAME, log_path, remove_errors
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
@@ -29,6 +29,8 @@ def environment(spec: JobSpec, allocation: Allocation) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in (*_SHAPING, *_NOT_HANDED_ON)}
     threads = str(spec.threads_per_rank or spec.cpus_per_rank)
     ours = {JOB_FOLDER_VARIABLE: str(spec.folder), "PYTHONUNBUFFERED": "1"}
+    if spec.gpus_per_node:
+        ours[NEEDS_GPU_VARIABLE] = "1"
     if spec.scratch:
         # made on every node by the check of the nodes
         ours["TMPDIR"] = os.path.expandvars(spec.scratch)
@@ -78,7 +80,8 @@ def ranks(spec: JobSpec) -> list[str]:
         f"--ntasks={spec.nodes * spec.ranks_per_node}",
         f"--ntasks-per-node={spec.ranks_per_node}",
         f"--cpus-per-task={spec.cpus_per_rank}",
-        "--distribution=block",
+        # ranks of a node fill one socket after the other, as its GPUs hang on them
+        "--distribution=block:block",
         "--open-mode=append",
         f"--output={log}",
         f"--error={log}",

@@ -16,6 +16,7 @@ from types import FrameType
 
 from bhive_mltf.files import checks, disk
 from bhive_mltf.ranks.files import RankError, StoppedNote
+from bhive_mltf.ranks.time_outs import log_sizes, waited_for
 from bhive_mltf.slurm.batch_step import preflight, staging, steps
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.batch_step.attempts import Attempt, JobOutcome
@@ -38,6 +39,7 @@ class Supervisor:
         self._attempt = Attempt(allocation.job_id, allocation.attempt, allocation.nodes, time.time())
         self._terminated = False
         self._variables: dict[str, str] = {}
+        self._log_sizes: dict[int, int] = {}
 
     @classmethod
     def of(cls, spec_path: Path) -> Supervisor:
@@ -70,6 +72,8 @@ class Supervisor:
             if problem:
                 return Verdict(AttemptOutcome.FAILED, problem, ExitCode.BAD_NODE)
             steps.clear(spec)
+            # attempts add to the same logs
+            self._log_sizes = log_sizes(spec.directory, spec.nodes * spec.ranks_per_node)
             self._variables = staging.make_copies(spec, self._allocation, variables)
             code = self._wait(steps.start(spec, self._variables))
         except OSError as error:
@@ -97,6 +101,7 @@ class Supervisor:
             max_attempts=spec.max_attempts if spec.requeue else 1,
             stopped=stopped if stopped is not None and stopped.attempt == self._attempt.number else None,
             reasons=tuple(RankError.read_all(spec.directory)),
+            behind=waited_for(spec.directory, spec.nodes * spec.ranks_per_node, self._log_sizes),
             terminated=self._terminated,
             no_space=code != 0 and not _can_write(spec.folder),
             can_go_on=spec.kind == "ranks",

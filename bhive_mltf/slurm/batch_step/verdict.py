@@ -9,6 +9,7 @@ from enum import Enum, IntEnum
 
 from bhive_mltf.ranks.files import RankError, StoppedNote
 from bhive_mltf.ranks.gpu_errors import GpuCause
+from bhive_mltf.ranks.time_outs import in_vain
 
 
 class AttemptOutcome(Enum):
@@ -69,6 +70,7 @@ class Seen:
     exit_code : of srun, or of the command.
     stopped : rank 0's note that all stopped in order, None without it.
     reasons : errors that ranks left, in any order.
+    behind : ranks that others waited for in vain.
     terminated : SLURM told the batch step to end.
     no_space : nothing can be written where the outputs go.
     can_go_on : ranks go on from a checkpoint, a command does not.
@@ -79,6 +81,7 @@ class Seen:
     max_attempts: int
     stopped: StoppedNote | None = None
     reasons: Sequence[RankError] = ()
+    behind: Sequence[int] = ()
     terminated: bool = False
     no_space: bool = False
     can_go_on: bool = True
@@ -112,7 +115,8 @@ def judge(seen: Seen) -> Verdict:
 def _failed(seen: Seen) -> Verdict:
     reason = first_reason(seen.reasons)
     who = "a rank" if seen.can_go_on else "the command"
-    what = error_sentence(reason) if reason else _by_exit_code(seen.exit_code, who)
+    what = in_vain(seen.behind) if seen.behind else _by_exit_code(seen.exit_code, who)
+    what = error_sentence(reason) if reason else what
     if seen.no_space or any(r.no_space for r in seen.reasons):
         return Verdict(AttemptOutcome.FAILED, f"{SENTENCES[ExitCode.NO_SPACE]} ({what})", ExitCode.NO_SPACE)
     if reason and reason.cause:

@@ -17,6 +17,7 @@ FACTOR = 1.5  # over the median, at least
 QUIET_STEPS = 1000  # between two such warnings
 STALLED_SHARE = 0.3  # of the time, spent waiting for the loader
 STALLED_SECONDS = 60.0  # in a row
+FULL_GPU = 256  # jets of a rank; below, a GPU waits for the starts of its kernels
 _ROBUST = 1.4826  # standard deviations of a normal distribution in its median absolute deviation
 
 _Item = TypeVar("_Item", bound=Batch)
@@ -60,6 +61,17 @@ class LossSpikes:
         median = statistics.median(self._window)
         deviation = _ROBUST * statistics.median(abs(one - median) for one in self._window)
         return median if loss > max(median + DEVIATIONS * deviation, FACTOR * median) else None
+
+
+def few_jets(batch_size: int, ranks: int) -> str | None:
+    """A warning for GPUs that get few jets each, or None."""
+    own = batch_size // ranks
+    if own >= FULL_GPU:
+        return None
+    return (
+        f"each of the {ranks} ranks gets {own} jets of a batch of {batch_size}, too few to fill a GPU: from about "
+        f"{FULL_GPU} on its speed is that of the card; take a larger --batch-size, or fewer ranks"
+    )
 
 
 class LoaderWaits:

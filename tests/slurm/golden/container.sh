@@ -14,11 +14,9 @@
 #SBATCH --signal=USR2@180
 
 set -e
-export NCCL_SOCKET_IFNAME=ens1f0
+export NCCL_SOCKET_IFNAME==ens1f0
 export GLOO_SOCKET_IFNAME=ens1f0
 export NCCL_IB_HCA=mlx5
-export NCCL_IB_GID_INDEX=3
-export NCCL_P2P_LEVEL=NVL
 export DATA_PATH='/data/my out'
 export BHIVE_MLTF_HOST_PATH="$PATH"
 exec apptainer exec --nv --bind=/etc/slurm '--bind=/data/my out' --pid '/sw/a b.sif' python3 -m bhive_mltf.slurm.batch_step /data/out/slurm/spec.json

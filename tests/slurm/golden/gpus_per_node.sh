@@ -14,9 +14,7 @@
 #SBATCH --signal=USR2@180
 
 set -e
-export NCCL_SOCKET_IFNAME=ens1f0
+export NCCL_SOCKET_IFNAME==ens1f0
 export GLOO_SOCKET_IFNAME=ens1f0
 export NCCL_IB_HCA=mlx5
-export NCCL_IB_GID_INDEX=3
-export NCCL_P2P_LEVEL=NVL
 exec /sw/bin/python -m bhive_mltf.slurm.batch_step /data/out/slurm/spec.json
