@@ -153,6 +153,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
         weighted=False,
         unmatched=plan.unmatched,
         config=plan.config,
+        pin_memory=device.type == "cuda",
     )
     try:
         with deterministic(plan.deterministic):

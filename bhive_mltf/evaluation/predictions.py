@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 PER_JET = ("logits", "truth", "process", "kinematics", "jet_id", "regression", "regression_target")
 _CHUNK = 1_000_000  # jets at a time in float64
+_BATCHES_AT_ONCE = 64  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def collect(
     collected: Predictions | None = None
     done, start = 0, time.perf_counter()
     with _evaluating(model, device, differentiable=attack is not None):
-        for batch in loader:
-            part = _predict_batch(model, batch if attack is None else _attacked(batch, attack, device), device)
+        for part in _parts(model, loader, device, attack):
             collected = collected or _empty(n_jets, part)
             if done + len(part) > n_jets:
                 raise DataError(f"The loader gave more than the {n_jets} jets of the dataset")
@@ -177,26 +178,68 @@ def _evaluating(model: torch.nn.Module, device: str | torch.device, *, different
         model.train(was_training)
 
 
-def _attacked(batch: Batch, attack: Callable[[Batch], Batch], device: str | torch.device) -> Batch:
-    return attack(batch.map(lambda tensor: tensor.to(device, non_blocking=True)))
+def _parts(
+    model: torch.nn.Module,
+    loader: Iterable[Batch],
+    device: str | torch.device,
+    attack: Callable[[Batch], Batch] | None,
+) -> Iterator[Predictions]:
+    """Predictions of each batch; a GPU works on while they come to the host, which it waits for once in many."""
+    import torch
+
+    from bhive_mltf.training.transfer import Transfer
+
+    device = torch.device(device)
+    at_once = _at_once(device)
+    columns: deque[dict[str, Any]] = deque()
+    waiting: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in loader:
+            columns.append(
+                {
+                    "truth": batch.target.numpy(),
+                    **{name: getattr(batch, name).numpy() for name in ("process", "kinematics", "jet_id")},
+                }
+            )
+            yield batch
+
+    def come() -> Iterator[Predictions]:
+        yield from (_of_batch(model, of_jets, values.cpu().numpy()) for of_jets, values in waiting)
+        waiting.clear()
+
+    for batch in Transfer(device).over(noted()):
+        waiting.append((columns.popleft(), _outputs(model, batch if attack is None else attack(batch))))
+        if len(waiting) == at_once:
+            yield from come()
+    yield from come()
 
 
-def _predict_batch(model: torch.nn.Module, batch: Batch, device: str | torch.device) -> Predictions:
+def _at_once(device: torch.device) -> int:
+    """Batches whose predictions come to the host together."""
+    return _BATCHES_AT_ONCE if device.type == "cuda" else 1
+
+
+def _outputs(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits, regression outputs and what they should be, float32 [B,C+2R]."""
+    import torch
+
     from bhive_mltf.models.base import Outputs
 
-    batch = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
     output = model(batch)
-    logits, regression = output if isinstance(output, Outputs) else (output, output[:, :0])
-    target = cast("Tagger", model).regression_targets(batch) if isinstance(output, Outputs) else regression
+    if not isinstance(output, Outputs):
+        values: torch.Tensor = output.float()
+        return values
+    wanted = cast("Tagger", model).regression_targets(batch)
+    return torch.cat([output.logits.float(), output.regression.float(), wanted.float()], 1)
+
+
+def _of_batch(model: torch.nn.Module, columns: dict[str, Any], values: NDArray[np.float32]) -> Predictions:
+    names = tuple(getattr(model, "regression", ()))
+    n_classes = values.shape[1] - 2 * len(names)
+    logits, regression, wanted = np.split(values, [n_classes, n_classes + len(names)], axis=1)
     return Predictions(
-        logits=logits.float().cpu().numpy(),
-        truth=batch.target.cpu().numpy(),
-        process=batch.process.cpu().numpy(),
-        kinematics=batch.kinematics.cpu().numpy(),
-        jet_id=batch.jet_id.cpu().numpy(),
-        regression=regression.float().cpu().numpy(),
-        regression_target=target.float().cpu().numpy(),
-        regression_names=tuple(getattr(model, "regression", ())),
+        logits=logits, regression=regression, regression_target=wanted, regression_names=names, **columns
     )
 
 

@@ -193,6 +193,46 @@ def test_nothing_is_left_of_a_killed_process():
     assert {path for path in set(Path("/dev/shm").iterdir()) - before if not path.name.startswith("sem.")} == set()
 
 
+@pytest.mark.parametrize("held", [1, 6])
+def test_tensors_of_pinned_copies_are_in_the_storage_torch_gave(monkeypatch, held):
+    """Torch keeps pinned memory during a copy to the GPU if it knows the storage; it does not of a numpy array's."""
+    given, real = [], torch.empty
+
+    def empty(*args, pin_memory=False, **options):
+        made = real(*args, **options)
+        if pin_memory:
+            given.append(made)
+        return made
+
+    this = loader(pin_memory=True)
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(this._stream, "_pin_memory", True)
+    monkeypatch.setattr(SharedBuffers, "pin", lambda self: None)
+    kept = [batch for batch, _ in zip(this.epoch(0), range(held), strict=False)]
+    storages = {made.untyped_storage()._cdata for made in given}
+    last = kept[-1]
+    columns = (last.target, last.weight, last.jet_id, last.process, last.kinematics)
+    assert all(values.untyped_storage()._cdata in storages for values in columns)
+    copied = [features(batch).untyped_storage()._cdata in storages for batch in kept]
+    assert copied == [number >= 3 for number in range(held)]
+
+
+def test_memory_that_cuda_does_not_pin_leaves_no_error_behind(monkeypatch, caplog):
+    asked = []
+
+    def zeros(*args, **options):
+        asked.append(options)
+        raise RuntimeError("CUDA error: resource already mapped")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda *a: 712))
+    monkeypatch.setattr(torch, "zeros", zeros)
+    buffers = SharedBuffers(2, 10)
+    buffers.pin()
+    assert not buffers.pinned
+    assert asked == [{"device": "cuda"}]
+    assert "CUDA does not pin the memory of batches (error 712)" in caplog.text
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_windows_are_decoded_once_whoever_does_it(world_size, tmp_path):
     class Counting(type(DATASET)):

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from bhive_mltf.errors import DataError
+from bhive_mltf.evaluation import predictions
 from bhive_mltf.evaluation.predictions import loss_and_accuracy, predict
 from bhive_mltf.interface import Batch, GroupBatch
+from bhive_mltf.training import transfer
+from bhive_mltf.training.transfer import DeviceLane
 
 
 class Linear(torch.nn.Module):
@@ -158,3 +161,16 @@ def test_no_autocast_even_inside_one():
         result = predict(Linear(), batches(make_jets(20), 8), "cpu", 20)
     expected = predict(Linear(), batches(make_jets(20), 8), "cpu", 20)
     np.testing.assert_array_equal(result.logits, expected.logits)
+
+
+def test_predictions_come_from_a_gpu_many_batches_at_once(monkeypatch):
+    """A lane of torch's CPU stands in for one: copies ahead, columns of jets beside their predictions."""
+    jets, told, asked = make_jets(101), [], []
+    expected = predict(Linear(), batches(jets, 16), "cpu", 101)
+    monkeypatch.setattr(predictions, "_at_once", lambda device: asked.append(device) or 3)
+    monkeypatch.setattr(transfer, "lane_of", lambda device: DeviceLane(torch.cpu, device))
+    found = predict(Linear(), batches(jets, 16), torch.device("cpu"), 101, progress=told.append)
+    assert asked == [torch.device("cpu")]
+    for name in predictions.PER_JET:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert told == [16, 32, 48, 64, 80, 96, 101]

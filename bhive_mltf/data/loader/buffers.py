@@ -8,6 +8,7 @@ maps them, however it ends. B: jets of this rank; N: candidates, padding include
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import multiprocessing.reduction
 import os
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from bhive_mltf.interface import Batch, GroupBatch, ModelInputs
 
+logger = logging.getLogger(__name__)
+
 _PAGE = mmap.PAGESIZE
 _ALIGNMENT = 64
 _JET_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
@@ -38,6 +41,7 @@ _JET_COLUMNS: Mapping[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "process": (np.int64, ()),
     "kinematics": (np.float32, (2,)),
 }
+_TORCH = {np.int64: torch.int64, np.float32: torch.float32, np.bool_: torch.bool}
 _BATCH_COLUMNS = tuple(name for name in _JET_COLUMNS if name != "position")
 
 
@@ -82,12 +86,18 @@ class SharedBuffers:
         return np.frombuffer(self._map, np.uint8, self.size, number * self.size)
 
     def pin(self) -> None:
-        """Let the GPU copy from here on its own; the pages are then all touched. Without effect if CUDA refuses."""
+        """Let the GPU copy from here on its own; the pages are then all touched. A warning if CUDA refuses."""
         whole = np.frombuffer(self._map, np.uint8)
         cuda: Any = torch.cuda
-        self.pinned = int(cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, 0)) == 0
+        refusal = int(cuda.cudart().cudaHostRegister(whole.ctypes.data, whole.nbytes, 0))
+        self.pinned = refusal == 0
         if self.pinned:
             weakref.finalize(self, _unpin, whole)
+            return
+        # CUDA keeps the error, and the next kernel of whoever would raise it
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device="cuda")
+        logger.warning("CUDA does not pin the memory of batches (error %d): the GPU waits for their copies", refusal)
 
 
 def _unpin(whole: NDArray[np.uint8]) -> None:
@@ -143,10 +153,10 @@ class Ring:
         self._lent[number] = weakref.ref(array, gone)
         return array
 
-    def copy(self, number: int, size: int, *, pin_memory: bool) -> NDArray[np.uint8]:
+    def copy(self, number: int, size: int, *, pin_memory: bool) -> Tensor:
         """A copy of the first bytes of a taken buffer, which is free again."""
-        kept: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory).numpy()
-        kept[:] = self._buffers.view(number)[:size]
+        kept = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory)
+        kept.numpy()[:] = self._buffers.view(number)[:size]
         self.give_back(number)
         return kept
 
@@ -182,6 +192,17 @@ class Place(NamedTuple):
     def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
         """The array."""
         return np.ndarray(self.shape, self.dtype, buffer, self.offset)
+
+    def tensor(self, buffer: Tensor) -> Tensor:
+        """The same as a tensor [...] in the storage of `buffer`, uint8.
+
+        While the GPU copies from it, torch keeps pinned memory that it gave itself; it knows it by its storage, which a
+        tensor of a numpy array does not have.
+        """
+        values = buffer[self.offset : self.stop]
+        if not len(values):
+            return buffer.new_empty(self.shape, dtype=_TORCH[self.dtype])
+        return values.view(_TORCH[self.dtype]).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -242,19 +263,20 @@ def positions_in(buffer: NDArray[np.uint8], n_jets: int) -> NDArray[np.int64]:
     return buffer[: 8 * n_jets].view(np.int64)
 
 
-def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *, pin_memory: bool = False) -> Batch:
-    """The batch in a buffer; the tensors of its groups keep the array `buffer` alive.
+def unpack(
+    buffer: NDArray[np.uint8] | Tensor, shape: BatchShape, inputs: ModelInputs, *, pin_memory: bool = False
+) -> Batch:
+    """The batch in a buffer; the tensors of its groups keep `buffer` alive.
 
     Columns per jet are copied: who keeps the targets of an epoch must not keep all of its features.
     """
     places = shape.places(inputs)
     copied, start, stop = _copied_places(inputs, shape.n_jets, shape.lengths)
-    jets = buffer[start:stop].copy()
-    if pin_memory:
-        jets = torch.from_numpy(jets).pin_memory().numpy()
+    whole = buffer if isinstance(buffer, Tensor) else torch.from_numpy(buffer)
+    jets = torch.empty(stop - start, dtype=torch.uint8, pin_memory=pin_memory).copy_(whole[start:stop])
 
     def tensor(name: str) -> Tensor:
-        return torch.from_numpy(places[name].view(buffer))
+        return places[name].tensor(whole)
 
     groups = {
         group.name: GroupBatch(
@@ -262,9 +284,9 @@ def unpack(buffer: NDArray[np.uint8], shape: BatchShape, inputs: ModelInputs, *,
             mask=tensor(f"{group.name}/mask"),
             columns=group.columns,
             four_vectors=tensor(f"{group.name}/vectors") if group.four_vectors else None,
-            counts=places[f"{group.name}/counts"].view(buffer).copy(),
+            counts=places[f"{group.name}/counts"].view(whole.numpy()).copy(),
         )
         for group in inputs.groups
     }
-    columns = {name: torch.from_numpy(place.view(jets)) for name, place in copied.items()}
+    columns = {name: place.tensor(jets) for name, place in copied.items()}
     return Batch(groups=groups, global_size=shape.global_size, **columns)
