@@ -18,6 +18,8 @@ def test_scaling_of_deepjet_with_one_and_two_ranks(sandbox, btag_options):
     ]  # fmt: skip
     assert all(row["jets_per_s"] > 0 and row["forward"] > 0 and row["backward"] > 0 for row in rows)
     assert rows[1]["communication"] > 0
+    assert all(0 < row["byte_share"] < 2 and 0 < row["flop_share"] < 1 for row in rows)
+    assert "of the byte limit" in output
     assert all((path.parent / f"scaling.{suffix}").stat().st_size for suffix in ("csv", "png", "pdf"))
     assert "ms per" in output
     assert "cores of" in output

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bhive_mltf.errors import ParameterError
+from bhive_mltf.training.scaling.limits import Traced, ceilings
 from bhive_mltf.training.scaling.measure import MeasuredError, StepTimer, TimedLoader
-from bhive_mltf.training.scaling.table import PARTS, Row, check, table, write_rows
+from bhive_mltf.training.scaling.table import PARTS, Row, check, limits, table, write_rows
 from tests.helpers import standin
 
 ROWS = [Row("weak", n, 64 * n, 900.0 * n, 0.9 * n, 0.9, 0.07, *[0.01] * 6) for n in (1, 128)]
@@ -83,3 +84,39 @@ def test_the_time_of_a_step_is_counted_where_it_is_spent():
     assert found["communication"] >= 0.004
     assert sum(found[part] for part in PARTS) == pytest.approx(found["total"])
     assert not model._forward_hooks
+
+
+def test_a_step_is_looked_at_behind_those_that_warm_up():
+    model, traced, steps = Slow(), Traced(), 0
+    loader = TimedLoader(Batches(), StepTimer(model, torch.device("cpu")), warm_up=1, steps=1, traced=traced)
+    with pytest.raises(MeasuredError):
+        for batch in loader.epoch(0):
+            model(batch).sum().backward()
+            steps += 1
+    assert steps == 4
+    # of 4 jets: 3 x 3 weights, forward and backward of the weights, 2 operations each
+    assert traced.cost().flops == 2 * 2 * 9
+
+
+def test_bytes_are_those_that_operators_read_and_write():
+    traced, values = Traced(), torch.ones(10, 100)
+    with traced.over(10):
+        (values + values[:, :1].expand(10, 100)).t().view(100, 10)
+    assert (traced.cost().bytes, traced.cost().kernels) == ((4000 + 40 + 4000) / 10, 1)
+
+
+def test_limits_are_of_the_devices_of_all_ranks():
+    row = Row("weak", 2, 64, 1000.0, 1.0, 1.0, 0.07, *[0.01] * 6, 80.0, 0.7, 400.0, 35.0)
+    assert row.byte_share == pytest.approx(1000 / 2 * 80e6 / 400e9)
+    assert row.flop_share == pytest.approx(1000 / 2 * 0.7e9 / 35e12)
+    lines = limits([row]).splitlines()
+    assert max(map(len, lines)) < 80
+    assert "10.0 %" in lines[-1]
+    assert limits(ROWS) == ""
+
+
+@pytest.mark.long
+def test_ceilings_of_this_machine_are_numbers():
+    found = ceilings(torch.device("cpu"))
+    assert 1e8 < found.bytes < 1e13
+    assert 1e8 < found.flops < 1e15

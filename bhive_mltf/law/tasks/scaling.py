@@ -54,7 +54,7 @@ class ScalingTask(TrainingDependency, DatasetTask):
         from bhive_mltf.files.lock import DirectoryLock
         from bhive_mltf.training.scaling import report
         from bhive_mltf.training.scaling.measure import measure
-        from bhive_mltf.training.scaling.table import PARTS, table, write_rows
+        from bhive_mltf.training.scaling.table import PARTS, limits, table, write_rows
 
         directory = Path(self.local_path())
         with DirectoryLock(directory, wait_s=None):
@@ -73,7 +73,7 @@ class ScalingTask(TrainingDependency, DatasetTask):
                 rows.sort(key=lambda row: (row.kind == "strong", row.ranks))
                 figure = scaling_figure(list(map(dataclasses.asdict, rows)), PARTS, "\n".join(caption), directory)
                 write_rows(rows, conditions, directory)
-                self.say("\n".join(["", table(rows), "", *caption]))
+                self.say("\n".join(["", table(rows), "", limits(rows), "", *caption]))
                 for name in (figure, figure.replace(".png", ".pdf"), "scaling.csv", "scaling.json"):
                     run.artifact(directory / name, "scaling")
                 run.finish("FINISHED")

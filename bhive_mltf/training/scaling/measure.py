@@ -26,14 +26,23 @@ from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
 from bhive_mltf.ranks.process import run_rank
 from bhive_mltf.training.build import Ingredients, Loader, build
 from bhive_mltf.training.plan import TrainingPlan
+from bhive_mltf.training.precision import Precision, float32_products
+from bhive_mltf.training.scaling.limits import Traced, ceilings
 from bhive_mltf.training.scaling.table import KINDS, PARTS, Row
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.training.scaling.measure")
 STEPS_NAME = "steps.json"
+LIMITS = ("jet_mb", "jet_gflop", "device_gb_per_s", "device_tflop_per_s")  # of a row
 
 
 def measure(
-    plan: TrainingPlan, world_sizes: Sequence[int], *, steps: int, warm_up: int, launcher: Launcher | None = None
+    plan: TrainingPlan,
+    world_sizes: Sequence[int],
+    *,
+    steps: int,
+    warm_up: int,
+    launcher: Launcher | None = None,
+    kinds: Sequence[str] = KINDS,
 ) -> Iterator[Row]:
     """Train `steps` steps per kind and number of ranks, one after the other; yields each row when it is there.
 
@@ -42,11 +51,11 @@ def measure(
     """
     launcher = launcher or LocalRanks(ENTRYPOINT)
     first, *more = sorted(world_sizes)
-    base = _measure(_plan_of(plan, KINDS[0], first, plan.batch_size), steps, warm_up, launcher)
+    base = _measure(_plan_of(plan, kinds[0], first, plan.batch_size), steps, warm_up, launcher)
     # one measurement for both
-    yield from (replace(base, kind=kind) for kind in KINDS)
+    yield from (replace(base, kind=kind) for kind in kinds)
     for ranks in more:
-        for kind in KINDS:
+        for kind in kinds:
             size = plan.batch_size if kind == "strong" else plan.batch_size * ranks // first
             row = _measure(_plan_of(plan, kind, ranks, size), steps, warm_up, launcher)
             speedup = row.jets_per_s / base.jets_per_s
@@ -70,7 +79,8 @@ def _measure(plan: TrainingPlan, steps: int, warm_up: int, launcher: Launcher) -
     found = [_read(plan.directory / f"times_{rank}.json") for rank in range(size)]
     means = {part: sum(times[part] for times in found) / size / steps for part in PARTS}
     slowest = max(times["total"] for times in found) / steps
-    return Row("", size, plan.batch_size, plan.batch_size / slowest, 1.0, 1.0, slowest, **means)
+    limits = {name: sum(times[name] for times in found) / size for name in LIMITS}
+    return Row("", size, plan.batch_size, plan.batch_size / slowest, 1.0, 1.0, slowest, **means, **limits)
 
 
 def _read(path: Path) -> dict[str, float]:
@@ -91,7 +101,7 @@ def _rank(path: Path) -> int:
         try:
             engine.train(plan, world, watching.build, Observer())
         except MeasuredError:
-            atomic.write_json(plan.directory / f"times_{world.rank}.json", watching.close())
+            atomic.write_json(plan.directory / f"times_{world.rank}.json", watching.close(plan, world))
     return 0
 
 
@@ -100,18 +110,26 @@ class _Measurement:
 
     def __init__(self) -> None:
         self._timer: StepTimer | None = None
+        self._traced = Traced()
 
     def build(self, plan: TrainingPlan, world: World) -> Ingredients:
         parts = build(plan, world)
         asked = json.loads((plan.directory / STEPS_NAME).read_text(encoding="utf-8"))
         self._timer = StepTimer(parts.model, world.device)
-        timed = TimedLoader(parts.training, self._timer, warm_up=asked["warm_up"], steps=asked["steps"])
+        timed = TimedLoader(
+            parts.training, self._timer, warm_up=asked["warm_up"], steps=asked["steps"], traced=self._traced
+        )
         return replace(parts, training=timed)
 
-    def close(self) -> dict[str, float]:
+    def close(self, plan: TrainingPlan, world: World) -> dict[str, float]:
         assert self._timer is not None
         self._timer.close()
-        return self._timer.result()
+        precision, cost = Precision.of(plan, world.device), self._traced.cost()
+        world.barrier()  # ranks that share a memory measure it together
+        with float32_products(tf32=precision.tf32):
+            device = ceilings(world.device, precision.autocast or precision.weights)
+        limits = (cost.bytes / 1e6, cost.flops / 1e9, device.bytes / 1e9, device.flops / 1e12)
+        return {**self._timer.result(), **dict(zip(LIMITS, limits, strict=True))}
 
 
 class MeasuredError(Exception):
@@ -189,11 +207,15 @@ class StepTimer:
 class TimedLoader:
     """A loader without an end that notes how long its batches took; MeasuredError after `steps` measured steps.
 
-    The first `warm_up` steps are not counted.
+    The first `warm_up` steps are not counted, nor is the one behind them that is looked at by `traced`, if given.
     """
 
-    def __init__(self, loader: Loader, timer: StepTimer, *, warm_up: int, steps: int) -> None:
-        self._loader, self._timer, self._warm_up, self._steps = loader, timer, warm_up, steps
+    def __init__(
+        self, loader: Loader, timer: StepTimer, *, warm_up: int, steps: int, traced: Traced | None = None
+    ) -> None:
+        self._loader, self._timer, self._steps, self._traced = loader, timer, steps, traced
+        # on a GPU batches are one step ahead, and the first step of several ranks has more passes than others
+        self._warm_up = warm_up if traced is None else max(warm_up, 2) + 1
 
     def n_batches(self, epoch: int) -> int:
         """More than will be asked for, so that no epoch ends."""
@@ -209,7 +231,11 @@ class TimedLoader:
             batch = next(batches)
             given = time.perf_counter()
             self._timer.seconds["loader"] += given - asked
-            yield batch
+            if self._traced is not None and number == self._warm_up - 1:
+                with self._traced.over(len(batch)):
+                    yield batch
+            else:
+                yield batch
             self._timer.seconds["total"] += time.perf_counter() - given
         raise MeasuredError
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from bhive_mltf.training.plan import TrainingPlan
 
 # Fields of a row of the table that are metrics of the run.
-METRICS = ("jets_per_s", "speedup", "efficiency", "step", "loader", "forward", "backward", "communication", "update")
+METRICS = (
+    *("jets_per_s", "speedup", "efficiency", "step", "loader", "forward", "backward", "communication", "update"),
+    *("byte_share", "flop_share"),
+)
 
 
 @dataclass(frozen=True)
