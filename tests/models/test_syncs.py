@@ -18,13 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bhive_mltf.attacks import options
 from bhive_mltf.attacks.attack import pick_attack
-from bhive_mltf.attacks.options import AttackOptions
-from bhive_mltf.models import layout
-from bhive_mltf.training.choices import REGRESSION_LOSSES
+from bhive_mltf.attacks.options import NOMINAL, AttackOptions
+from bhive_mltf.models import layout, registry
+from bhive_mltf.training.choices import LOSSES, REGRESSION_LOSSES
 from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import jet_sums
-from tests.helpers.model_factory import jets, small
+from tests.helpers.model_factory import CONFIGS, jets, small
 
 META = torch.device("meta")
 COUNTS = [3, 9, 0, 1, 30]
@@ -83,6 +84,11 @@ def loss_of(model):
     return next((name for name, own in REGRESSION_LOSSES.items() if len(own) == levels), "CrossEntropyLoss")
 
 
+def made_loss(model, device="cpu"):
+    """With class weights, which is more than without."""
+    return create_loss(loss_of(model), torch.ones(len(model.classes), device=device))
+
+
 def step(model, batch, loss):
     logits, losses = jet_losses(loss, model, model(batch), batch)
     weight = batch.weight * (batch.target >= 0)
@@ -113,16 +119,22 @@ def test_the_mode_sees_what_would_wait():
 
 def test_a_step_waits_for_nothing(name):
     model = small(name, dropout=0.1).train()
-    batch, loss = inputs(model), create_loss(loss_of(model))
+    batch, loss = inputs(model), made_loss(model)
     with Operators() as seen:
         step(model, batch, loss)
     assert not seen.waiting
 
 
+def test_all_losses_and_attacks_are_among_those_looked_at():
+    assert {loss_of(small(name)) for name in CONFIGS} == set(LOSSES)
+    assert {NOMINAL, *ATTACKS} == set(options.ATTACKS)
+    assert set(CONFIGS) == set(registry.names())
+
+
 @pytest.mark.usefixtures("no_autocast")
 def test_the_branches_of_a_gpu_wait_for_nothing(name, monkeypatch):
     model = small(name, dropout=0.1).train()
-    batch, loss = inputs(model), create_loss(loss_of(model))
+    batch, loss = inputs(model), made_loss(model, META)
     # one message to the device per forward, of pinned memory on a GPU
     sent = []
     real = layout._to_device
@@ -152,9 +164,9 @@ def test_attacks_wait_for_nothing_and_send_the_layout_only(name, attack):
     model = small(name).train()
     batch = inputs(model).map(lambda values: values.to(META))
     model.to(META)
-    options = AttackOptions(attack, individual_factors=True, **ATTACKS[attack])
+    wanted = AttackOptions(attack, individual_factors=True, **ATTACKS[attack])
     factors = {group.name: np.ones(len(group.columns)) for group in model.inputs.groups}
-    moving = pick_attack(options, model, model.inputs, factors)
+    moving = pick_attack(wanted, model, model.inputs, factors)
     moving(batch)
     with Operators() as seen, Made() as made:
         moving(batch)

@@ -23,6 +23,7 @@ from bhive_mltf.training.engine import train
 from bhive_mltf.training.launch import launch
 from bhive_mltf.training.metrics import N_SUMS
 from bhive_mltf.training.monitoring.observers import Observer
+from bhive_mltf.training.step import Stepper
 from tests.helpers import standin
 from tests.helpers.standin import COMMAND, plan
 from tests.helpers.waiting import wait_for
@@ -111,6 +112,23 @@ def assert_same(one, two):
         assert torch.equal(value, two["model_state_dict"][key]), key
     assert one["histories"]["loss_val"] == two["histories"]["loss_val"]
     assert one["histories"]["loss_train"] == two["histories"]["loss_train"]
+
+
+def distance(one, two):
+    states = [torch.cat([v.flatten() for v in state["model_state_dict"].values()]) for state in (one, two)]
+    return float((states[0] - states[1]).norm())
+
+
+@pytest.mark.long
+def test_dropout_of_two_ranks_is_another_draw_of_the_same_training(tmp_path, monkeypatch):
+    """Ranks draw their own numbers: as far from one rank as one rank is from itself with other numbers."""
+    kwargs = {"training_precision": "float64", "model_kwargs": {"dropout": 0.3}}
+    one, two = one_rank(tmp_path / "one", **kwargs), two_ranks(tmp_path / "two", **kwargs)
+    assert_same(two, two_ranks(tmp_path / "again", **kwargs))
+    real = Stepper.seed
+    monkeypatch.setattr(Stepper, "seed", lambda self, step: real(self, step + 10_000))
+    other = one_rank(tmp_path / "other", **kwargs)
+    assert 0 < distance(one, two) < 2 * distance(one, other)
 
 
 @pytest.mark.long
