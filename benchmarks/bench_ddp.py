@@ -96,22 +96,22 @@ def jetclass_files(data: Path) -> list[str]:
     return files
 
 
-def write_batches(plan: TrainingPlan, files: Sequence[str], n_batches: int, path: Path) -> None:
-    """The first global batches as weaver's inputs, with the rank of each jet: as we deal them, and by halves."""
+def write_batches(plan: TrainingPlan, files: Sequence[str], n_batches: int, path: Path, ranks: int = 2) -> None:
+    """The first global batches as weaver's inputs, with the rank of each jet: as we deal them, and in order."""
     with open_root(plan.config, files, seed=plan.seed) as dataset:
         model = registry.create(MODEL, plan.config)
         loader = BatchLoader(
             dataset, range(int(len(dataset) * plan.train_val_split)), model.inputs, mode="training",
             batch_size=plan.batch_size, seed=plan.seed, weighted=False,
         )  # fmt: skip
-        arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("x", "v", "mask", "target", "dealt", "halves")}
+        arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("x", "v", "mask", "target", "dealt", "in_order")}
         tasks = loader.tasks(0)
         for batch in islice(loader.epoch(0), n_batches):
             for name, values in weaver_inputs(model, batch).items():
                 arrays[name].append(values)
             positions = np.concatenate([part.positions for part in next(tasks).parts])
-            arrays["dealt"].append(assign(work(dataset.index, positions, model.inputs), 2))
-            arrays["halves"].append(np.arange(len(batch)) // (len(batch) // 2))
+            arrays["dealt"].append(assign(work(dataset.index, positions, model.inputs), ranks))
+            arrays["in_order"].append(np.arange(len(batch)) * ranks // len(batch))
         np.savez(path, **{name: np.stack(values) for name, values in arrays.items()})
 
 
@@ -121,7 +121,7 @@ def start(place: Path, plan: TrainingPlan, cores: Sequence[int], stack: ExitStac
         kind: [stack.enter_context(Partner(script, {**os.environ, **own})) for own in own_environments]
         for kind, own_environments in environments(cores).items()
     }
-    arguments = {"alone": [str(place / "batches.npz"), "dealt"], "ddp": [str(place / "batches.npz"), "halves"]}
+    arguments = {"alone": [str(place / "batches.npz"), "dealt"], "ddp": [str(place / "batches.npz"), "in_order"]}
     peers = {
         kind: [stack.enter_context(Peer("weaver_ddp.py", arguments[kind], own)) for own in own_environments]
         for kind, own_environments in environments(cores).items()

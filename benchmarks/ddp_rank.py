@@ -36,11 +36,12 @@ class Gate:
     def __init__(self, loader: Loader, about: dict[str, Any], alone: bool) -> None:
         self._loader, self._about, self._alone = loader, about, alone
 
-    def n_batches(self, epoch: int) -> int:
-        return self._loader.n_batches(epoch)
+    def n_batches(self, epoch: int) -> int:  # noqa: ARG002 - of any epoch
+        # more than will be asked for: the engine would end its training, and this process, behind the last
+        return 10**9
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:  # noqa: ARG002 - the request says where
-        total = self.n_batches(epoch)
+        total = self._loader.n_batches(epoch)
         answer = self._about
         while True:
             print(json.dumps(answer), flush=True)
@@ -50,7 +51,9 @@ class Gate:
             request = json.loads(line)
             # one step more at the beginning, which is not timed: it gets back the memory that was given away
             steps = request["steps"] + 1
-            batches = self._loader.epoch(epoch, (request["start"] - 1) % (total - steps))
+            if steps > total:
+                raise SystemExit(f"there are {total} batches for {steps} steps: take more files, or fewer --steps")
+            batches = self._loader.epoch(epoch, (request["start"] - 1) % (total - steps + 1))
             for number, batch in enumerate(islice(batches, steps)):
                 if number == 1:
                     started = time.perf_counter()

@@ -3,8 +3,8 @@
     python weaver_ddp.py BATCHES.npz WHICH
 
 Jets, batch by batch, are those of the file; WHICH names the array with the rank of each jet; those of rank $SHARE are
-computed. With WORLD_SIZE the ranks are wrapped as in weaver's train.py, without the synchronised batch norms that torch
-has on GPUs only.
+computed. With WORLD_SIZE the ranks are wrapped as in weaver's train.py, on GPUs ($DEVICE is cuda) with torch's
+synchronised batch norms, which it does not have on CPUs.
 """
 
 import ctypes
@@ -38,21 +38,40 @@ def build(**options):
     )
 
 
-def main():
+def prepare():
+    """The device of $DEVICE; on a CPU one thread on core $CORE."""
+    if os.environ.get("DEVICE", "cpu") == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
     os.sched_setaffinity(0, {int(os.environ["CORE"])})
     torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+def now(device):
+    """Time in s, when all that was asked for is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def main():
+    device = prepare()
     torch.manual_seed(1)
     with np.load(sys.argv[1]) as arrays:
         batches = {name: arrays[name] for name in arrays.files}
     mine = batches[sys.argv[2]] == int(os.environ["SHARE"])
-    model = build().train()
+    model = build().train().to(device)
     with torch.no_grad():
         # the trimmer does nothing in the first five
         for _ in range(6):
-            model(*(torch.from_numpy(batches[name][0][:2]) for name in ("x", "v", "mask")))
+            model(*(torch.from_numpy(batches[name][0][:2]).to(device) for name in ("x", "v", "mask")))
     parameters = sum(p.numel() for p in model.parameters())
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loss = torch.nn.CrossEntropyLoss()
@@ -62,15 +81,16 @@ def main():
         # one step more at the beginning, which is not timed: it gets back the memory that was given away
         for number in range(request["start"] - 1, request["start"] + request["steps"]):
             if number == request["start"]:
-                started = time.perf_counter()
+                started = now(device)
             jets = mine[number % len(mine)]
-            features, vectors, mask, target = (
-                torch.from_numpy(batches[name][number % len(mine)][jets]) for name in ("x", "v", "mask", "target")
-            )
+            arrays = (batches[name][number % len(mine)][jets] for name in ("x", "v", "mask", "target"))
+            features, vectors, mask, target = (torch.from_numpy(values).to(device) for values in arrays)
             optimizer.zero_grad()
-            loss(model(features, v=vectors, mask=mask), target).backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=request.get("bf16", False)):
+                value = loss(model(features, v=vectors, mask=mask), target)
+            value.backward()
             optimizer.step()
-        answer = {"seconds": time.perf_counter() - started}
+        answer = {"seconds": now(device) - started}
         del features, vectors, mask, target
         ctypes.CDLL(None).malloc_trim(0)
         print(json.dumps(answer), flush=True)

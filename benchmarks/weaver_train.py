@@ -2,47 +2,48 @@
 
     python weaver_train.py BATCHES.npz
 
-A request is either {"do": "train", "trim": BOOL, "bf16": BOOL, "batch": N}, answered with the seconds of that step, or
-{"do": "outputs", "trim": BOOL, "training": BOOL, "batch": N, "length": N, "path": FILE}: state and logits to a file,
-dropout off, of inputs cut to a length, since the batch norm of the inputs sees the padding. The core is $CORE.
+A request is either {"do": "train", "trim": BOOL, "bf16": BOOL, "batch": N}, answered with the seconds of that step (the
+mean of several, if "steps" is given), or {"do": "outputs", "trim": BOOL, "training": BOOL, "batch": N, "length": N,
+"path": FILE}: state and logits to a file, dropout off, of inputs cut to a length, since the batch norm of the inputs
+sees the padding. The device is $DEVICE, the core of a CPU $CORE.
 """
 
 import json
-import os
 import sys
-import time
 from functools import lru_cache
 from importlib.metadata import version
 
 import numpy as np
 import torch
-from weaver_ddp import build
+from weaver_ddp import build, now, prepare
 
 PARTS = ("x", "v", "mask", "target")
 WARM_UP = 6  # the trimmer does nothing in the first five
 
 
 class Training:
-    def __init__(self, trim):
+    def __init__(self, trim, device):
         torch.manual_seed(1)
-        self.model = build(trim=trim).train()
+        self.device = device
+        self.model = build(trim=trim).train().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.loss = torch.nn.CrossEntropyLoss()
 
     def warm_up(self, inputs):
         with torch.no_grad():
             for _ in range(WARM_UP if self.model.trimmer.enabled else 0):
-                self.model(inputs[0][:2], v=inputs[1][:2], mask=inputs[2][:2])
+                self.model(*(values[:2].to(self.device) for values in inputs[:3]))
 
-    def step(self, inputs, bf16):
-        features, vectors, mask, target = inputs
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        with torch.autocast("cpu", enabled=bf16):
-            loss = self.loss(self.model(features, v=vectors, mask=mask), target)
-        loss.backward()
-        self.optimizer.step()
-        return time.perf_counter() - start
+    def step(self, inputs, bf16, steps=1):
+        features, vectors, mask, target = (values.to(self.device) for values in inputs)
+        start = now(self.device)
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+                loss = self.loss(self.model(features, v=vectors, mask=mask), target)
+            loss.backward()
+            self.optimizer.step()
+        return (now(self.device) - start) / steps
 
 
 def write_outputs(inputs, request):
@@ -65,8 +66,7 @@ def write_outputs(inputs, request):
 
 
 def main():
-    os.sched_setaffinity(0, {int(os.environ["CORE"])})
-    torch.set_num_threads(1)
+    device = prepare()
     with np.load(sys.argv[1]) as arrays:
         batches = {name: arrays[name] for name in arrays.files}
 
@@ -75,7 +75,7 @@ def main():
 
     @lru_cache(None)
     def training(trim):
-        made = Training(trim)
+        made = Training(trim, device)
         made.warm_up(inputs(0))
         return made
 
@@ -86,7 +86,8 @@ def main():
             cut = [values[..., : request["length"]] for values in inputs(request["batch"])[:3]]
             answer = write_outputs(cut, request)
         else:
-            answer = {"seconds": training(request["trim"]).step(inputs(request["batch"]), request["bf16"])}
+            one = training(request["trim"])
+            answer = {"seconds": one.step(inputs(request["batch"]), request["bf16"], request.get("steps", 1))}
         print(json.dumps(answer), flush=True)
 
 
