@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bhive_mltf.errors import ParameterError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.distributed.elastic.multiprocessing import LogsDest
     from torch.distributed.launcher.api import LaunchConfig
@@ -139,6 +140,20 @@ def ignored_signals() -> Iterator[None]:
         yield
     finally:
         names["signal"] = signal
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """What `torch.compile` made runs as it was written while it lasts, from torch 2.6 on; before, it stays compiled."""
+    import torch
+
+    return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+
+
+def uuid_of(device: torch.device) -> str:
+    """Of a GPU; its number as this process counts, where torch (before 2.5) does not tell."""
+    import torch
+
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
 
 
 # mlflow

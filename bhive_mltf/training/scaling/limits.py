@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bhive_mltf import compat
+
 # operators that move nothing
 _VIEWS = {
     *("view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "split", "unbind"),
@@ -60,7 +62,7 @@ class Traced:
     def over(self, n_jets: int) -> Iterator[None]:
         """For one step over so many jets, without what was compiled."""
         self._n_jets = n_jets
-        with torch.compiler.set_stance("force_eager"), self._traffic, self._products:
+        with compat.uncompiled(), self._traffic, self._products:
             yield
 
     def calls(self, operator: str) -> int:
