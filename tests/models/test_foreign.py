@@ -123,8 +123,8 @@ def test_a_module_of_upstreams_kind_is_adapted(package):
     assert isinstance(model, UpstreamTagger)
     batch = jets(model, [2, 3])
     assert model(batch).shape == (2, 2)
-    with pytest.raises(ModelError, match=r"gives a tuple .*Tagger with `regression_targets`"):
-        registry.create(name, load("offline_run3"), pair=True)(batch)
+    with pytest.raises(ModelError, match=r"gives a tuple .*Tagger, with `regression` and `regression_targets`"):
+        registry.create(name, load("offline_run3"), pair=True)
     assert registry.create("their_taggers.nets:Loose", load("offline_run3"), any=1).module.kwargs == {"any": 1}
 
 

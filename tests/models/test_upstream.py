@@ -47,9 +47,51 @@ def test_a_module_of_b_hive_becomes_a_tagger():
     assert all(p.grad is not None for p in model.parameters())
     assert count_parameters(model) == 35 * 6 + 6 + 6 * 2 + 2
     assert model.double()(batch).dtype == torch.float64
-    assert set(model.state_dict()) == {
-        f"module.{key}" for key in Theirs(upstream_config(load("offline_run3"))).state_dict()
-    }
+
+
+def test_d05_checkpoints_have_the_names_of_the_wrapped_class():
+    config = load("offline_run3")
+    model, theirs = adapt(Theirs, config), Theirs(upstream_config(config))
+    assert list(model.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(model.state_dict())
+    torch.testing.assert_close(theirs.linear.weight, model.module.linear.weight, rtol=0, atol=0)
+
+
+def test_d05_checkpoints_of_earlier_versions_are_read():
+    config = load("offline_run3")
+    model, other = adapt(Theirs, config), adapt(Theirs, config)
+    other.load_state_dict({f"module.{name}": tensor for name, tensor in model.state_dict().items()})
+    batch = jets(model, [3, 12, 0])
+    assert torch.equal(model(batch), other(batch))
+    with pytest.raises(RuntimeError, match="linear.weight"):
+        other.load_state_dict({"module.out.bias": model.module.out.bias})
+
+
+class TwoTasks(Theirs):
+    def forward(self, inpts):
+        return super().forward(inpts), inpts[0][:, :2]
+
+
+class Picky(Theirs):
+    def forward(self, inpts):
+        if not inpts[1].any():
+            raise ValueError("a jet without candidates")
+        return super().forward(inpts)
+
+
+def test_d11_a_multi_task_module_is_refused_when_it_is_made():
+    with pytest.raises(ModelError, match=r"TwoTasks gives a tuple .*derive it from .*`regression_targets`"):
+        adapt(TwoTasks, load("offline_run3"))
+
+
+def test_d11_looking_at_outputs_changes_nothing():
+    torch.manual_seed(1)
+    model = adapt(Picky, load("offline_run3"))
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    Theirs(upstream_config(load("offline_run3")))
+    assert torch.equal(torch.rand(3), drawn)
+    assert model.module.training
 
 
 def test_w21_labels_are_resolved_for_them_too():
