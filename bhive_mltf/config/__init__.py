@@ -7,6 +7,7 @@ for sentence in config.warnings:
 
 from __future__ import annotations
 
+from bhive_mltf.config.former import as_recorded
 from bhive_mltf.config.four_vectors import FourVectors
 from bhive_mltf.config.loader import available, load, require_complete
 from bhive_mltf.config.reading import with_reference
@@ -20,6 +21,7 @@ __all__ = [
     "Group",
     "ProcessCuts",
     "Truth",
+    "as_recorded",
     "available",
     "load",
     "require_complete",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bhive_mltf.config import four_vectors as fv
 from bhive_mltf.config.expressions.expression import Expression
-from bhive_mltf.config.keys import BRANCH_KEYS, CUSTOM_KEYS, LENGTH_KEYS
+from bhive_mltf.config.keys import BRANCH_KEYS, CUSTOM_KEYS, FALLBACK_LENGTHS, LENGTH_KEYS
 from bhive_mltf.config.schema import CustomFeature, Group, GroupName
 from bhive_mltf.config.settings import Settings, check_known, name, shown
 from bhive_mltf.errors import ConfigError, ExpressionError
@@ -46,7 +46,7 @@ def read_storage_order(settings: Settings, groups: tuple[Group, ...]) -> dict[st
 def _read_group(settings: Settings, group: GroupName) -> Group | None:
     plain = settings.distinct(BRANCH_KEYS[group])
     custom = _read_custom(settings, group, plain)
-    length = 1 if group == "global" else settings.count(LENGTH_KEYS[group], MAX_LENGTH)
+    length = 1 if group == "global" else settings.count(LENGTH_KEYS[group], MAX_LENGTH, FALLBACK_LENGTHS[group])
     if not plain and not custom:
         return None
     if length == 0:

@@ -17,6 +17,9 @@ BRANCH_KEYS: Final[dict[GroupName, str]] = {
 CUSTOM_KEYS: Final[dict[GroupName, str]] = {group: f"{group}_custom_features" for group in BRANCH_KEYS}
 LENGTH_KEYS: Final[dict[GroupName, str]] = {g: f"n_{g}_candidates" for g in BRANCH_KEYS if g != "global"}
 
+# Of a config that no default.yml with these keys goes with, as upstream.
+FALLBACK_LENGTHS: Final[dict[GroupName, int]] = {"cpf": 50, "npf": 50, "vtx": 5, "lt": 5}
+
 KNOWN: Final[frozenset[str]] = frozenset(
     (
         "treename",
@@ -43,6 +46,11 @@ KNOWN: Final[frozenset[str]] = frozenset(
 
 RENAMED: Final[dict[str, str]] = {"n_vtx_features": "n_vtx_candidates", "process-weights": "process_weights"}
 IGNORED: Final[frozenset[str]] = frozenset(("pair_candidates", "n_pair_candidates"))
+# Older names of a processor and a layout, whose files are in half precision.
+_HALF: Final[dict[str, tuple[str, str]]] = {
+    "processor": ("LZ4FP16Processing", "LZ4Processing"),
+    "dataset": ("LZ4FP16Dataset", "LZ4Dataset"),
+}
 
 
 def modernised(values: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
@@ -58,4 +66,10 @@ def modernised(values: dict[str, Any], path: str) -> tuple[dict[str, Any], list[
             result[new] = values[old]
             warnings.append(f"config {path}: the stale key {old} is taken for {new}; rename it")
     warnings += [f"config {path}: the key {key} is not used; remove it" for key in sorted(IGNORED & values.keys())]
+    for key, (old, new) in _HALF.items():
+        if result.get(key) == old:
+            result |= {key: new, "data_precision": "float16"}
+            warnings.append(
+                f"config {path}: `{old}` is taken for `{key}: {new}` and `data_precision: float16`; rename it"
+            )
     return result, warnings

@@ -1,4 +1,7 @@
-"""Finding config files, and joining them with their `default.yml`."""
+"""Finding config files, and joining them with their `default.yml`.
+
+A name means the file of the B-Hive checkout that `$B_HIVE_DIR` points to, when it has one, else the shipped one.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ def own_folder() -> Path | None:
 
 
 def folders() -> tuple[Path, ...]:
-    """Where configs are looked for by name, first match wins: ours, then `$B_HIVE_DIR/config`."""
+    """Where configs are looked for by name, first match wins: `$B_HIVE_DIR/config`, then ours."""
     own, upstream = own_folder(), os.environ.get("B_HIVE_DIR")
-    return (*([own] if own else []), *([Path(upstream) / "config"] if upstream else []))
+    return (*([Path(upstream) / "config"] if upstream else []), *([own] if own else []))
 
 
 def available() -> tuple[str, ...]:
@@ -36,12 +39,13 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def load(name_or_path: str) -> Config:
+def load(name_or_path: str, *, strict: bool = False) -> Config:
     """Read, merge and check a config.
 
     Parameters
     ----------
     name_or_path : `hlt_run3`, or a path of a file that ends in .yml or has a separator.
+    strict : whether a key that nothing reads is an error, and not a warning.
 
     Raises
     ------
@@ -50,6 +54,7 @@ def load(name_or_path: str) -> Config:
     """
     path = find(name_or_path)
     values, warnings = _settings_of(path)
+    warnings = _taken(path) + warnings
     origins = dict.fromkeys(values, str(path))
     default = _default_for(path)
     if default is not None:
@@ -57,7 +62,7 @@ def load(name_or_path: str) -> Config:
         values = {**base, **values}
         origins = {**dict.fromkeys(base, str(default)), **origins}
         warnings = base_warnings + warnings
-    return build(Settings(path.stem, str(path), values, origins, warnings))
+    return build(Settings(path.stem, str(path), values, origins, warnings, strict))
 
 
 def require_complete(config: Config) -> None:
@@ -80,6 +85,19 @@ def find(name_or_path: str) -> Path:
                 if candidate.is_file():
                     return candidate
     raise ConfigError(_not_found(text, path))
+
+
+def _taken(path: Path) -> list[str]:
+    """Which file a name means, for those who have a checkout of B-Hive too."""
+    upstream = os.environ.get("B_HIVE_DIR")
+    folder = Path(upstream) / "config" if upstream else None
+    if folder is None or not folder.is_dir():
+        return []
+    if path.parent == folder:
+        return [f"config {path.stem}: {path} of the checkout in B_HIVE_DIR is taken"]
+    if path.parent == own_folder():
+        return [f"config {path.stem}: {path} is taken, since {folder} has none of this name"]
+    return []
 
 
 def _named(folder: Path, name: Path) -> list[Path]:

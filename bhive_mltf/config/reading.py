@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from bhive_mltf.config.groups import read_groups, read_storage_order
 from bhive_mltf.config.keys import BRANCH_KEYS, KNOWN
 from bhive_mltf.config.labels import read_truths
-from bhive_mltf.config.schema import Config, Group, ProcessCuts
+from bhive_mltf.config.schema import Config, Group, Layout, Precision, ProcessCuts
 from bhive_mltf.config.settings import Settings, check_known, number, shown
-from bhive_mltf.errors import ConfigError, UnknownKeyError, nearest
+from bhive_mltf.errors import ConfigError
 
 _FLOAT32_MAX = 3.4028234663852886e38
 DEFAULT_PROCESS = "default"
+LAYOUTS: Final[tuple[Layout, ...]] = ("ArrowDataset", "LZ4Dataset")
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "float16")
 LIMITS = tuple(ProcessCuts.model_fields)
 
 
@@ -49,8 +52,8 @@ def build(settings: Settings) -> Config:
         pt_key=settings.text("pt_key", "jet_pt"),
         eta_key=settings.text("eta_key", "jet_eta"),
         processor=settings.choice("processor", ("LZ4Processing", "PFCandidateAndVertexProcessing"), "LZ4Processing"),
-        dataset=settings.choice("dataset", ("ArrowDataset", "LZ4Dataset"), "LZ4Dataset"),
-        data_precision=settings.choice("data_precision", ("float32", "float16"), "float32"),
+        dataset=_read_layout(settings),
+        data_precision=settings.choice("data_precision", PRECISIONS, "float32"),
         compression=settings.choice("compression", ("none", "lz4", "zstd"), "none"),
         storage_order=read_storage_order(settings, groups),
         non_finite=_read_non_finite(settings, groups),
@@ -59,6 +62,18 @@ def build(settings: Settings) -> Config:
     if settings.name != "default" or config.treename:
         _check_complete(settings, config)
     return config
+
+
+def _read_layout(settings: Settings) -> Layout:
+    """What is written. Upstream's float16 files lose their own number of rows: Arrow shards take their place."""
+    layout = settings.choice("dataset", LAYOUTS, "LZ4Dataset")
+    if layout == "LZ4Dataset" and settings.choice("data_precision", PRECISIONS, "float32") == "float16":
+        settings.warnings.append(
+            f"{settings.where('data_precision')}: training sets are written as ArrowDataset, since files of LZ4Dataset "
+            "in float16 cannot hold their own number of rows above 2048; such files of B-Hive are read"
+        )
+        return "ArrowDataset"
+    return layout
 
 
 def _read_non_finite(settings: Settings, groups: Sequence[Group]) -> dict[str, float]:
@@ -88,23 +103,32 @@ def _read_processes(settings: Settings) -> tuple[str, ...]:
 
 
 def _read_cuts(settings: Settings, processes: tuple[str, ...]) -> dict[str, ProcessCuts]:
-    """Keys that are no settings: cuts of processes, or errors."""
+    """Keys that are no settings: cuts of processes, or what nothing reads.
+
+    Without `processes`, as in upstream's own configs, blocks of cuts are those of processes that may be named later.
+    """
     cuts = {}
     for key in settings.values:
         if key in KNOWN:
             continue
-        if key not in processes:
+        if key in processes or (processes == (DEFAULT_PROCESS,) and _are_limits(settings.values[key])):
+            cuts[key] = _read_limits(settings, key)
+        else:
             what = "a key of a config, and not one of processes"
-            names = ", ".join(nearest(key, [*KNOWN, *processes]))
-            raise UnknownKeyError(f"{settings.where(key)}: `{key}` is not {what}; nearest: {names}")
-        cuts[key] = _read_limits(settings, key)
+            settings.unknown(key, [*KNOWN, *processes], settings.where(key), what)
     return cuts
+
+
+def _are_limits(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and set(value) <= set(LIMITS)
 
 
 def _read_limits(settings: Settings, process: str) -> ProcessCuts:
     limits = {}
     for key, value in settings.mapping(process).items():
-        check_known(str(key), LIMITS, settings.where(process), "a cut of a process")
+        if str(key) not in LIMITS:
+            settings.unknown(str(key), LIMITS, settings.where(process), "a cut of a process")
+            continue
         limits[str(key)] = None if value is None else number(value, settings.where(process, key))
     cuts = ProcessCuts(**limits)
     for quantity, low, high in (("pt", cuts.pt_min, cuts.pt_max), ("eta", cuts.eta_min, cuts.eta_max)):

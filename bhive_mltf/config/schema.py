@@ -101,6 +101,7 @@ class Config(_Frozen):
     non_finite : column -> what NaN, infinity and what is too large for float32 become; the jets of other columns that
         hold such a number are left out.
     warnings : what was odd but harmless, one sentence each, to be logged by the caller of `load`.
+    known_as : `dataset_digest` under which an earlier version recorded this content, see `former.as_recorded`.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Config(_Frozen):
     storage_order: dict[str, tuple[str, ...]] = {}
     non_finite: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
+    known_as: str = ""
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError if it has no columns."""
@@ -148,7 +150,13 @@ class Config(_Frozen):
     @property
     def dataset_digest(self) -> str:
         """SHA-256 of what decides the content of a training set."""
-        return _digest(self._dataset_content())
+        return self.known_as or _digest(self._dataset_content())
+
+    @property
+    def written_digest(self) -> str:
+        """The same as earlier versions had it, to which the order of conditions mattered."""
+        truths = [truth.model_dump(mode="json") for truth in self.truths]
+        return _digest({**self._dataset_content(), "truths": truths})
 
     @property
     def digest(self) -> str:
@@ -157,14 +165,14 @@ class Config(_Frozen):
 
     def _dataset_content(self) -> dict[str, Any]:
         """What decides the content of a training set: not the figures' cuts, sampling weights, or layout on disk."""
-        content = {
+        content: dict[str, Any] = {
             "format": DIGEST_FORMAT,
             "treename": self.treename,
             "bins_pt": self.bins_pt,
             "bins_eta": self.bins_eta,
             "processes": self.processes,
             "groups": [group.digest_content() for group in self.groups],
-            "truths": [truth.model_dump(mode="json") for truth in self.truths],
+            "truths": [truth.meaning() for truth in self.truths],
             "reference_flavour": self.reference_flavour,
             "pt_key": self.pt_key,
             "eta_key": self.eta_key,

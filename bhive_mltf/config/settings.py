@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bhive_mltf.errors import ConfigError, nearest
+from bhive_mltf.errors import ConfigError, UnknownKeyError, nearest
 
 T = TypeVar("T", bound=str)
 
@@ -52,12 +52,25 @@ def check_known(value: str, valid: Iterable[str], where: str, what: str) -> None
         raise ConfigError(f"{where}: `{value}` is not {what}; nearest: {names}")
 
 
+def is_one_edit(one: str, other: str) -> bool:
+    """Whether one letter put in, left out, changed or swapped with its neighbour turns one name into the other."""
+    short, long = sorted((one, other), key=len)
+    if one == other or len(long) - len(short) > 1:
+        return False
+    first = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    if len(short) < len(long):
+        return short[first:] == long[first + 1 :]
+    swapped = short[first + 1 : first + 2] + short[first : first + 1] + short[first + 2 :]
+    return short[first + 1 :] == long[first + 1 :] or swapped == long[first:]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings of one config, those of its `default.yml` included.
 
     origins : key -> file.
     warnings : sentences for the user, collected while reading.
+    strict : refuse every key that nothing reads.
     """
 
     name: str
@@ -65,6 +78,24 @@ class Settings:
     values: Mapping[str, Any]
     origins: Mapping[str, str]
     warnings: list[str] = field(default_factory=list)
+    strict: bool = False
+
+    def unknown(self, key: str, valid: Iterable[str], where: str, what: str) -> None:
+        """A key that nothing reads: refused when it looks like a slip or all are, else ignored with a warning.
+
+        A slip is one edit away from a valid name. Users of B-Hive keep keys of their own in their configs.
+
+        Raises
+        ------
+        UnknownKeyError
+            The key is taken for a slip, or `strict` holds.
+        """
+        valid = list(valid)
+        problem = f"{where}: `{key}` is not {what}"
+        names = ", ".join(nearest(key, valid))
+        if self.strict or any(is_one_edit(key, name) for name in valid):
+            raise UnknownKeyError(f"{problem}; nearest: {names}")
+        self.warnings.append(f"{problem} and is ignored; nearest: {names}")
 
     def where(self, key: str, *path: object) -> str:
         """The place of a setting, as messages name it."""
@@ -113,9 +144,9 @@ class Settings:
             raise ConfigError(f"{self.where(key)}: listed more than once: {', '.join(twice)}")
         return names
 
-    def count(self, key: str, most: int) -> int:
-        """An integer from 0 to `most`; 0 when absent."""
-        value = self.values.get(key, 0)
+    def count(self, key: str, most: int, default: int) -> int:
+        """An integer from 0 to `most`."""
+        value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
             raise ConfigError(f"{self.where(key)}: {shown(value)} is not an integer from 0 to {most}")
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -62,6 +63,16 @@ class Truth(_Frozen):
     def branches(self) -> tuple[str, ...]:
         """Branches that the conditions read, each once, in order."""
         return tuple(dict.fromkeys(condition.branch for condition in self.conditions))
+
+    def meaning(self) -> dict[str, Any]:
+        """Label and conditions without their order and repetitions, which change no jet; for digests."""
+        conditions = []
+        for condition in self.conditions:
+            choices = sorted({(one.operator, one.value) for one in condition.any_of})
+            any_of = [{"operator": operator, "value": value} for operator, value in choices]
+            conditions.append({"branch": condition.branch, "any_of": any_of})
+        distinct = {json.dumps(content, sort_keys=True): content for content in conditions}
+        return {"label": self.label, "conditions": [distinct[key] for key in sorted(distinct)]}
 
     def evaluate(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
         """Which jets have the label.

@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.config import Config
+from bhive_mltf.config import Config, as_recorded
 from bhive_mltf.data import manifest as manifests
 from bhive_mltf.data.block import JetBlock, empty_block
 from bhive_mltf.data.build.set_writer import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
@@ -232,10 +232,10 @@ def open_dataset(
         return _derived(directory, shards, config, sidecar)
     dataset = Dataset(directory, Manifest.read(found), found)
     manifest = dataset.manifest
-    same_config = manifest.config_digest == config.dataset_digest
+    same_config = as_recorded(config, manifest.config_digest) is not None
     if any_reference and not same_config:
         others = (config.model_copy(update={"reference_flavour": label}) for label in ("", *config.labels))
-        same_config = any(other.dataset_digest == manifest.config_digest for other in others)
+        same_config = any(as_recorded(other, manifest.config_digest) for other in others)
     if manifest.derived and manifest.layout == "LZ4Dataset" and not (same_config and _damage(dataset, shards) is None):
         return _derived(directory, shards, config, sidecar)
     if not same_config:
@@ -334,7 +334,8 @@ def _derived(directory: Path, shards: list[str], config: Config, sidecar: Path |
         # Another process may have derived it while this one waited.
         if (side / manifests.FILE_NAME).exists():
             found = Dataset(directory, Manifest.read(side), side)
-            if found.manifest.config_digest == config.dataset_digest and _damage(found, shards) is None:
+            same_config = as_recorded(config, found.manifest.config_digest) is not None
+            if same_config and _damage(found, shards) is None:
                 return found
         return Dataset(directory, derive(config, directory, shards, side), side)
 

@@ -12,11 +12,8 @@ CUSTOM = "cpf_custom_features"
 BAD = [
     ({"npf_candidate": []}, UnknownKeyError, ["key npf_candidate:", "nearest: npf_candidates"]),
     ({"TTT": {"pt_min": 1}}, UnknownKeyError, ["`TTT`", "not one of processes", "TT"]),
-    ({"ca_features": ["a"]}, UnknownKeyError, ["`ca_features` is not a key"]),
-    ({"vtx_candidates": ["a"]}, UnknownKeyError, ["n_vtx_candidates"]),
-    ({True: 1}, UnknownKeyError, ["`True`"]),
     ({"TT": 3}, ConfigError, ["key TT:", "3 is not a mapping"]),
-    ({"TT": {"ptmin": 3}}, ConfigError, ["`ptmin` is not a cut", "nearest: pt_min"]),
+    ({"TT": {"ptmin": 3}}, UnknownKeyError, ["`ptmin` is not a cut", "nearest: pt_min"]),
     ({"TT": {"pt_min": "low"}}, ConfigError, ["key TT.pt_min", "'low' is not a number"]),
     ({"TT": {"eta_min": 2, "eta_max": -2}}, ConfigError, ["eta_min 2 is not below eta_max -2"]),
     ({"treename": None}, ConfigError, ["the key treename is missing"]),

@@ -60,10 +60,20 @@ def test_upstream_folder_by_name(write, base, monkeypatch, tmp_path):
     assert "theirs" in config.available()
 
 
-def test_ours_comes_before_upstream(write, base, monkeypatch, tmp_path):
+def test_d08_a_name_means_the_file_of_another_checkout(write, base, monkeypatch, tmp_path):
     write(base, "config/hlt_run3.yml")
     monkeypatch.setenv("B_HIVE_DIR", str(tmp_path))
-    assert config.load("hlt_run3").treename == "DeepJetNTupler/DeepJetvars"
+    loaded = config.load("hlt_run3")
+    assert loaded.treename == "tree"
+    assert loaded.warnings == (f"config hlt_run3: {loaded.source} of the checkout in B_HIVE_DIR is taken",)
+    [said] = config.load("jet_class").warnings
+    assert said.endswith(f"configs/jet_class.yml is taken, since {tmp_path}/config has none of this name")
+    assert config.load(write(base)).warnings == ()
+
+
+def test_d08_without_another_checkout_nothing_is_said(monkeypatch):
+    monkeypatch.setenv("B_HIVE_DIR", str(Path(config.__file__).parents[2]))
+    assert config.load("hlt_run3").warnings == ()
 
 
 def test_default_of_the_same_folder_comes_before_ours(write, base):
@@ -118,7 +128,8 @@ def test_w12_missing_config_is_an_error(monkeypatch, tmp_path):
         config.load("hlt_run2")
     message = str(caught.value)
     assert "there is no config 'hlt_run2'" in message
-    assert f"configs and {tmp_path}/config; nearest: hlt_run3" in message
+    assert f"in {tmp_path}/config and " in message
+    assert "configs; nearest: hlt_run3" in message
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_files_that_cannot_be_used(sandbox, ntuple, case):
     make, parts = FILES[case]
     (sandbox.folder / "TT.txt").write_text("no jets here")
     filelist = write_list(sandbox.folder, make(sandbox.folder, ntuple))
-    done = sandbox.law("run", "DatasetConstructorTask", "--config", "offline_run3", *DATASET, "--filelist", filelist)
+    config = write_config(sandbox.folder, processes=["TT", "QCD"])
+    done = sandbox.law("run", "DatasetConstructorTask", "--config", config, *DATASET, "--filelist", filelist)
     refused(done, *parts)
     assert nothing_looks_complete(sandbox)
 

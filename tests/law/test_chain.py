@@ -59,7 +59,7 @@ def test_the_files_have_upstream_names_and_places(chain):
             "inference_metrics.npz", "jet_id.npy", "files.json", "output.root",
         ],
         "ROCCurveTask" / EVALUATION: [
-            "roc_TT_bvsl.npy", "roc_TT_bvsl.png", "roc_TT_bvsl.pdf", "AUC_TT_all.npy", "auc.json",
+            "roc_default_bvsl.npy", "roc_default_bvsl.png", "roc_default_bvsl.pdf", "AUC_default_all.npy", "auc.json",
         ],
         "WorkingPointTask" / EVALUATION: [
             "working_point.pdf", "wps_combined.csv", "working_points.csv", "working_points.json",
@@ -215,7 +215,7 @@ REFUSED = {
     "learning rate": (["--learning-rate", 0.1], "--learning-rate 0.001, and 0.1 is asked for"),
     "unmatched": (["--unmatched", "drop"], "--unmatched error, and drop is asked for"),
     "testing precision": (["--testing-precision", "float64"], "--testing-precision float32, and float64 is asked for"),
-    "unknown precision": (["--testing-precision", "float8"], "choose one of float32, float64"),
+    "unknown precision": (["--testing-precision", "float8"], "choose one of float32, float16, float64"),
     "chunk size": (["--DatasetConstructorTask-chunk-size", 77], "--chunk-size 100000, and 77 is asked for"),
 }
 

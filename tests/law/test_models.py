@@ -103,7 +103,7 @@ def test_upart_from_files_to_roc_curves(sandbox, lists):
     expected = np.clip((generated["gen_pt"] / generated["jet_pt"])[ids[first, 1]], 0.3, 2.0)
     np.testing.assert_allclose(target[first, 0], expected, rtol=1e-5)
     assert list(
-        sandbox.data_path.glob("ROCCurveTask/UParT_v0_run3/v1/v1_test/t1/UParT_v0/epochs_1/*/*/*/roc_TT_bvsl.npy")
+        sandbox.data_path.glob("ROCCurveTask/UParT_v0_run3/v1/v1_test/t1/UParT_v0/epochs_1/*/*/*/roc_default_bvsl.npy")
     )
 
 
@@ -119,7 +119,9 @@ def test_a_model_of_another_package_from_files_to_roc_curves(sandbox, lists):
     assert (
         sandbox.data_path / "TrainingTask/offline_run3/v1/t1/their_nets.Sum/epochs_1/nominal/best_model.pt"
     ).exists()
-    (curve,) = sandbox.data_path.glob("ROCCurveTask/offline_run3/v1/v1_test/t1/their_nets.Sum/*/*/*/roc_TT_bvsl.npy")
+    (curve,) = sandbox.data_path.glob(
+        "ROCCurveTask/offline_run3/v1/v1_test/t1/their_nets.Sum/*/*/*/roc_default_bvsl.npy"
+    )
     assert np.isfinite(np.load(curve)).any()
 
 

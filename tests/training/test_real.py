@@ -20,7 +20,7 @@ KWARGS = {"dropout": 0.0}
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("jets")
-    config = configs.load("offline_run3")
+    config = configs.load("offline_run3").model_copy(update={"processes": ("TT", "QCD")})
     files = [
         write_btag(folder / process / "jets.root", 90, seed, process) for seed, process in enumerate(("TT", "QCD"))
     ]

@@ -12,6 +12,7 @@ from luigi.cmdline_parser import CmdlineParser
 
 from bhive_mltf.errors import BhiveError, ParameterError, RecordMismatchError
 from bhive_mltf.law import messages
+from bhive_mltf.law.parameters import technical
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
@@ -32,6 +33,9 @@ class BaseTask(law.Task):
     config = luigi.Parameter(default="default", description="config name without .yml, or a path to one")
     verbose = luigi.BoolParameter(default=False, description="say more")
     seed = luigi.IntParameter(default=123456, description="seed of everything that is random")
+    strict_config = technical(
+        luigi.BoolParameter, default=False, description="refuse a config with a key that nothing reads"
+    )
 
     exclude_index = True
     _held = False
@@ -101,14 +105,22 @@ class BaseTask(law.Task):
         return law.LocalFileTarget(self.local_path(*path), **kwargs)
 
     def load_config(self) -> Config:
-        """The config of this command, with the reference flavour that was asked for, or else recorded."""
+        """The config of this command, with the reference flavour that was asked for, or else recorded.
+
+        What an earlier version made with this config keeps what that version read in it (`config.as_recorded`).
+        """
         from bhive_mltf import config
 
-        loaded = config.load(self.config)
+        loaded = config.load(self.config, strict=self.strict_config)
         for warning in loaded.warnings:
             messages.warn_once(warning)
         flavour = getattr(self, "reference_flavour", "") or self.recorded_flavour()
-        return config.with_reference(loaded, flavour) if flavour else loaded
+        loaded = config.with_reference(loaded, flavour) if flavour else loaded
+        return config.as_recorded(loaded, self.recorded_config()) or loaded
+
+    def recorded_config(self) -> str:
+        """Digest of the config that the training set of this task was made with; empty when that is not known."""
+        return ""
 
     def recorded_flavour(self) -> str:
         """The reference flavour that the data set of this task was made with, when it was given by parameter."""

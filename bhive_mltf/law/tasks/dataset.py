@@ -35,9 +35,15 @@ class DatasetTask(DatasetDependency, BaseTask):
     exclude_index = True
 
     def recorded_flavour(self) -> str:
+        return self._recorded("reference_flavour")
+
+    def recorded_config(self) -> str:
+        return self._recorded("config")
+
+    def _recorded(self, name: str) -> str:
         dataset = DatasetConstructorTask.req(self)
         record = Record.read(dataset.local_path()) if dataset.is_made() else None
-        return str(record.parameters.get("reference_flavour", "")) if record else ""
+        return str(record.parameters.get(name, "")) if record else ""
 
 
 class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):

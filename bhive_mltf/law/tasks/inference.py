@@ -59,6 +59,9 @@ class EvaluationBase(
         """The training list, when the test set is the training set."""
         return self.filelist if self.test_dataset_version == self.dataset_version else ""
 
+    def recorded_config(self) -> str:
+        return self.training().recorded_config()
+
     def evaluated(self) -> dict[str, BaseTask]:
         """The results that this one is made from, by the name under which its record knows them."""
         return {"training": self.training(), "test_dataset": self.test_dataset(), "inference": InferenceTask.req(self)}
