@@ -35,7 +35,8 @@ class InferencePlan(BaseModel):
     """Everything that a rank needs; frozen. Names are those of the task's parameters.
 
     directory : of the inference; dataset : to predict, `dataset_sidecar` beside it if it cannot be written to;
-    training : directory with `best_model.pt`. precision : float32 or float64.
+    training : directory with `best_model.pt`. precision : float32, float64, or upstream's float16: inputs are rounded
+    to it, and the computation is in float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -137,6 +138,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
 
     from bhive_mltf.data.loader.loader import BatchLoader
     from bhive_mltf.ranks.distributed import World, pick_device, set_threads
+    from bhive_mltf.training.precision import half_inputs
     from bhive_mltf.training.reproducibility import deterministic
 
     device, threads = pick_device(rank), torch.get_num_threads()
@@ -157,7 +159,8 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
     )
     try:
         with deterministic(plan.deterministic):
-            return collect(model, loader.epoch(0), device, len(jets), attack=_attack(plan, model, dataset))
+            batches = map(half_inputs, loader.epoch(0)) if plan.precision == "float16" else loader.epoch(0)
+            return collect(model, batches, device, len(jets), attack=_attack(plan, model, dataset))
     finally:
         loader.close()
         torch.set_num_threads(threads)

@@ -75,7 +75,9 @@ class TestDatasetDependency(Host):
 
     test_dataset_version = luigi.Parameter(default="dataset_version_01", description="version of the test set")
     test_filelist = luigi.Parameter(default="", significant=False, description="list of ROOT files of the test set")
-    testing_precision = luigi.Parameter(default="float32", description="precision of the computation in inference")
+    testing_precision = luigi.Parameter(
+        default="float32", description="of the computation in inference: float32, float64; float16: rounded inputs"
+    )
 
     def store_parts(self) -> tuple[str, ...]:
         return (*super().store_parts(), self.test_dataset_version)

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from bhive_mltf.errors import ParameterError
 
 if TYPE_CHECKING:
+    from bhive_mltf.interface import Batch, GroupBatch
     from bhive_mltf.training.plan import TrainingPlan
 
+_HALF_LIMIT = 65504.0
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -76,6 +79,19 @@ class Precision:
     def autocasting(self, device: torch.device) -> AbstractContextManager[Any]:
         """For a forward pass."""
         return torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
+
+
+def half_inputs(batch: Batch) -> Batch:
+    """Inputs as upstream's half-precision data sets have them; the computation stays float32."""
+    return replace(batch, groups={name: _rounded(group) for name, group in batch.groups.items()})
+
+
+def _rounded(group: GroupBatch) -> GroupBatch:
+    def rounded(values: Tensor) -> Tensor:
+        return values.clamp(-_HALF_LIMIT, _HALF_LIMIT).half().to(values.dtype)
+
+    vectors = group.four_vectors
+    return replace(group, features=rounded(group.features), four_vectors=None if vectors is None else rounded(vectors))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ B: jets of this rank; C: classes.
 
 from __future__ import annotations
 
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +14,17 @@ from bhive_mltf import compat
 from bhive_mltf.attacks.attack import Attack
 from bhive_mltf.data.loader import order
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.interface import Batch, GroupBatch
+from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.losses import JetLosses, jet_losses
 from bhive_mltf.training.metrics import N_SUMS, jet_sums
 from bhive_mltf.training.optim.optimisers import needs_closure
 from bhive_mltf.training.optim.skip_nonfinite_update import Guard
 from bhive_mltf.training.plan import TrainingPlan
-from bhive_mltf.training.precision import Precision
+from bhive_mltf.training.precision import Precision, half_inputs
 
 RNG_SCHEME = "philox/step/rank/1"
 CLIP_NORM = 1.0
-_HALF_LIMIT = 65504.0
 # MB of gradients in a message: those of our networks, 9 MB, would else be two, the large one behind the backward pass.
 _BUCKET_MB = 2.0
 
@@ -168,15 +166,5 @@ class Stepper:
             return values.to(self.world.device, dtype, non_blocking=True)
 
         if self.precision.half_inputs:
-            batch = replace(batch, groups={name: _through_half(group) for name, group in batch.groups.items()})
+            batch = half_inputs(batch)
         return batch.map(place)
-
-
-def _through_half(group: GroupBatch) -> GroupBatch:
-    """Inputs as upstream's half-precision data sets have them; the computation stays float32."""
-
-    def rounded(values: Tensor) -> Tensor:
-        return values.clamp(-_HALF_LIMIT, _HALF_LIMIT).half().to(values.dtype)
-
-    vectors = group.four_vectors
-    return replace(group, features=rounded(group.features), four_vectors=None if vectors is None else rounded(vectors))
