@@ -45,6 +45,7 @@ class Tagger(nn.Module):
     laid_out : whether candidates are laid out as rows of groups (`models.layout`), by which dropout draws its numbers.
     regression : names of its regression outputs, which `regression_targets` are given for; () for a plain tagger.
     inputs : the same, in the columns and labels of the config; made here.
+    function_version : of what it computes from its weights, see `registry.Entry.function`.
 
     Raises
     ------
@@ -56,6 +57,7 @@ class Tagger(nn.Module):
     padding: Padding = "longest"
     laid_out: bool = False
     regression: tuple[str, ...] = ()
+    function_version: int = 1
     inputs: ModelInputs
 
     def __init__(self, config: Config) -> None:

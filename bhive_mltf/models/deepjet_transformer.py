@@ -2,6 +2,7 @@
 
 F. Blekman et al., "Tagging more quark jet flavours at FCC-ee at 91 GeV with a transformer-based neural network",
 arXiv:2406.08590; sizes as in B-Hive. Padded candidates are hidden everywhere; batch norms see real ones only.
+Version 1 of its function had ReLU for GELU in pooling and dense layers, and no dropout after pooling.
 Axes: B jets, E width, C classes; R rows of a layout.
 """
 
@@ -53,12 +54,17 @@ HLT_GROUPS = (GroupRequest("cpf", columns=HLT_CPF, length=20), GroupRequest("vtx
 
 
 class AttentionPooling(nn.Module):
-    """Mean of the tokens of a jet with learned weights, ReLU, batch norm; zeros for a jet without candidates."""
+    """Mean of the tokens of a jet with learned weights, activation, batch norm, dropout.
 
-    def __init__(self, embed_dim: int) -> None:
+    The mean of a jet without candidates is zero.
+    """
+
+    def __init__(self, embed_dim: int, dropout: float = 0.0, function_version: int = 2) -> None:
         super().__init__()
         self.score = nn.Linear(embed_dim, 1)
+        self.activation = _activation(function_version)
         self.norm = nn.BatchNorm1d(embed_dim, eps=NORM_EPS)
+        self.dropout = nn.Dropout(dropout if function_version > 1 else 0.0)
 
     def forward(self, rows: Tensor, layout: Layout) -> Tensor:
         """[B,E] from rows [R,E]."""
@@ -69,22 +75,28 @@ class AttentionPooling(nn.Module):
             # a jet without candidates looks at its first slot, and sees zeros
             weights = (score.squeeze(2) + bias[0, :, 0]).softmax(1).masked_fill(group.hidden, 0)
             found.append((weights[:, None].to(tokens.dtype) @ tokens).squeeze(1))
-        return batch_norm(self.norm, layout.jets(torch.cat(found)).relu())
+        pooled: Tensor = self.dropout(batch_norm(self.norm, self.activation(layout.jets(torch.cat(found)))))
+        return pooled
 
 
 class ResidualDense(nn.Module):
-    """Linear, ReLU, batch norm and dropout, added to the input; then another batch norm."""
+    """Linear, activation, batch norm and dropout, added to the input; then another batch norm."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, function_version: int = 2) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
+        self.activation = _activation(function_version)
         self.norm = nn.BatchNorm1d(width, eps=NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.norm_out = nn.BatchNorm1d(width, eps=NORM_EPS)
 
     def forward(self, jet: Tensor) -> Tensor:
         """[B,E] -> [B,E]."""
-        return batch_norm(self.norm_out, jet + self.dropout(batch_norm(self.norm, self.linear(jet).relu())))
+        return batch_norm(self.norm_out, jet + self.dropout(batch_norm(self.norm, self.activation(self.linear(jet)))))
+
+
+def _activation(function_version: int) -> nn.Module:
+    return nn.GELU() if function_version > 1 else nn.ReLU()
 
 
 class DeepJetTransformerTagger(Tagger):
@@ -105,8 +117,10 @@ class DeepJetTransformerTagger(Tagger):
         embed_dim: int = 128,
         num_heads: int = 8,
         dropout: float = 0.1,
+        function_version: int = 2,
     ) -> None:
         super().__init__(config)
+        self.function_version = function_version
         at_least(self.name, 1, num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
         fraction(self.name, dropout=dropout)
         divisible(self.name, embed_dim, num_heads)
@@ -118,8 +132,8 @@ class DeepJetTransformerTagger(Tagger):
             }
         )
         self.blocks = nn.ModuleList(ParticleBlock2(embed_dim, num_heads, dropout) for _ in range(num_layers))
-        self.pooling = AttentionPooling(embed_dim)
-        self.dense = ResidualDense(embed_dim, dropout)
+        self.pooling = AttentionPooling(embed_dim, dropout, function_version)
+        self.dense = ResidualDense(embed_dim, dropout, function_version)
         n_jet = len(self.jet_inputs)
         self.norm_global = nn.BatchNorm1d(n_jet, eps=NORM_EPS) if n_jet else nn.Identity()
         self.head = nn.Linear(embed_dim + n_jet, self.n_outputs)

@@ -2,7 +2,8 @@
 
 H. Qu, L. Gouskos, "ParticleNet: Jet Tagging via Particle Clouds", arXiv:1902.08570; dynamic graphs: arXiv:1801.07829;
 sizes as in B-Hive. Neighbours are real candidates only, and a jet with fewer than k others uses all of them: padding
-enters neither the graph nor a batch norm.
+enters neither the graph nor a batch norm. Version 1 of its function had no dropout in the embeddings, and their batch
+norms another epsilon.
 Axes: B jets, F columns, M real candidates of the batch, P edges, S jets and L slots of a group, C classes.
 """
 
@@ -33,6 +34,8 @@ EXPANSION = 4
 EDGE_WIDTHS = ((128, 128, 128), (256, 256, 256))
 FUSION = 384
 DENSE = (256, 128)
+EMBEDDING_EPS = 1e-3
+_FORMER_EPS = 1e-5
 
 
 class Edges(NamedTuple):
@@ -131,21 +134,23 @@ class EdgeConvolution(RowWise):
 
 
 class CandidateEmbedding(RowWise):
-    """Features of one group -> tokens: batch norm, then linear map, GELU and batch norm of widths E, 4 E, E."""
+    """Features of one group -> tokens: batch norm; linear map, GELU, batch norm and dropout of widths E, 4 E, E."""
 
-    def __init__(self, n_features: int, embed_dim: int) -> None:
+    def __init__(self, n_features: int, embed_dim: int, dropout: float, function_version: int) -> None:
         super().__init__()
-        self.norm_in = nn.BatchNorm1d(n_features)
+        eps = EMBEDDING_EPS if function_version > 1 else _FORMER_EPS
+        self.norm_in = nn.BatchNorm1d(n_features, eps=eps)
         sizes = (n_features, embed_dim, EXPANSION * embed_dim, embed_dim)
         self.linears = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in sizes[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size, eps=eps) for size in sizes[1:])
+        self.dropout = nn.Dropout(dropout if function_version > 1 else 0.0)
 
     @row_wise
     def forward(self, rows: Tensor) -> Tensor:
         """Rows [M,F] of real candidates -> [M,E]."""
         rows = batch_norm(self.norm_in, rows)
         for linear, norm in zip(self.linears, self.norms, strict=True):
-            rows = batch_norm(norm, F.gelu(linear(rows)))
+            rows = self.dropout(batch_norm(norm, F.gelu(linear(rows))))
         return rows
 
 
@@ -156,19 +161,31 @@ class ParticleNetTagger(Tagger):
     ----------
     embed_dim : width of the tokens.
     k : neighbours of each candidate, at most.
-    dropout : in the dense layers.
+    dropout : in the embeddings and the dense layers.
     """
 
     padding = "longest"
     laid_out = True
 
-    def __init__(self, config: Config, *, embed_dim: int = 128, k: int = 50, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        embed_dim: int = 128,
+        k: int = 50,
+        dropout: float = 0.1,
+        function_version: int = 2,
+    ) -> None:
         super().__init__(config)
+        self.function_version = function_version
         at_least(self.name, 1, embed_dim=embed_dim, k=k)
         fraction(self.name, dropout=dropout)
         groups = [group for group in self.inputs.groups if group.name != GLOBAL]
         self.embeddings = nn.ModuleDict(
-            {group.name: CandidateEmbedding(len(group.columns), embed_dim) for group in groups}
+            {
+                group.name: CandidateEmbedding(len(group.columns), embed_dim, dropout, function_version)
+                for group in groups
+            }
         )
         self.norm_in = nn.BatchNorm1d(embed_dim)
         inputs = (embed_dim, *(widths[-1] for widths in EDGE_WIDTHS))

@@ -33,6 +33,8 @@ class Entry(NamedTuple):
     classes : None where only its module knows them.
     sizes : parameters of its class whose defaults differ for this model.
     regression : names of its regression outputs, None where only its module knows them.
+    function : newest version of its function, above 1 once equal weights have given other logits. Checkpoints record
+        theirs, and keep it. The class of a model with several takes `function_version`.
     """
 
     module: str
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     classes: Classes | None
     sizes: Mapping[str, Any] = {}
     regression: tuple[str, ...] | None = ()
+    function: int = 1
 
 
 _PACKAGE = "bhive_mltf.models"
@@ -51,10 +54,10 @@ MODELS: dict[str, Entry] = {
     "DeepJet": Entry(_DEEPJET, "DeepJet", OFFLINE_UD),
     "DeepJetHLT": Entry(_DEEPJET, "DeepJetHLT", HLT),
     "MoDJet": Entry(_DEEPJET, "MoDJet", OFFLINE),
-    "DeepJetTransformer": Entry(_TRANSFORMER, "DeepJetTransformer", OFFLINE_UD),
-    "DeepJetTransformerHLT": Entry(_TRANSFORMER, "DeepJetTransformerHLT", HLT),
-    "GlobalDeepJetTransformerHLT": Entry(_TRANSFORMER, "GlobalDeepJetTransformerHLT", HLT),
-    "UDeepJetTransformerHLT": Entry(_TRANSFORMER, "UDeepJetTransformerHLT", HLT, regression=HLT_OUTPUTS),
+    "DeepJetTransformer": Entry(_TRANSFORMER, "DeepJetTransformer", OFFLINE_UD, function=2),
+    "DeepJetTransformerHLT": Entry(_TRANSFORMER, "DeepJetTransformerHLT", HLT, function=2),
+    "GlobalDeepJetTransformerHLT": Entry(_TRANSFORMER, "GlobalDeepJetTransformerHLT", HLT, function=2),
+    "UDeepJetTransformerHLT": Entry(_TRANSFORMER, "UDeepJetTransformerHLT", HLT, regression=HLT_OUTPUTS, function=2),
     "ParticleTransformer": Entry(_PART1, "ParticleTransformer", OFFLINE),
     "ParticleTransformerHLT": Entry(_PART1, "ParticleTransformerHLT", HLT),
     "GlobalParticleTransformerHLT": Entry(_PART1, "GlobalParticleTransformerHLT", HLT),
@@ -69,9 +72,9 @@ MODELS: dict[str, Entry] = {
     ),
     "ParticleTransformer2_JetClass": Entry(_PART2, "ParticleTransformer2_JetClass", JETCLASS),
     "ParticleTransformer_JetClass": Entry(_PART, "ParticleTransformer_JetClass", JETCLASS),
-    "ParticleNet_InPro": Entry(_NET, "ParticleNet_InPro", OFFLINE),
-    "ParticleNet_InProHLT": Entry(_NET, "ParticleNet_InProHLT", HLT),
-    "UParticleNet_InProHLT": Entry(_NET, "UParticleNet_InProHLT", HLT, regression=HLT_OUTPUTS),
+    "ParticleNet_InPro": Entry(_NET, "ParticleNet_InPro", OFFLINE, function=2),
+    "ParticleNet_InProHLT": Entry(_NET, "ParticleNet_InProHLT", HLT, function=2),
+    "UParticleNet_InProHLT": Entry(_NET, "UParticleNet_InProHLT", HLT, regression=HLT_OUTPUTS, function=2),
 }
 
 ABSENT = frozenset(
@@ -142,20 +145,22 @@ def _options(name: str) -> tuple[dict[str, Any], bool]:
         return external.options(found)
     parameters = inspect.signature(found).parameters.values()
     own = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    own.pop("function_version", None)
     return {**own, **entry(name).sizes}, False
 
 
-def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
+def create(name: str, config: Config, *, function_version: int | None = None, **kwargs: Any) -> Tagger:  # noqa: ANN401
     """Build a model for a config.
 
     Parameters
     ----------
     name : one of `names()`, an entry point, or `package.module:Class`.
+    function_version : of what it computes, that which a checkpoint records; None for the newest.
     kwargs : sizes of the model, see `defaults(name)`.
 
     Raises
     ------
-    ModelError : unknown name or size, a size out of its range, or a config that the model cannot use.
+    ModelError : unknown name, size or version, a size out of its range, or a config that the model cannot use.
     """
     from bhive_mltf.models.base import Tagger
     from bhive_mltf.models.upstream import adapt
@@ -167,5 +172,15 @@ def create(name: str, config: Config, **kwargs: Any) -> Tagger:  # noqa: ANN401
             hint = f" (nearest: {nearest(key, known, 1)[0]})" if known else ""
             msg = f"model {name} has no parameter {key!r}{hint}; those of --model-kwargs, with defaults: {valid or '-'}"
             raise ModelError(msg)
+    newest = entry(name).function
+    version = newest if function_version is None else function_version
+    if not 1 <= version <= newest:
+        msg = (
+            f"model {name}: version {version} of its function is asked for, this package has 1 to {newest}: take the "
+            "version of the package that trained it, or a newer one"
+        )
+        raise ModelError(msg)
     found, sizes = model_class(name), {**entry(name).sizes, **kwargs}
+    if newest > 1:
+        sizes["function_version"] = version
     return found(config, **sizes) if issubclass(found, Tagger) else adapt(found, config, **sizes)

@@ -8,26 +8,29 @@ Axes: B jets, F columns, E width, H heads, C classes; M real candidates and R ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
+from bhive_mltf.errors import ModelError
 from bhive_mltf.models.base import Outputs, Tagger, at_least, divisible, fraction
 from bhive_mltf.models.classes import HLT, OFFLINE, OFFLINE_OUTPUTS
 from bhive_mltf.models.layers import Attention, RowWise, batch_norm, row_wise
 from bhive_mltf.models.layout import Layout
+from bhive_mltf.models.part import upstream_padding
 from bhive_mltf.models.part.v2 import PairEmbedding2
 from bhive_mltf.models.regression import OFFLINE_COLUMNS, offline_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.interface import Batch
+    from bhive_mltf.interface import Batch, Padding
 
 NORM_EPS = 1e-3
 EXPANSION = 4
 PAIR_WIDTH = 6  # times the number of heads
+PADDING_KEYS = ("hidden", "upstream")
 HLT_JET = ("jet_pt", "jet_eta", "jet_phi", "jet_energy")
 
 
@@ -141,9 +144,14 @@ class Part1Tagger(Tagger):
     """Common part: the candidates of all groups become tokens of one sequence.
 
     jet_inputs : columns of the jet that join the class token before the last layer.
+
+    Parameters
+    ----------
+    padding_keys : "hidden", or "upstream" for the function of B-Hive's own checkpoints (`part.upstream_padding`), which
+        is slower and depends on the configured number of candidates.
     """
 
-    padding = "longest"
+    padding: Padding = "longest"
     laid_out = True
     jet_inputs: tuple[str, ...] = ()
 
@@ -156,7 +164,14 @@ class Part1Tagger(Tagger):
         embed_dim: int = 128,
         num_heads: int = 8,
         dropout: float = 0.1,
+        padding_keys: str = PADDING_KEYS[0],
     ) -> None:
+        if padding_keys not in PADDING_KEYS:
+            msg = f"model {self.name}: padding_keys is {padding_keys!r}; give one of {', '.join(PADDING_KEYS)}"
+            raise ModelError(msg)
+        self.keeps_padding = padding_keys == "upstream"
+        if self.keeps_padding:
+            self.padding, self.laid_out = "configured", False
         super().__init__(config)
         at_least(self.name, 1, num_layers=num_layers, num_cls_layers=num_cls_layers, embed_dim=embed_dim)
         at_least(self.name, 1, num_heads=num_heads)
@@ -178,7 +193,18 @@ class Part1Tagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        batch, names = self.counted(batch), list(self.embeddings)
+        jet: Tensor = self.norm(self._class_tokens(batch))
+        if self.jet_inputs:
+            columns = self.jet_columns(batch, self.jet_inputs).to(jet.dtype)
+            jet = torch.cat((jet, batch_norm(self.norm_global, columns)), dim=1)
+        return self.outputs(self.head(jet))
+
+    def _class_tokens(self, batch: Batch) -> Tensor:
+        """[B,E]."""
+        names = list(self.embeddings)
+        if self.keeps_padding:
+            return self._padded_class_tokens(batch, names)
+        batch = self.counted(batch)
         layout = self.lay_out(batch, names, "others")
         features = self.real_features(batch, names, layout)
         tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
@@ -190,11 +216,19 @@ class Part1Tagger(Tagger):
         token = self.class_token[0].expand(len(layout.order), -1)
         for block in self.class_blocks:
             token = block(token, rows, layout)
-        jet: Tensor = layout.jets(self.norm(token))
-        if self.jet_inputs:
-            columns = self.jet_columns(batch, self.jet_inputs).to(jet.dtype)
-            jet = torch.cat((jet, batch_norm(self.norm_global, columns)), dim=1)
-        return self.outputs(self.head(jet))
+        return layout.jets(token)
+
+    def _padded_class_tokens(self, batch: Batch, names: Sequence[str]) -> Tensor:
+        """The same as B-Hive computes it, [B,E]."""
+        mask = torch.cat([self.group_of(batch, name).mask for name in names], dim=1)
+        momenta = torch.cat([self.momenta(batch, name) for name in names], dim=1)
+        tokens = upstream_padding.embedded(
+            list(self.embeddings.values()), [self.features(batch, name) for name in names]
+        )
+        bias = upstream_padding.pair_bias(self.pair_embedding, momenta, mask).to(tokens.dtype)
+        tokens = upstream_padding.attended(cast("list[ParticleBlock1]", list(self.blocks)), tokens, bias, mask)
+        class_blocks = cast("list[ClassBlock1]", list(self.class_blocks))
+        return upstream_padding.summarised(class_blocks, self.class_token, tokens, mask)
 
 
 class ParticleTransformer(Part1Tagger):

@@ -70,11 +70,11 @@ class PairEmbedding2(RowWise):
         with torch.no_grad(), torch.autocast(momenta.device.type, enabled=False):
             kinematics = pair_kinematics(layout.rows(momenta), layout.first, layout.second)
             features = log1p_features(kinematics).to(self.norms[0].get_parameter("weight").dtype)
-        return layout.pair_biases(self._embed(features))
+        return layout.pair_biases(self.embed(features))
 
     @row_wise
-    def _embed(self, values: Tensor) -> Tensor:
-        """[H,P] from [P,4]."""
+    def embed(self, values: Tensor) -> Tensor:
+        """Values [H,P] from the features [P,4] of pairs."""
         for norm, linear in zip(self.norms, self.linears, strict=True):
             values = linear(self.activation(batch_norm(norm, values)))
         return values.t()
