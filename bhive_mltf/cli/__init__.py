@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import check, dataset, loader_benchmark, replay, results, slurm, tracking
+from bhive_mltf.cli import check, convert_checkpoint, dataset, loader_benchmark, replay, results, slurm, tracking
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import disk
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tracking.add_to(commands)
     slurm.add_to(commands)
     check.add_to(commands)
+    convert_checkpoint.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

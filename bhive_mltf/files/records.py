@@ -89,13 +89,15 @@ def compare(
     defaults = json.loads(json.dumps(defaults))
     notes, conflicts = [], []
     for name, value in asked.items():
-        if name not in recorded or recorded[name] == value:
+        # what a record of an earlier version does not know was at its default then
+        there = recorded.get(name, defaults.get(name, value))
+        if there == value:
             continue
         option = "--" + name.replace("_", "-")
         if value == defaults.get(name):
-            notes.append(f"{directory} was made with {option} {_show(recorded[name])}, which holds")
+            notes.append(f"{directory} was made with {option} {_show(there)}, which holds")
         else:
-            conflicts.append(f"{option} {_show(recorded[name])}, and {_show(value)} is asked for")
+            conflicts.append(f"{option} {_show(there)}, and {_show(value)} is asked for")
     if conflicts:
         raise RecordMismatchError(
             f"{directory} was made with {'; '.join(conflicts)}: give the result another version, or take the "

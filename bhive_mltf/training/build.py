@@ -122,7 +122,7 @@ def build(plan: TrainingPlan, world: World) -> Ingredients:
     dataset = open_training_set(plan)
     _refuse_test_set(dataset)
     seed_model(plan.seed)
-    model = registry.create(plan.model_name, config, **plan.model_kwargs)
+    model = registry.create(plan.model_name, config, function_version=plan.model_function, **plan.model_kwargs)
     train_jets, (validation_set, validation_jets) = _split(plan, dataset)
     common: dict[str, Any] = {
         "batch_size": plan.batch_size,

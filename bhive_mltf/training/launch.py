@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bhive_mltf import tracking
 from bhive_mltf.data.manifest import FILE_NAME as MANIFEST
+from bhive_mltf.data.manifest import file_checksum
 from bhive_mltf.errors import ParameterError, RecordMismatchError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
@@ -104,7 +105,21 @@ def settled(plan: TrainingPlan, record: Record, **values: int) -> TrainingPlan:
     """
     recorded = {name: value for name, value in record.parameters.items() if name != "config"}
     recorded["betas"] = tuple(recorded["betas"])
-    return plan.model_copy(update={**recorded, "generation": record.generation, **values})
+    plan = plan.model_copy(update={**recorded, "generation": record.generation, **values})
+    return plan.model_copy(update={"model_function": _model_function(plan)})
+
+
+def _model_function(plan: TrainingPlan) -> int:
+    """The version of the model's function that trains: that of the weights it begins with, else the newest."""
+    from bhive_mltf.models import registry
+    from bhive_mltf.training.checkpointing import checkpoint, start_from
+
+    found = checkpoint.find_latest(plan.directory)
+    if found is not None:
+        return checkpoint.function_version(found[1])
+    if plan.start_from:
+        return start_from.read(Path(plan.start_from)).function_version(plan.model_name)
+    return registry.entry(plan.model_name).function
 
 
 def train(plan: TrainingPlan) -> None:
@@ -192,7 +207,7 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
         data_path=request.data_path,
         run_name=request.run_name,
         params={**request.params, **plan.model_dump(mode="json", include=set(RESULT_FIELDS))},
-        tags={"task": request.task, **tracking.environment.tags(facts)},
+        tags={"task": request.task, **_start_tags(plan), **tracking.environment.tags(facts)},
         status=status,
         tracking=plan.tracking,
     )
@@ -206,6 +221,12 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
         if validation_set is not None:
             log_dataset(run, validation_set, str(plan.val_dataset_version), "validation")
     return dataset.directory
+
+
+def _start_tags(plan: TrainingPlan) -> dict[str, str]:
+    """Which weights a training began with: the content of the file, whose path is a parameter."""
+    path = Path(plan.start_from)
+    return {"start_from_checksum": file_checksum(path)} if plan.start_from and path.is_file() else {}
 
 
 def sets_to_copy(plan: TrainingPlan) -> tuple[str, ...]:

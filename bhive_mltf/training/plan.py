@@ -41,7 +41,9 @@ class TrainingPlan(BaseModel):
     `threads_per_rank` 0 means one thread on a CPU with several ranks, else torch's choice. `ranks_per_node` 0 means
     one per visible GPU, else one. `checkpoint_steps` 0 means at epoch ends and every ten minutes. With `root_files`
     these are read on the fly (`data.ntuples.root_dataset`) and `dataset` is not looked at; `weighting`,
-    `skip_bad_files` and `debug` then say how, as for a constructed set.
+    `skip_bad_files` and `debug` then say how, as for a constructed set. `model_function` is the version of the model's
+    function (`models.registry`): 1 in plans from before there was another. `start_from` is a checkpoint whose weights
+    the training begins with; empty: with random ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -58,6 +60,8 @@ class TrainingPlan(BaseModel):
     config: Config
     model_name: Annotated[str, _PATH]
     model_kwargs: Annotated[dict[str, Any], _PATH] = Field(default_factory=dict)
+    model_function: int = 1
+    start_from: Annotated[str, _RESULT] = ""
     epochs: Annotated[int, _PATH] = 1
     use_iterations: Annotated[bool, _RESULT] = False
     total_iterations: Annotated[int, _RESULT] = 0

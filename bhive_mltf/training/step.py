@@ -5,7 +5,6 @@ B: jets of this rank; C: classes.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel

@@ -45,8 +45,10 @@ def predict(model, dataset, config):
 
 
 def trained(path, config):
-    model = registry.create("DeepJetTransformer", config, **KWARGS)
-    model.load_state_dict(checkpoint.read_checkpoint(path)["model_state_dict"])
+    state = checkpoint.read_checkpoint(path)
+    version = checkpoint.function_version(state)
+    model = registry.create("DeepJetTransformer", config, function_version=version, **KWARGS)
+    model.load_state_dict(state["model_state_dict"])
     return model
 
 

@@ -36,6 +36,12 @@ REFUSED = {
     ),
     "w20": ({"model_name": "LZ4PAIReDTagger"}, "'LZ4PAIReDTagger' is one of B-Hive's that this package does not have"),
     "foreign model": ({"model_name": "no.such:Model"}, "there is no module 'no'; install its package"),
+    "d11": ({"model_name": "tests.models.test_upstream:TwoTasks"}, "model TwoTasks gives a tuple where logits"),
+    "d11 whatever the loss": (
+        {"model_name": "tests.models.test_upstream:TwoTasks", "loss_function": "CrossEntropyLogCosh"},
+        "model TwoTasks gives a tuple where logits",
+    ),
+    "weights that are not there": ({"start_from": "none.pt"}, "the weights in "),
     "w21": (
         {"config": "hlt_run3", "model_name": "ParticleTransformer"},
         "model ParticleTransformer needs the group 'npf', which config 'hlt_run3' does not have",

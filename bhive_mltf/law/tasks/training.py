@@ -35,6 +35,9 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
     loss_weighting = luigi.BoolParameter(
         default=False, description="use all jets and weight the loss by class, instead of sampling jets by weight"
     )
+    start_from = luigi.Parameter(
+        default="", description="checkpoint, of this package or of B-Hive, whose weights the training begins with"
+    )
     resume_training = luigi.BoolParameter(default=False, description="accepted; an unfinished training always goes on")
     resume_epoch = luigi.IntParameter(
         default=0, description="go back to where N epochs (or iterations) were done; 0: off"
@@ -133,6 +136,8 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
 
         plan = self.plan()
         model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
+        if plan.start_from:
+            checks.refuse_other_weights(model, plan)
         check_loss(plan.loss_function, plan.model_name, model.regression)
 
     def refuse_contradictions(self) -> None:
@@ -323,8 +328,13 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             config=self.load_config(),
             model_kwargs=self.plain_model_kwargs(),
             root_files=ConvertNtuples.req(self).input_files() if self.read_root else (),
-            **{name: getattr(self, name) for name in fields if hasattr(self, name)},
+            **{name: getattr(self, name) for name in fields - {"start_from"} if hasattr(self, name)},
+            start_from=self.start_weights(),
         )
+
+    def recorded_config(self) -> str:
+        record = records.Record.read(self.local_path())
+        return super().recorded_config() or (str(record.parameters.get("config", "")) if record is not None else "")
 
     def asks_for_a_change(self) -> bool:
         """True while this command still has to restart the training or take it back to an epoch."""
@@ -347,4 +357,9 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         from bhive_mltf.training.plan import NOT_IN_THE_PATH
 
         config = self.load_config().dataset_digest
-        return {**{name: getattr(self, name) for name in NOT_IN_THE_PATH}, "config": config}
+        values = {name: getattr(self, name) for name in NOT_IN_THE_PATH}
+        return {**values, "start_from": self.start_weights(), "config": config}
+
+    def start_weights(self) -> str:
+        """Absolute path of the checkpoint to begin with; empty without one."""
+        return str(Path(self.start_from).expanduser().absolute()) if self.start_from else ""

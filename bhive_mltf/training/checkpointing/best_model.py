@@ -25,7 +25,8 @@ def load_best_model(directory: Path, config: Config, model_name: str, model_kwar
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: train the model first, or look for it under another version")
     state = checkpoint.read_checkpoint(path)
-    model = registry.create(model_name, config, **model_kwargs)
+    version = checkpoint.function_version(state)
+    model = registry.create(model_name, config, function_version=version, **model_kwargs)
     try:
         model.load_state_dict(state["model_state_dict"])
     except RuntimeError as error:

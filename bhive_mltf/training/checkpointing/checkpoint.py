@@ -99,6 +99,11 @@ def read_checkpoint(path: Path) -> State:
     return dict(state)
 
 
+def function_version(state: Mapping[str, Any]) -> int:
+    """The version of the model's function that the weights of a checkpoint were trained with."""
+    return int(state.get("model_function", 1))
+
+
 def find_latest(directory: Path) -> tuple[Path, State] | None:
     """The checkpoint furthest on, epoch files and step files alike; None if there is none.
 

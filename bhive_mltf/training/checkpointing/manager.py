@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 import bhive_mltf
+from bhive_mltf.config import as_recorded
 from bhive_mltf.errors import CheckpointError, TrackingError
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.tracking.store import RunRecord
 from bhive_mltf.training.build import Ingredients
-from bhive_mltf.training.checkpointing import checkpoint
+from bhive_mltf.training.checkpointing import checkpoint, start_from
 from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
 from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.metrics import Histories
@@ -23,6 +24,8 @@ from bhive_mltf.training.rounds import Rounds
 from bhive_mltf.training.step import RNG_SCHEME, Stepper
 
 SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 0
+# Of what earlier versions did not record, the value with which they trained.
+_YOUNGER_SETTINGS = {"start_from": ""}
 _SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))
 
 
@@ -60,7 +63,8 @@ class CheckpointManager:
         position = Position()
         if found is not None:
             path, state = found
-            checkpoint.check_identity(path, state, self._identity)
+            settings = {**_YOUNGER_SETTINGS, **state["settings"]}
+            checkpoint.check_identity(path, {**state, "settings": settings}, self._identity_of(state))
             self._stepper.model.load_state_dict(state["model_state_dict"])
             self._stepper.optimizer.load_state_dict(state["optimizer_state_dict"])
             if state["scaler_state_dict"]:
@@ -68,6 +72,8 @@ class CheckpointManager:
             position = Position.restore(state, self._world)
             if state["epoch_complete"]:
                 self._rounds.advance(position)
+        elif self._plan.start_from:
+            start_from.load(self._stepper.model, self._plan.model_name, Path(self._plan.start_from))
         steps = self._world.gather(torch.tensor([position.global_step]))
         if (steps != steps[0]).any():
             raise CheckpointError(
@@ -76,6 +82,11 @@ class CheckpointManager:
             )
         position.sums = position.sums.to(self._world.device)
         return position
+
+    def _identity_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint has to record; an earlier version's digest of the same config is as good."""
+        recorded = as_recorded(self._plan.config, state["config_digest"])
+        return {**self._identity, **({"config_digest": state["config_digest"]} if recorded else {})}
 
     def due_by_step(self, global_step: int) -> bool:
         """Whether a step checkpoint is due, by the number of steps; alike on all ranks."""
@@ -154,6 +165,7 @@ class CheckpointManager:
             "scheduler_state_dict": {**vars(self._schedule), "last_epoch": number},
             "scaler_state_dict": stepper.scaler.state_dict(),
             **self._identity,
+            "model_function": self._plan.model_function,
             "seed": self._plan.seed,
             "rng_scheme": RNG_SCHEME,
             "world_size": self._world.size,
