@@ -21,7 +21,7 @@ from law.workflow.remote import BaseRemoteWorkflow, BaseRemoteWorkflowProxy
 
 from bhive_mltf.errors import JobFailedError
 from bhive_mltf.files.lock import DirectoryLock
-from bhive_mltf.law.mixins import DISPATCH, SlurmDependency, is_inside_job
+from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, is_inside_job
 from bhive_mltf.law.parameters import technical
 
 if TYPE_CHECKING:

@@ -2,9 +2,21 @@
 
 from bhive_mltf.tracking import environment
 from bhive_mltf.tracking.create_run import prepare
+from bhive_mltf.tracking.current_run import current, log_epoch
 from bhive_mltf.tracking.mlflow_run import attach
 from bhive_mltf.tracking.run import NullRun, Run
 from bhive_mltf.tracking.store import RunRecord, view_command
 from bhive_mltf.tracking.sync import close_abandoned
 
-__all__ = ["NullRun", "Run", "RunRecord", "attach", "close_abandoned", "environment", "prepare", "view_command"]
+__all__ = [
+    "NullRun",
+    "Run",
+    "RunRecord",
+    "attach",
+    "close_abandoned",
+    "current",
+    "environment",
+    "log_epoch",
+    "prepare",
+    "view_command",
+]

@@ -21,7 +21,6 @@ from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
 from bhive_mltf.ranks.process import end_with_parent
-from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
 
 if TYPE_CHECKING:
@@ -122,23 +121,6 @@ def _model_function(plan: TrainingPlan) -> int:
     return registry.entry(plan.model_name).function
 
 
-def train(plan: TrainingPlan) -> None:
-    """Start the ranks and wait for them.
-
-    Raises
-    ------
-    TrainingError : the training cannot go on; the same command continues it.
-    """
-    try:
-        launch(plan)
-    except BaseException as error:
-        # rank 0 may be gone without a word: the command closes the run in its place
-        stopped = isinstance(error, KeyboardInterrupt | TrainingInterruptedError)
-        status: Literal["KILLED", "FAILED"] = "KILLED" if stopped else "FAILED"
-        tracking.attach(plan.directory, tracking=plan.tracking).finish(status)
-        raise
-
-
 def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     """Write the plan to its directory and train; returns when the training is done.
 
@@ -202,12 +184,13 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
     if not plan.tracking:
         return None
     facts = tracking.environment.facts()
+    goes_on = {"failure": ""} if (plan.directory / "run.json").exists() else {}
     record = tracking.prepare(
         plan.directory,
         data_path=request.data_path,
         run_name=request.run_name,
         params={**request.params, **plan.model_dump(mode="json", include=set(RESULT_FIELDS))},
-        tags={"task": request.task, **_start_tags(plan), **tracking.environment.tags(facts)},
+        tags={"task": request.task, **_start_tags(plan), **tracking.environment.tags(facts), **goes_on},
         status=status,
         tracking=plan.tracking,
     )

@@ -18,7 +18,7 @@ import luigi
 
 for name in {modules}:
     importlib.import_module(f"bhive_mltf.law.{{name}}")
-from bhive_mltf.law.mixins import SlurmDependency
+from bhive_mltf.law import SlurmMixin
 from bhive_mltf.law.parameters import DatasetDependency
 
 
@@ -32,7 +32,7 @@ class Base(law.Task):
         return "/".join((os.getcwd(), *self.store_parts(), *path))
 
 
-class TrainingTask(SlurmDependency, DatasetDependency, Base):
+class TrainingTask(SlurmMixin, DatasetDependency, Base):
     lepton = luigi.Parameter(default="muon")
 
     def output(self):

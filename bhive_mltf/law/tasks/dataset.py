@@ -17,7 +17,7 @@ from bhive_mltf.errors import BhiveError, FilelistError, ParameterError
 from bhive_mltf.files.records import Record
 from bhive_mltf.law import messages
 from bhive_mltf.law.local_workflow import PooledLocalWorkflow
-from bhive_mltf.law.mixins import SlurmDependency, dispatchable
+from bhive_mltf.law.mixins import SlurmMixin
 from bhive_mltf.law.parameters import DatasetDependency, technical
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.base import BaseTask
@@ -136,7 +136,7 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
         return {"coffea_worker": max(self.coffea_worker, min(profile.cpus(), len(branches)))}
 
 
-class DatasetConstructorTask(SlurmDependency, DatasetTask):
+class DatasetConstructorTask(SlurmMixin, DatasetTask):
     """The training set: shards in a global random order, weights, manifest."""
 
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes that convert; 0: one per core")
@@ -186,7 +186,6 @@ class DatasetConstructorTask(SlurmDependency, DatasetTask):
         require_complete(config)
         check_parameters(config, self.chunk_size)
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.data.build.from_root import build
         from bhive_mltf.data.weighting.report import WeightingReport

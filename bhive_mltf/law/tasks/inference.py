@@ -11,7 +11,7 @@ from bhive_mltf.attacks.options import SETTINGS, AttackOptions
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files.records import Record
 from bhive_mltf.law import messages
-from bhive_mltf.law.mixins import SlurmDependency, dispatchable
+from bhive_mltf.law.mixins import SlurmMixin
 from bhive_mltf.law.parameters import (
     AttackDependency,
     TestAttackDependency,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class EvaluationBase(
-    SlurmDependency,
+    SlurmMixin,
     TestAttackDependency,
     AttackDependency,
     TrainingDependency,
@@ -149,7 +149,6 @@ class InferenceTask(EvaluationBase):
     def evaluated(self) -> dict[str, BaseTask]:
         return {"training": self.training(), "test_dataset": self.test_dataset()}
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.evaluation import inference, prediction_files
         from bhive_mltf.files.lock import DirectoryLock

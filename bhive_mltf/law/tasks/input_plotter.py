@@ -9,7 +9,7 @@ import law
 import luigi
 
 from bhive_mltf import compat
-from bhive_mltf.law.mixins import SlurmDependency, dispatchable
+from bhive_mltf.law.mixins import SlurmMixin
 from bhive_mltf.law.parameters import technical
 from bhive_mltf.law.targets import DerivedFileTarget
 from bhive_mltf.law.tasks.dataset import DatasetConstructorTask, DatasetTask
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_BINS = 50
 
 
-class InputHistogrammerTask(SlurmDependency, DatasetTask):
+class InputHistogrammerTask(SlurmMixin, DatasetTask):
     """Histograms of all input features, with one binning per feature for all files."""
 
     Nbins = luigi.IntParameter(
@@ -43,7 +43,6 @@ class InputHistogrammerTask(SlurmDependency, DatasetTask):
     def output(self) -> Any:
         return self.derived("input_histogram_weight.npz" if self.weight_histo else "input_histogram.npz")
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.evaluation.inputs import results
 
@@ -101,7 +100,6 @@ class HistogramPlotterTask(InputHistogrammerTask):
         names = figure_names(self.features(), self.labels(), ylog=self.ylog, weighted=self.weight_histo)
         return {key: self.derived(name) for key, name in names.items()}
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.evaluation.inputs import results
 

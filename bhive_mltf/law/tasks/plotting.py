@@ -10,7 +10,6 @@ import law
 
 from bhive_mltf import compat
 from bhive_mltf.files.records import Record
-from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedDirectoryTarget
 from bhive_mltf.law.tasks.inference import EvaluationBase
 
@@ -36,7 +35,6 @@ class ROCCurveTask(EvaluationBase):
         # that of the output appears complete or not at all
         return Path(self.local_path() + "_job")
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.evaluation.roc import make_roc_directory
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import law
 import luigi
 
 from bhive_mltf.errors import ParameterError, SlurmError
 from bhive_mltf.files import records
-from bhive_mltf.law.mixins import SlurmDependency, follow_to_end
+from bhive_mltf.law.mixins import MLflowMixin, RanksMixin, SlurmMixin
+from bhive_mltf.law.mixins.run import Status, Work, refuse_nodes
 from bhive_mltf.law.parameters import AttackDependency, TrainingDependency, ValDatasetDependency, technical
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.dataset import ConvertNtuples, DatasetConstructorTask, DatasetTask
@@ -29,8 +30,16 @@ FIGURES = "bhive_mltf.law.plot_after_job"
 COMMANDS = ("resume_training", "resume_epoch", "extend_training")
 
 
-class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDatasetDependency, DatasetTask):
-    """Train; a training that was cut continues when its command is typed again."""
+class TrainingTask(
+    SlurmMixin, MLflowMixin, RanksMixin, AttackDependency, TrainingDependency, ValDatasetDependency, DatasetTask
+):
+    """Train; a training that was cut continues when its command is typed again.
+
+    The mixins' ranks are here the engine's: they read a plan and know nothing of law.
+    """
+
+    # as all tasks after the training have it
+    ranks_per_node = TrainingDependency.ranks_per_node
 
     loss_weighting = luigi.BoolParameter(
         default=False, description="use all jets and weight the loss by class, instead of sampling jets by weight"
@@ -73,6 +82,8 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
     exclude_params_req = {"restart", "read_root", "profile_steps"}
     # --TrainingTask-use-iterations True at a downstream task, as with upstream
     prefer_params_cli = {"use_iterations", "total_iterations", "n_iters_per_save"}
+    rank_module = "bhive_mltf.training"
+    _prepared: TrainingPlan
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -146,11 +157,8 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             raise ParameterError(
                 f"--restart True begins anew and --resume-epoch {self.resume_epoch} keeps epochs: give one of them"
             )
-        if self.nodes > 1 and not self.slurm:
-            raise ParameterError(
-                f"--nodes {self.nodes} without a facility profile: this command starts ranks on its own machine only, "
-                "also inside an allocation of SLURM: add --slurm PROFILE, or leave --nodes at 1"
-            )
+        if not self.slurm:
+            refuse_nodes(self.nodes)
         version = self.val_dataset_version
         if version and version == self.dataset_version:
             raise ParameterError(
@@ -170,89 +178,74 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             )
 
     def run(self) -> None:
-        if self.is_dispatched:
-            self.run_as_job()
+        self.launch_ranks()
+
+    def is_left(self) -> bool:
+        from bhive_mltf.training import launch
+
+        launch.wait_for_ranks(Path(self.local_path()))
+        return not self.complete()  # by a command that was waited for
+
+    def resume_if_begun(self) -> None:
+        """An unfinished training always goes on."""
+
+    def prepare_run(self, status: Status = "RUNNING") -> None:
+        if status == "RUNNING":
+            self._prepared = self.prepare(status)
             return
-        from bhive_mltf.law.plot_after_job import draw
-        from bhive_mltf.slurm import dispatch
+        from bhive_mltf.slurm import job
         from bhive_mltf.training import launch
 
         directory = Path(self.local_path())
-        with launch.one_command(directory):
-            dispatch.refuse_while_a_job_lives(directory)
-            launch.wait_for_ranks(directory)
-            if self.complete():
-                return  # by a command that was waited for
-            plan = self.prepare()
-            launch.train(plan)
-            draw(plan)
-
-    def run_as_job(self) -> None:
-        """Follow the job that trains; hand it in when there is none.
-
-        Raises
-        ------
-        JobFailedError : the job is over and the training is not done; the same command continues it.
-        SlurmError : the scheduler does not take the job, or one lives that must not be disturbed.
-        """
-        from bhive_mltf.slurm import dispatch, job
-        from bhive_mltf.slurm.client import Slurm
-        from bhive_mltf.slurm.record import JobRecord
-        from bhive_mltf.training import launch
-
-        profile = job.with_secrets(self.profile())
-        client, directory = Slurm.of(profile), Path(self.local_path())
-        with launch.one_command(directory):
-            record = dispatch.living(directory)
-            if record is None and self.complete():
-                return  # by a command that was waited for
-            if record is not None and self.asks_for_a_change():
-                raise SlurmError(
-                    f"job {record.job_id} still trains in {directory}: end it with 'bhive-mltf slurm cancel "
-                    f"{record.job_id}' before the training is changed"
-                )
-            if record is not None:
-                self.hold_against_record()
-            else:
-                record = self.hand_in(profile, client)
-        try:
-            follow_to_end(self, record, client, profile)
-        except SlurmError:
-            # rank 0 may be gone without a word, or never have been there
-            ended = JobRecord.read(directory)
-            if ended is not None:
-                dispatch.close_run(ended)
-            raise
-
-    def hand_in(self, profile: Profile, client: Slurm) -> JobRecord:
-        """Prepare the training and hand its job in."""
-        from bhive_mltf import tracking
-        from bhive_mltf.slurm import dispatch
-        from bhive_mltf.training import launch
-
-        spec, directory = self.job_spec(profile), Path(self.local_path())
         launch.wait_for_ranks(directory)
-        plan = self.prepare("SCHEDULED", nodes=spec.nodes, ranks_per_node=spec.ranks_per_node)
-        plan = plan.model_copy(update={"directory": directory.absolute()})
-        plan.write()
-        spec = spec.model_copy(update={"staged": launch.sets_to_copy(plan)})
-        try:
-            return dispatch.submit_or_attach(profile, spec, client)
-        except SlurmError:
-            tracking.attach(directory, tracking=plan.tracking).finish("FAILED")
-            raise
+        nodes, ranks = job.job_size(self.profile(), self.nodes, self.ranks_per_node)
+        plan = self.prepare(status, nodes=nodes, ranks_per_node=ranks)
+        self._prepared = plan.model_copy(update={"directory": directory.absolute()})
+        self._prepared.write()
+
+    def run_tracked(self, work: Work) -> None:
+        # the engine owns the run, of one rank too
+        self.run_in_ranks(work)
+
+    def run_in_ranks(self, work: Work) -> None:
+        from bhive_mltf.law.plot_after_job import draw
+
+        super().run_in_ranks(work)
+        draw(self._prepared)
+
+    def launch_ranks(self) -> None:
+        from bhive_mltf.training import launch
+
+        launch.launch(self._prepared)
+
+    def find_or_hand_in(self, profile: Profile, client: Slurm) -> JobRecord:
+        """The job that trains, else a new one; SlurmError where one lives that the command would change."""
+        from bhive_mltf.slurm import dispatch
+
+        directory = Path(self.local_path())
+        record = dispatch.living(directory)
+        if record is None:
+            return super().find_or_hand_in(profile, client)
+        if self.asks_for_a_change():
+            raise SlurmError(
+                f"job {record.job_id} still trains in {directory}: end it with 'bhive-mltf slurm cancel "
+                f"{record.job_id}' before the training is changed"
+            )
+        self.hold_against_record()
+        return record
 
     def job_spec(self, profile: Profile) -> JobSpec:
         """What the job runs."""
         from bhive_mltf.slurm import job
+        from bhive_mltf.training import launch
 
         directory = Path(self.local_path())
         plan = str(directory / "plan.json")
-        return job.make_spec(
+        spec = job.make_spec(
             profile,
             name=self.run_name(),
             kind="ranks",
-            command=[profile.python, "-m", "bhive_mltf.training", plan],
+            command=[profile.python, "-m", self.rank_module, plan],
             directory=directory,
             nodes=self.nodes,
             ranks_per_node=self.ranks_per_node,
@@ -260,8 +253,9 @@ class TrainingTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             environment=job.shell(),
             afterwards=[profile.python, "-m", FIGURES, plan],
         )
+        return spec.model_copy(update={"staged": launch.sets_to_copy(self._prepared)})
 
-    def prepare(self, status: Literal["RUNNING", "SCHEDULED"] = "RUNNING", **values: int) -> TrainingPlan:
+    def prepare(self, status: Status = "RUNNING", **values: int) -> TrainingPlan:
         """Carry out what the command changes, write the records, make the MLflow run; the plan to train.
 
         values : fields of the plan that whoever starts the ranks decides.

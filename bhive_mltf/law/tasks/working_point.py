@@ -8,7 +8,6 @@ import law
 
 from bhive_mltf import compat
 from bhive_mltf.files.records import Record
-from bhive_mltf.law.mixins import dispatchable
 from bhive_mltf.law.targets import DerivedFileTarget
 from bhive_mltf.law.tasks.inference import EvaluationBase
 
@@ -32,7 +31,6 @@ class WorkingPointTask(EvaluationBase):
         target = DerivedFileTarget(path, record=self.local_path(), sources=self.sources())
         return {"working_points": target}
 
-    @dispatchable
     def run(self) -> None:
         from bhive_mltf.evaluation.working_points import make_working_points
         from bhive_mltf.files.lock import DirectoryLock

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import law
 import luigi
 
-from bhive_mltf.errors import JobFailedError, ParameterError, SlurmError
+from bhive_mltf.errors import JobFailedError, ParameterError, ProfileError, SlurmError
+from bhive_mltf.law.mixins.run import RunMixin, Work, given_parameters
 from bhive_mltf.law.parameters import Host, technical
 
 if TYPE_CHECKING:
     from bhive_mltf.slurm.client import Slurm
+    from bhive_mltf.slurm.job import JobSpec
     from bhive_mltf.slurm.profiles import Profile
     from bhive_mltf.slurm.record import JobRecord
 
@@ -39,7 +40,7 @@ class SlurmDependency(Host):
     qos = technical(luigi.Parameter, default="", description="quality of service of the job; empty: the profile's")
     constraint = technical(luigi.Parameter, default="", description="features of the nodes; empty: the profile's")
 
-    exclude_params_req = {*DISPATCH}
+    exclude_params_req: ClassVar[set[str]] = {*DISPATCH}
 
     @property
     def is_dispatched(self) -> bool:
@@ -72,6 +73,93 @@ class SlurmDependency(Host):
         return needed
 
 
+class SlurmMixin(SlurmDependency, RunMixin):
+    """With `--slurm PROFILE` `run()` hands the task in as a job and follows it.
+
+    The job of a task with ranks starts these, that of another one its law command.
+    """
+
+    place = 0
+    # law unites these sets for direct bases only
+    exclude_params_req: ClassVar[set[str]] = {*DISPATCH}
+
+    def around_run(self, work: Work) -> None:
+        """See `RunMixin`."""
+        if self.is_dispatched:
+            self.run_as_job()
+        elif self.one_command and not is_inside_job():
+            from bhive_mltf.slurm import dispatch
+
+            with self.alone() as is_to_do:
+                if is_to_do:
+                    dispatch.refuse_while_a_job_lives(self.job_directory())
+                    work()
+        else:
+            work()
+
+    def run_as_job(self) -> None:
+        """Follow the job of this task; hand it in when there is none.
+
+        Raises
+        ------
+        JobFailedError : the job is over and the outputs are not there.
+        SlurmError : the scheduler does not take the job, or one lives that must not be disturbed.
+        """
+        from bhive_mltf.slurm import dispatch, job
+        from bhive_mltf.slurm.client import Slurm
+        from bhive_mltf.slurm.record import JobRecord
+
+        profile = job.with_secrets(self.profile())
+        client = Slurm.of(profile)
+        with self.alone() as is_to_do:
+            if not is_to_do and dispatch.living(self.job_directory()) is None:
+                return
+            record = self.find_or_hand_in(profile, client)
+        try:
+            follow_to_end(self, record, client, profile)
+        except SlurmError:
+            # whoever owned the run of the job may be gone without a word, or never have been there
+            ended = JobRecord.read(self.job_directory())
+            if ended is not None:
+                dispatch.close_run(ended)
+            raise
+
+    def find_or_hand_in(self, profile: Profile, client: Slurm) -> JobRecord:
+        """The job of this task: the one that waits or runs, else a new one."""
+        from bhive_mltf.slurm import dispatch
+
+        self.announce()
+        try:
+            return dispatch.submit_or_attach(profile, self.job_spec(profile), client)
+        except (SlurmError, ProfileError) as error:
+            self.close_run("FAILED", str(error))
+            raise
+
+    def job_spec(self, profile: Profile) -> JobSpec:
+        """What the job runs."""
+        from bhive_mltf.slurm import job
+
+        ranks = self.rank_file()
+        if ranks is None:
+            return job.make_spec(
+                profile,
+                name=self.task_family,
+                kind="command",
+                command=law_command(self, profile),
+                directory=self.job_directory(),
+                environment=job.shell(),
+            )
+        return job.make_spec(
+            profile,
+            name=self.task_family,
+            kind="ranks",
+            command=[profile.python, "-m", self.rank_module, str(ranks)],
+            directory=self.job_directory(),
+            environment=job.shell(),
+            **{name: getattr(self, name) for name in ("nodes", "ranks_per_node", "threads_per_rank")},
+        )
+
+
 def is_inside_job() -> bool:
     """Whether this process is the work of a job of ours."""
     return INSIDE_VARIABLE in os.environ
@@ -81,54 +169,18 @@ def refuse_missing(task: Any, needed: list[law.Task]) -> None:
     """SlurmError inside a job for a requirement that is not there: it was met before, by the typed command."""
     for one in needed:
         if not one.complete():
+            where = f" in {one.local_path()}" if hasattr(one, "local_path") else ""
             raise SlurmError(
-                f"{task.task_family} needs {one.task_family} in {one.local_path()}, which is not there any more, and a "
+                f"{task.task_family} needs {one.task_family}{where}, which is not there any more, and a "
                 "job builds no requirement: type the command again"
             )
-
-
-def dispatchable(run: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Decorate `run()`: with `--slurm` it becomes a job that runs the task's own law command."""
-
-    @functools.wraps(run)
-    def wrapper(self: Any) -> None:
-        if not self.is_dispatched:
-            run(self)
-            return
-        run_as_job(self)
-
-    return wrapper
-
-
-def run_as_job(task: Any) -> None:
-    """Run the task's own law command as a job and follow it; one that waits or runs already is followed.
-
-    Raises
-    ------
-    JobFailedError : the job is over and the outputs are not there.
-    SlurmError : the scheduler does not take the job.
-    """
-    from bhive_mltf.slurm import dispatch, job
-    from bhive_mltf.slurm.client import Slurm
-
-    profile = job.with_secrets(task.profile())
-    client = Slurm.of(profile)
-    spec = job.make_spec(
-        profile,
-        name=task.task_family,
-        kind="command",
-        command=law_command(task, profile),
-        directory=task.job_directory(),
-        environment=job.shell(),
-    )
-    follow_to_end(task, dispatch.submit_or_attach(profile, spec, client), client, profile)
 
 
 def follow_to_end(task: Any, record: JobRecord, client: Slurm, profile: Profile) -> None:
     """Follow a job; JobFailedError when it is over and the task is not complete."""
     from bhive_mltf.slurm import follow
 
-    task.say(f"job {record.job_id} of profile {profile.name}: {record.folder}")
+    task.tell(f"job {record.job_id} of profile {profile.name}: {record.folder}")
     follow.follow(record, client, poll_s=profile.poll_seconds)
     if not task.complete():
         raise JobFailedError(
@@ -139,7 +191,8 @@ def follow_to_end(task: Any, record: JobRecord, client: Slurm, profile: Profile)
 
 def law_command(task: Any, profile: Profile) -> list[str]:
     """The command that runs this very task, and of other tasks only what was typed for those that it requires."""
-    options = [part for option in task.cli_args(exclude=set(DISPATCH)).items() for part in option]
+    given = given_parameters(task, {*DISPATCH})
+    options = [part for name, text in given.items() for part in (f"--{name.replace('_', '-')}", text)]
     name = f"{task.__module__}.{task.task_family}"
     return [profile.python, "-m", "law", "run", name, *options, *_for_required(task)]
 

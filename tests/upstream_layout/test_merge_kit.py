@@ -1,0 +1,60 @@
+"""The patches of the merge kit: changed lines only, which apply in order wherever these lines are."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+KIT = Path(__file__).parents[2] / "merge"
+PATCHES = sorted(KIT.glob("[0-9]-*.patch"))
+
+
+def lines_of(patch, sign):
+    """(file, line) of all lines with this sign, in order."""
+    name = ""
+    for line in patch.read_text().splitlines():
+        if line.startswith("+++ b/"):
+            name = line[6:]
+        elif line.startswith(sign) and not line.startswith(("---", "+++")):
+            yield name, line[1:]
+
+
+def test_each_patch_holds_changed_lines_only_and_has_a_page():
+    assert [path.name[0] for path in PATCHES] == list("012345")
+    for patch in PATCHES:
+        signs = {line[:1] for line in patch.read_text().splitlines()}
+        assert signs == {"-", "+", "@"}
+        page = patch.with_suffix(".md").read_text()
+        for heading in ("## Why", "## What changes", "## How it is tested", "## What a reviewer will ask"):
+            assert heading in page, (patch.name, heading)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Files of those lines that the patches take out of a checkout, far from where they were."""
+    lines, added = {}, set()
+    for patch in PATCHES:
+        for name, line in lines_of(patch, "-"):
+            if (name, line) not in added:
+                lines.setdefault(name, []).append(line)
+        added |= set(lines_of(patch, "+"))
+    for name, found in lines.items():
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n" * 7 + "".join(f"{line}\n" for line in found))
+    return tmp_path / "tree"
+
+
+def test_the_patches_apply_in_order(tree):
+    for patch in PATCHES:
+        done = subprocess.run(
+            ["git", "apply", "--unidiff-zero", "--whitespace=nowarn", str(patch)],
+            cwd=tree, env={"GIT_CEILING_DIRECTORIES": str(tree.parent), "PATH": "/usr/bin:/bin"}, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (patch.name, done.stderr)
+    task = (tree / "tasks/training.py").read_text()
+    assert re.search(r"^class TrainingTask\(SlurmMixin, MLflowMixin, RanksMixin, Attack", task, re.MULTILINE)
+    assert "tracking.log_epoch(t, " in (tree / "utils/models/base_model.py").read_text()
+    assert "replicas.current().rows(" in (tree / "utils/torch/LZ4Dataset.py").read_text()
