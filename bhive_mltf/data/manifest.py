@@ -153,8 +153,8 @@ class Manifest:
 
         Raises
         ------
-        CorruptFileError
-            It is not a manifest.
+        CorruptFileError, DiskError
+            It is not a manifest, or cannot be read.
         DatasetMismatchError
             It was written by a newer format.
         """
@@ -162,7 +162,9 @@ class Manifest:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             version = int(value["format_version"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise mapping.cannot_read(path, error, "build the training set again") from error
+        except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"'{path}' is not a manifest ({error}): build the training set again") from error
         if version != FORMAT_VERSION:
             raise DatasetMismatchError(

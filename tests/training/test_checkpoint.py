@@ -1,5 +1,7 @@
+import errno
 import logging
 import math
+import os
 
 import pytest
 import torch
@@ -160,3 +162,21 @@ def test_restart_sets_everything_of_the_training_aside(tmp_path):
     second = restart.restart(tmp_path)
     assert (first.name, second.name) == ("1", "2")
     assert (first / "model_1.pt").is_file()
+
+
+@pytest.mark.parametrize(("number", "skipped"), [(errno.EIO, True), (errno.ESTALE, False), (errno.EMFILE, False)])
+def test_a_checkpoint_is_skipped_for_its_own_fault_only(tmp_path, monkeypatch, number, skipped):
+    trained(tmp_path, epochs=2, best=1)
+    open_zip = checkpoint.zipfile.ZipFile
+
+    def fail(path):
+        if path.name == "model_1.pt":
+            raise OSError(number, os.strerror(number))
+        return open_zip(path)
+
+    monkeypatch.setattr(checkpoint.zipfile, "ZipFile", fail)
+    if skipped:
+        assert find_latest(tmp_path)[0].name != "model_1.pt"
+    else:
+        with pytest.raises(CheckpointError, match=f"model_1.pt cannot be read: {os.strerror(number)}$"):
+            find_latest(tmp_path)

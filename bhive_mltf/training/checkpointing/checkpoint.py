@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from bhive_mltf.errors import CheckpointError
-from bhive_mltf.files import atomic
+from bhive_mltf.files import atomic, mapping
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ def read_checkpoint(path: Path) -> State:
     except (OSError, zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {reason}") from error
     missing = [key for key in REQUIRED_KEYS if key not in state]
     if missing:
         raise CheckpointError(f"The checkpoint {path} cannot be continued: it lacks {', '.join(missing)}")
@@ -107,7 +109,8 @@ def function_version(state: Mapping[str, Any]) -> int:
 def find_latest(directory: Path) -> tuple[Path, State] | None:
     """The checkpoint furthest on, epoch files and step files alike; None if there is none.
 
-    One that cannot be read is skipped with a warning, and the one before it taken.
+    One that cannot be read is skipped with a warning, and the one before it taken; CheckpointError where the machine
+    or its file server does not let any be read.
     """
     found = [_first_good(files.values()) for files in (epoch_files(directory), step_files(directory))]
     good = [item for item in found if item is not None]
@@ -157,6 +160,9 @@ def _first_good(paths: Iterable[Path]) -> tuple[Path, State] | None:
         try:
             return path, read_checkpoint(path)
         except CheckpointError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in mapping.OF_THE_MACHINE:
+                raise  # it may be whole: going on from an older one would be for nothing
             logger.warning("%s; it is skipped, and the one before it taken", error)
     return None
 
