@@ -84,7 +84,7 @@ def test_d12_law_runs_where_only_the_wheel_is_installed(shell):
         "--filelist", sample / "train.txt", "--batch-size", 256, "--n-threads", 0,
         "--TrainingTask-loss-weighting", True,
     ]  # fmt: skip
-    assert "written 13 task(s)" in shell("index")
+    assert "written 15 task(s)" in shell("index")
     assert "absent" in shell("run", "TrainingTask", *options, "--print-status", -1)
     shell("run", "TrainingTask", *options)
     assert "absent" not in shell("run", "TrainingTask", *options, "--print-status", 0)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import check, convert_checkpoint, dataset, loader_benchmark, replay, results, slurm, tracking
+from bhive_mltf.cli import check, convert_checkpoint, dataset, loader_benchmark, replay, results, runs, slurm, tracking
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import disk
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     results.add_to(commands)
+    runs.add_to(commands)
     dataset.add_to(commands)
     loader_benchmark.add_to(commands)
     replay.add_to(commands)

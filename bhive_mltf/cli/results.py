@@ -35,6 +35,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser("results", help="trainings, AUCs, figures and the MLflow page", description=__doc__)
     parser.add_argument("folder", nargs="?", help="where the tasks' outputs are (default: $DATA_PATH)")
     parser.add_argument("--training-version", help="only trainings of this version")
+    parser.add_argument(
+        "--lineage",
+        nargs="?",
+        const="",
+        metavar="WHAT",
+        help="ROOT files, training sets, runs and models, what was made of what; of one of them in both directions",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,6 +55,11 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.folder or os.environ.get("DATA_PATH") or "")
     if not options.folder and not os.environ.get("DATA_PATH"):
         raise ParameterError("no folder: give one, or run 'source setup.sh', which sets DATA_PATH")
+    if options.lineage is not None:
+        from bhive_mltf.cli import lineage
+
+        lineage.show(folder, options.lineage, Console(highlight=False, soft_wrap=True))
+        return
     wanted = options.training_version
     trainings = [t for t in find(folder) if wanted is None or wanted in t.directory.parts]
     if not trainings:
@@ -73,6 +85,15 @@ def find(folder: Path) -> Iterator[Training]:
             tuple(_evaluations(folder / "ROCCurveTask", relative, "auc.json")),
             tuple(_evaluations(folder / "WorkingPointTask", relative, "working_point.pdf")),
         )
+
+
+def evaluations_of(directory: Path) -> list[Path]:
+    """The directories of ROC curves of a training, beside it below the same folder of outputs."""
+    for tasks in directory.absolute().parents:
+        if tasks.name == "TrainingTask":
+            relative = directory.absolute().relative_to(tasks)
+            return list(_evaluations(tasks.with_name("ROCCurveTask"), relative, "auc.json"))
+    return []
 
 
 def _evaluations(folder: Path, training: Path, file: str) -> Iterator[Path]:

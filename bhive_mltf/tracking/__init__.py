@@ -3,6 +3,7 @@
 from bhive_mltf.tracking import environment
 from bhive_mltf.tracking.create_run import prepare
 from bhive_mltf.tracking.current_run import current, log_epoch
+from bhive_mltf.tracking.history import provenance
 from bhive_mltf.tracking.mlflow_run import attach
 from bhive_mltf.tracking.run import NullRun, Run
 from bhive_mltf.tracking.store import RunRecord, view_command
@@ -18,5 +19,6 @@ __all__ = [
     "environment",
     "log_epoch",
     "prepare",
+    "provenance",
     "view_command",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bhive_mltf.errors import TrackingError
 from bhive_mltf.tracking import connection, deliver, environment, store
+from bhive_mltf.tracking.auth import without_secrets
 from bhive_mltf.tracking.connection import is_missing, one_line
 from bhive_mltf.tracking.journal import Journal
 from bhive_mltf.tracking.run_resolver import DIRECTORY_TAG, make, one_maker, pending
@@ -61,7 +62,8 @@ def prepare(
     """
     if not tracking:
         return None
-    wanted = _Wanted(Path(directory).absolute(), Path(data_path), run_name, tags or {}, status)
+    params = without_secrets(dict(params or {}))
+    wanted = _Wanted(Path(directory).absolute(), Path(data_path), run_name, without_secrets(dict(tags or {})), status)
     record, journal = None, None
     try:
         journal = Journal(wanted.directory)
@@ -70,7 +72,7 @@ def prepare(
         with connection.short_http(), connection.quiet_with_warnings():
             record, client = _continued(record, wanted) or _begun(wanted)
             record.write(wanted.directory)
-            deliver.log_params(client, record.run_id, params or {})
+            deliver.log_params(client, record.run_id, params)
             deliver.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
     except ImportError as error:
         logger.warning("no tracking: %s; pip install 'bhive_mltf[tracking]', or pass --tracking False", one_line(error))
@@ -88,7 +90,7 @@ def prepare(
             wanted.directory / "journal",
         )
         if journal is not None:
-            _note(record, wanted, params or {}, journal)
+            _note(record, wanted, params, journal)
     finally:
         if journal is not None:
             journal.close()

@@ -9,11 +9,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
 import bhive_mltf
+from bhive_mltf.tracking.auth import without_secrets
 
 PACKAGES = (
     "awkward",
@@ -43,22 +44,37 @@ def packages(names: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def git_state(directory: str | Path | None = None) -> dict[str, str | bool]:
-    """`commit`, `branch`, `dirty` of the checkout that holds `directory` (default: this code).
+    """`commit`, `branch`, `dirty`, `repository`, `checkout` of what holds `directory` (default: this code).
 
     Empty without git, outside a checkout, or for a directory that git does not follow, such as an environment inside
     another project's checkout.
     """
-    folder = Path(__file__).resolve().parent if directory is None else Path(directory)
-    if _git(folder, "ls-files", "--", ".") in (None, ""):
+    folder = code_folder(directory)
+    if folder is None:
         return {}
-    commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
+    commit, status = git(folder, "rev-parse", "HEAD"), git(folder, "status", "--porcelain")
     if commit is None or status is None:
         return {}
-    return {"commit": commit, "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "", "dirty": status != ""}
+    return {
+        "commit": commit,
+        "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD") or "",
+        "dirty": status != "",
+        "repository": without_secrets(git(folder, "config", "--get", "remote.origin.url") or ""),
+        "checkout": git(folder, "rev-parse", "--show-toplevel") or "",
+    }
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What a git command prints, None if it cannot."""
+def code_folder(directory: str | Path | None = None) -> Path | None:
+    """`directory` (default: this code) where git follows it, else None."""
+    folder = Path(__file__).resolve().parent if directory is None else Path(directory)
+    return folder if git(folder, "ls-files", "--", ".") else None
+
+
+def git(folder: Path, *arguments: str, strip: bool = True, variables: Mapping[str, str] | None = None) -> str | None:
+    """What a git command prints, None if it cannot.
+
+    variables : of its environment, in addition.
+    """
     program = shutil.which("git")
     if program is None:
         return None
@@ -68,17 +84,21 @@ def _git(folder: Path, *arguments: str) -> str | None:
             [program, "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
+            errors="surrogateescape",
+            env={**os.environ, **(variables or {})},
             timeout=_GIT_TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    return done.stdout.strip() if strip else done.stdout
 
 
 def command_line() -> str:
-    """The command of this process, fit for a shell."""
-    return shlex.join(sys.orig_argv)
+    """The command of this process, fit for a shell; without secrets."""
+    return shlex.join(without_secrets(sys.orig_argv))
 
 
 def machine() -> dict[str, str | int]:
@@ -94,7 +114,7 @@ def machine() -> dict[str, str | int]:
 
 
 def torch_state() -> dict[str, object]:
-    """Version, build and threads of torch, and the devices that this process sees; imports torch."""
+    """Version, build and threads of torch, NCCL, and the devices that this process sees; imports torch."""
     import torch
 
     state: dict[str, object] = {
@@ -107,6 +127,8 @@ def torch_state() -> dict[str, object]:
         "devices": [],
     }
     if torch.cuda.is_available():
+        if torch.distributed.is_nccl_available():
+            state["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         state["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         state["devices"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return state

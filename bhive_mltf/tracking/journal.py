@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bhive_mltf.files import atomic
+from bhive_mltf.tracking.auth import without_secrets
 
 FOLDER = "journal"
 SUFFIX = ".jsonl"
@@ -99,9 +100,9 @@ class Journal:
                     self._is_first(record.get("child", ""), key, record.get("of", ""), record["step"])
 
     def append(self, kind: str, **content: object) -> None:
-        """Add a record; on its way to the disk when this returns, whatever happens to the process."""
+        """Add a record, without secrets; on its way to the disk when this returns, whatever happens to the process."""
         with self._lock:
-            self._write({"kind": kind, **content})
+            self._write({"kind": kind, **without_secrets(content)})
 
     def metrics(
         self, values: Mapping[str, float], step: int, milliseconds: int, *, child: str = "", of: str = ""

@@ -8,6 +8,7 @@ given explicitly: without them mlflow runs pip, which an air-gapped node cannot.
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import nn
 
+logger = logging.getLogger(__name__)
+_noted = False
 _REQUIREMENTS = ("bhive_mltf", "cloudpickle", "mlflow", "numpy", "torch")
 
 
@@ -77,11 +80,12 @@ def _size(module: nn.Module) -> int:
 def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, record: Mapping[str, Any]) -> None:
     """Create the model, upload its files, mark it ready, tie it to the run.
 
-    record : `name`, `step`, `metrics` {name: [value, time in ms]}, `params`, `tags`. Sent again, by whatever process,
-    it is the same model. mlflow before 3.0 keeps no models as such: there the files are artifacts of the run.
+    record : `name`, `step`, `metrics` {name: [value, time in ms]}, `params`, `tags`; `register` and `alias` of a model
+    that becomes a version of a registered one. Sent again, by whatever process, it is the same model. Below MLflow 3
+    it is a folder of plain artifacts, called like the model.
     """
     if not compat.has_logged_models():
-        client.log_artifacts(run_id, str(folder / "model"), record["name"])
+        _send_plain(client, folder, run_id, record)
         return
     from mlflow.entities import LoggedModelOutput, Metric
 
@@ -102,6 +106,38 @@ def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, re
     ]
     if points:
         client.log_batch(run_id, metrics=points, synchronous=True)
+    if record.get("register"):
+        _register(client, folder, f"models:/{model_id}", run_id, record)
+
+
+def _send_plain(client: MlflowClient, folder: Path, run_id: str, record: Mapping[str, Any]) -> None:
+    """For an MLflow without logged models."""
+    global _noted  # noqa: PLW0603 - one note per process
+    if not _noted:
+        _noted = True
+        logger.warning("this MLflow has no logged models: models are plain artifacts of the run; install mlflow >= 3")
+    place = str(record["name"])
+    client.log_artifacts(run_id, str(folder / "model"), place)
+    if record.get("register"):
+        run = client.get_run(run_id)
+        _register(client, folder, f"{run.info.artifact_uri}/{place}", run_id, record)
+
+
+def _register(client: MlflowClient, folder: Path, source: str, run_id: str, record: Mapping[str, Any]) -> None:
+    """Make a version of a registered model, once, and give it its alias."""
+    from mlflow.exceptions import MlflowException
+
+    name, made = record["register"], folder / "version"
+    if not made.exists():
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = client.create_model_version(name, source, run_id)
+        atomic.write_text(made, str(version.version))
+    if record.get("alias"):
+        client.set_registered_model_alias(name, record["alias"], made.read_text(encoding="utf-8"))
 
 
 def _write_ids(folder: Path, run_id: str, model_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from bhive_mltf.errors import TrackingError
+from bhive_mltf.files import atomic
 from bhive_mltf.tracking import connection, deliver
 from bhive_mltf.tracking.connection import one_line
 from bhive_mltf.tracking.deliver import metric_name
@@ -181,14 +183,45 @@ class MlflowRun(Run):
 
         folder = f"models/{secrets.token_hex(8)}"
         serialise(module, folder_of(self._journal.directory) / folder, files)
+        self._put_model(folder, name, step, {"metrics": metrics, "params": params, "tags": tags})
+
+    @_safe
+    def saved_model(  # noqa: D102
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        register: str = "",
+        alias: str = "",
+    ) -> None:
+        kept = f"models/{secrets.token_hex(8)}"
+        with atomic.replace_directory(folder_of(self._journal.directory) / kept) as temporary:
+            shutil.copytree(folder, temporary / "model")
+        about = {"metrics": metrics, "params": params, "tags": tags}
+        self._put_model(kept, name, step, about, register=register, alias=alias)
+
+    def _put_model(
+        self,
+        folder: str,
+        name: str,
+        step: int,
+        about: Mapping[str, Mapping[str, Any] | None],
+        **registration: str,
+    ) -> None:
+        metrics, params, tags = (about[key] or {} for key in ("metrics", "params", "tags"))
         self._put(
             "model",
             folder=folder,
             name=deliver.model_name(name),
             step=step,
-            metrics={key: self._stamped(metric_name(key), value, step) for key, value in (metrics or {}).items()},
-            params={metric_name(k): deliver.as_text(v)[: deliver.MAX_PARAM] for k, v in (params or {}).items()},
-            tags=deliver.run_tags(tags or {}),
+            **{key: value for key, value in registration.items() if value},
+            metrics={key: self._stamped(metric_name(key), value, step) for key, value in metrics.items()},
+            params={metric_name(k): deliver.as_text(v)[: deliver.MAX_PARAM] for k, v in params.items()},
+            tags=deliver.run_tags(tags),
         )
 
     def _stamped(self, key: str, value: float, step: int) -> tuple[float, int]:

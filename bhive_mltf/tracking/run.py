@@ -90,6 +90,23 @@ class Run:
         files : kept beside the model under `extra_files/`.
         """
 
+    def saved_model(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        step: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        register: str = "",
+        alias: str = "",
+    ) -> None:
+        """An MLflow model that lies in `folder` as a logged model of the run; copied at once, sent later.
+
+        register : also a version of the registered model of this name; alias : of that version.
+        """
+
     def report(self) -> None:
         """The report of the training (`report.html`) as it is now, beside its outputs and as an artifact."""
 

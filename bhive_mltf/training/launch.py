@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -183,7 +183,7 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
     validation_set = open_validation_set(plan)
     if not plan.tracking:
         return None
-    facts = tracking.environment.facts()
+    facts = {**tracking.environment.facts(), "system": tracking.provenance.system()}
     goes_on = {"failure": ""} if (plan.directory / "run.json").exists() else {}
     record = tracking.prepare(
         plan.directory,
@@ -199,6 +199,11 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
     with tracking.attach(plan.directory) as run:
         run.json(facts, "environment.json")
         run.json(plan.config.model_dump(mode="json"), "config.json")
+        run.json(plan.model_dump(mode="json"), "plan.json")
+        run.text(tracking.provenance.lock(), tracking.provenance.LOCK)
+        patch = tracking.provenance.patch()
+        if patch:
+            run.text(patch, tracking.provenance.PATCH)
         run.text("\n".join(dataset.manifest.filelist) + "\n", "filelist.txt")
         log_dataset(run, dataset, request.dataset_version, "training")
         if validation_set is not None:
@@ -220,8 +225,20 @@ def sets_to_copy(plan: TrainingPlan) -> tuple[str, ...]:
 
 
 def log_dataset(run: tracking.Run, dataset: Dataset, name: str, context: str) -> None:
-    """The data set as an input of the run: digest, numbers, place."""
+    """The data set as an input of the run: digest, numbers, place; and the ROOT files that it was made of."""
     manifest = dataset.manifest
+    about = {
+        "name": name,
+        "digest": manifest.digest,
+        "directory": str(dataset.directory),
+        "config": manifest.config_name,
+        "config_digest": manifest.config_digest,
+        "code_version": manifest.code_version,
+        "seed": manifest.seed,
+        "sources": [asdict(source) for source in manifest.sources],
+        "skipped": [asdict(skipped) for skipped in manifest.skipped_files],
+    }
+    run.json(about, f"data/{context}.json")
     run.dataset(
         name=name,
         digest=manifest.digest,

@@ -39,7 +39,7 @@ def law_home(tmp_path_factory):
     home = tmp_path_factory.mktemp("law")
     sandbox = Sandbox(tmp_path_factory.mktemp("index"), home)
     done = sandbox.law("index")
-    assert "written 13 task(s)" in done.stdout, done.stdout
+    assert "written 15 task(s)" in done.stdout, done.stdout
     return home
 
 

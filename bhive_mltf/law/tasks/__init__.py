@@ -3,8 +3,10 @@
 from bhive_mltf.law.tasks import (
     base,
     dataset,
+    export,
     inference,
     input_plotter,
+    optimize,
     plotting,
     scaling,
     training,
@@ -15,8 +17,10 @@ from bhive_mltf.law.tasks import (
 __all__ = [
     "base",
     "dataset",
+    "export",
     "inference",
     "input_plotter",
+    "optimize",
     "plotting",
     "scaling",
     "training",

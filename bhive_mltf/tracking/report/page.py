@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
+from bhive_mltf.errors import ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.tracking.report.chart import chart, number
 from bhive_mltf.tracking.report.contents import Contents, read
+from bhive_mltf.tracking.report.emissions import emissions
 from bhive_mltf.tracking.store import view_command
 
 FILE_NAME = "report.html"
@@ -118,8 +120,18 @@ def _summary(contents: Contents) -> dict[str, str]:
         "Test loss": _last(contents, "Test Loss"),
         "Test accuracy": _last(contents, "Test Accuracy"),
         "Energy of the GPUs": f"{energy:,.1f} Wh, by the counters of this job's GPUs" if energy is not None else "",
+        "Emissions": _emissions(energy),
         "Warning": contents.tags.get("warning", ""),
     }
+
+
+def _emissions(energy: float | None) -> str:
+    if energy is None:
+        return ""
+    try:
+        return str(emissions(energy))
+    except ParameterError as error:  # the report is written at the end of a training, which a variable must not undo
+        return f"not known: {error}"
 
 
 def _last(contents: Contents, name: str) -> str:
@@ -202,7 +214,7 @@ def _provenance(contents: Contents) -> str:
     rows = {"directory": str(contents.directory)}
     if contents.run is not None:
         rows |= {"MLflow run": contents.run.run_id, "MLflow page": view_command(contents.run)}
-    for topic in ("git", "machine", "packages"):
+    for topic in ("git", "machine", "system", "packages"):
         rows |= {f"{topic} {key}": _plain(value) for key, value in facts.get(topic, {}).items()}
     rows |= {key: value for key, value in sorted(contents.tags.items()) if key.startswith("slurm_")}
     command = str(facts.get("command", ""))

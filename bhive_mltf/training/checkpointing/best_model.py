@@ -13,15 +13,21 @@ from bhive_mltf.models.base import Tagger
 from bhive_mltf.training.checkpointing import checkpoint
 
 
-def load_best_model(directory: Path, config: Config, model_name: str, model_kwargs: Mapping[str, Any]) -> Tagger:
-    """The model of `best_model.pt`, in evaluation mode on the CPU.
+def load_best_model(
+    directory: Path,
+    config: Config,
+    model_name: str,
+    model_kwargs: Mapping[str, Any],
+    file: str = checkpoint.BEST_NAME,
+) -> Tagger:
+    """The model of `best_model.pt`, or of another `file` of the training, in evaluation mode on the CPU.
 
     Raises
     ------
     CheckpointError : the file is missing or damaged, or holds the weights of another network than the config and the
         sizes describe.
     """
-    path = directory / checkpoint.BEST_NAME
+    path = directory / file
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: train the model first, or look for it under another version")
     state = checkpoint.read_checkpoint(path)

@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from bhive_mltf.ranks import srun
-from bhive_mltf.tracking import NullRun, Run, attach
+from bhive_mltf.tracking import NullRun, Run, attach, environment, provenance
 from bhive_mltf.tracking.system.sampler import sample_node
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
@@ -34,6 +34,9 @@ class MlflowObserver(Observer):
             self._nested = self._run.nested(NESTED_NAME)
         self._run.begin()
         self._run.tags({"world_size": world_size, "generation": plan.generation, **srun.attempt_tags()})
+        # where this start of the training runs: of a job, another machine than that of the command
+        facts = {**environment.facts(with_torch=True), "system": provenance.system()}
+        self._run.json({**facts, "world_size": world_size}, f"starts/step_{global_step}.json")
         self._run.start_system_metrics(root=_root())
 
     @override

@@ -1,0 +1,1 @@
+"""Runs of the past: what was recorded of them, and how they differ."""

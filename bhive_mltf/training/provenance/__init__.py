@@ -1,0 +1,1 @@
+"""From ROOT files to models and back, and trainings done once more."""

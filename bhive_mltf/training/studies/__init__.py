@@ -1,0 +1,1 @@
+"""Studies: trainings with parameters that Optuna proposes."""
