@@ -166,7 +166,8 @@ def theirs_for(path: Path, name: str, config: Config) -> nn.Module:
 
 def differences(name: str, theirs: nn.Module, ours: Tagger) -> Iterator[str]:
     """Largest ones: full in evaluation and in training, padded in both."""
-    state, kept = convert.to_ours(name, theirs.state_dict()), copy.deepcopy(theirs.state_dict())
+    kept = copy.deepcopy(theirs.state_dict())
+    state = convert.to_ours(name, kept)
     # B-Hive's 16 % and 84 % quantiles stand in each other's place
     order = [*range(7), 8, 7, 9] if name == "UParT_v0" else slice(None)
     for padded in (False, True):

@@ -2,8 +2,8 @@
 
 H. Qu, L. Gouskos, "ParticleNet: Jet Tagging via Particle Clouds", arXiv:1902.08570; dynamic graphs: arXiv:1801.07829;
 sizes as in B-Hive. Neighbours are real candidates only, and a jet with fewer than k others uses all of them: padding
-enters neither the graph nor a batch norm. Version 1 of its function had no dropout in the embeddings, and their batch
-norms another epsilon.
+enters neither the graph nor a batch norm. Version 1 of its function had no dropout in the embeddings, another epsilon in
+their batch norms, and took the first neighbours behind the batch norm of the tokens.
 Axes: B jets, F columns, M real candidates of the batch, P edges, S jets and L slots of a group, C classes.
 """
 
@@ -112,9 +112,9 @@ class EdgeConvolution(RowWise):
         self.shortcut = nn.Identity() if same else nn.Linear(before, widths[-1], bias=False)
         self.norm_shortcut = nn.Identity() if same else nn.BatchNorm1d(widths[-1])
 
-    def forward(self, rows: Tensor, layout: Layout) -> Tensor:
-        """[M,before] -> [M,after]."""
-        edges = nearest_neighbours(rows, layout, self.k)
+    def forward(self, rows: Tensor, layout: Layout, points: Tensor) -> Tensor:
+        """[M,before] -> [M,after], with the neighbours that are nearest among `points` [M,F]."""
+        edges = nearest_neighbours(points, layout, self.k)
         own, difference = self.linears[0].get_parameter("weight").chunk(2, dim=1)
         centres, neighbours = F.linear(rows, own - difference), F.linear(rows, difference)
         values = centres.index_select(0, edges.centre) + neighbours.index_select(0, edges.neighbour)
@@ -205,10 +205,11 @@ class ParticleNetTagger(Tagger):
         layout = self.lay_out(batch, names)
         features = self.real_features(batch, names, layout)
         tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
-        rows = batch_norm(self.norm_in, torch.cat(tokens))
-        layers = []
+        embedded = torch.cat(tokens)
+        rows = batch_norm(self.norm_in, embedded)
+        points, layers = (embedded if self.function_version > 1 else rows), []
         for convolution in self.convolutions:
-            rows = convolution(rows, layout)
+            rows = points = convolution(rows, layout, points)
             layers.append(rows)
         fused = batch_norm(self.norm_fusion, self.fusion(torch.cat(layers, dim=1))).relu()
         mean = mean_by(layout.jet, fused, layout.n.index_select(0, layout.place))[: layout.n_jets]

@@ -233,8 +233,9 @@ def test_chunk_size_out_of_range(world, tmp_path, chunk_size):
 
 
 def test_w09_lz4_in_float16_is_refused(tmp_path):
+    config = small_config(tmp_path, data_precision="float16").model_copy(update={"dataset": "LZ4Dataset"})
     with pytest.raises(DataError, match=r"float16 cannot hold its own number of rows.*dataset: ArrowDataset"):
-        check_parameters(small_config(tmp_path, dataset="LZ4Dataset", data_precision="float16"), 100_000)
+        check_parameters(config, 100_000)
 
 
 def test_w09_float16_rounds_candidates_only(tmp_path):

@@ -78,5 +78,5 @@ def test_w19_extension_and_going_back_by_iterations(trained):
     assert [len(np.load(trained.directory / f"{part}_time.npy")) for part in ("train", "val")] == [3, 3]
     refused = trained.law("run", "TrainingTask", *flags, "--resume-epoch", 5)
     assert "resume_epoch 5 needs model_5.pt" in refused.stdout
-    assert "the iterations are: 3, 6, 7" in refused.stdout
+    assert "which has the iterations 3, 6, 7: resume" in refused.stdout
     assert "Traceback" not in refused.stdout

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from bhive_mltf.errors import ModelError
-from bhive_mltf.models import registry
+from bhive_mltf.models import particle_net, registry
 from bhive_mltf.models.deepjet_transformer import AttentionPooling, ResidualDense
 from bhive_mltf.models.layout import lay_out
+from bhive_mltf.models.particle_net import nearest_neighbours
 from tests.helpers.model_factory import CONFIGS, SMALL, jets, load, logits_of, small
 
 CHANGED = sorted(name for name in registry.names() if registry.entry(name).function > 1)
@@ -60,6 +61,25 @@ def test_d02_particle_net_embeds_with_dropout_and_upstreams_epsilon():
     former = small("ParticleNet_InPro", dropout=0.25, function_version=1)
     assert former.embeddings["cpf"].dropout.p == 0
     assert former.embeddings["cpf"].norm_in.eps == 1e-5
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_d02_first_neighbours_of_particle_net(monkeypatch, version):
+    seen = []
+
+    def spy(values, *rest):
+        seen.append(values)
+        return nearest_neighbours(values, *rest)
+
+    monkeypatch.setattr(particle_net, "nearest_neighbours", spy)
+    model = small("ParticleNet_InProHLT", function_version=version).eval()
+    nn.init.uniform_(model.norm_in.running_var, 2, 4)
+    tokens = []
+    for embedding in model.embeddings.values():
+        embedding.register_forward_hook(lambda *arguments: tokens.append(arguments[2]))
+    model(jets(model, [3, 5]))
+    expected = torch.cat(tokens)
+    assert torch.equal(seen[0], expected if version == 2 else model.norm_in(expected))
 
 
 def test_d02_a_version_that_does_not_exist():

@@ -58,7 +58,7 @@ def test_an_edge_convolution_by_hand():
         nn.init.uniform_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
     rows = torch.randn(5, 3, dtype=torch.float64)
-    got = convolution(rows, laid_out([4, 1]))
+    got = convolution(rows, laid_out([4, 1]), rows)
     for centre in range(5):
         others = [j for j in range(4) if j != centre] if centre < 4 else []
         others = sorted(others, key=lambda j: float((rows[j] - rows[centre]).square().sum()))[:2]
