@@ -95,7 +95,7 @@ class Settings:
         names = ", ".join(nearest(key, valid))
         if self.strict or any(is_one_edit(key, name) for name in valid):
             raise UnknownKeyError(f"{problem}; nearest: {names}")
-        self.warnings.append(f"{problem} and is ignored; nearest: {names}")
+        self.warnings.append(f"{problem}: it is ignored; nearest: {names}")
 
     def where(self, key: str, *path: object) -> str:
         """The place of a setting, as messages name it."""

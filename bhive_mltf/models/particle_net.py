@@ -2,8 +2,8 @@
 
 H. Qu, L. Gouskos, "ParticleNet: Jet Tagging via Particle Clouds", arXiv:1902.08570; dynamic graphs: arXiv:1801.07829;
 sizes as in B-Hive. Neighbours are real candidates only, and a jet with fewer than k others uses all of them: padding
-enters neither the graph nor a batch norm. Version 1 of its function had no dropout in the embeddings, another epsilon in
-their batch norms, and took the first neighbours behind the batch norm of the tokens.
+enters neither the graph nor a batch norm. Version 1 of its function had no dropout in the embeddings, another epsilon
+in their batch norms, and took the first neighbours behind the batch norm of the tokens.
 Axes: B jets, F columns, M real candidates of the batch, P edges, S jets and L slots of a group, C classes.
 """
 

@@ -103,7 +103,7 @@ def test_d09_keys_that_nothing_reads_are_ignored_with_a_warning(write, base, key
     path = write(base | {key: value})
     [said] = config.load(path).warnings
     assert f"key {key}: `{key}` is not a key of a config" in said
-    assert "is ignored; nearest: " in said
+    assert ": it is ignored; nearest: " in said
     with pytest.raises(UnknownKeyError, match=f"`{key}` is not a key of a config"):
         config.load(path, strict=True)
 
@@ -115,7 +115,7 @@ def test_d09_the_warning_names_the_nearest_key(write, base):
 def test_d09_a_cut_that_nothing_reads_is_ignored_too(write, base):
     loaded = config.load(write(base | {"TT": {"pt_min": 20, "label": "top quarks"}}))
     assert loaded.process_cuts["TT"] == config.ProcessCuts(pt_min=20)
-    assert "key TT: `label` is not a cut of a process and is ignored" in loaded.warnings[0]
+    assert "key TT: `label` is not a cut of a process: it is ignored" in loaded.warnings[0]
 
 
 def test_d09_cuts_of_a_process_that_is_not_listed_are_ignored(write, base):
