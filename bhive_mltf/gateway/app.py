@@ -14,6 +14,7 @@ from bhive_mltf.gateway.identity.mint import Minter
 from bhive_mltf.gateway.identity.provider import TokenVerifier
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store.database import Database
+from bhive_mltf.gateway.web import entry, routes
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -41,11 +42,15 @@ def make(settings: Settings, verifier: TokenVerifier | None = None) -> FastAPI:
     problems.add_to(app)
     for room in (meta, projects, submissions, logs):
         app.include_router(room.router)
+    app.include_router(entry.router)
+    routes.add_to(app)
 
     @app.middleware("http")
     async def _headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
         response.headers["X-Request-Id"] = secrets.token_hex(8)
+        if settings.public_url.startswith("https://"):
+            response.headers["Strict-Transport-Security"] = "max-age=31536000"
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
         return response

@@ -29,6 +29,10 @@ class Provider(_Frozen):
     """Values of `aud` that are this gateway."""
     cli_client: str
     """Public client of the device flow."""
+    web_client: str = ""
+    """Client of the page (code flow with PKCE); empty: nobody signs in at the page."""
+    web_secret_file: Path | None = None
+    """File with the secret of that client, where it has one."""
     clients: tuple[str, ...] = ()
     """Further clients whose tokens are accepted (`azp` or `client_id`)."""
     algorithms: tuple[str, ...] = ("RS256", "ES256")
@@ -48,7 +52,7 @@ class Provider(_Frozen):
     @property
     def accepted_clients(self) -> tuple[str, ...]:
         """Clients whose tokens are accepted."""
-        return (self.cli_client, *self.clients)
+        return tuple(name for name in (self.cli_client, self.web_client, *self.clients) if name)
 
 
 class Role(_Frozen):

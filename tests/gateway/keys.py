@@ -35,7 +35,8 @@ class FakeProvider:
         if self.is_away:
             raise UpstreamError("away")
         if url.endswith("openid-configuration"):
-            return {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/jwks"}
+            places = {f"{name}_endpoint": f"{ISSUER}/{name}" for name in ("authorization", "token")}
+            return {"issuer": ISSUER, "jwks_uri": f"{ISSUER}/jwks", **places}
         return {"keys": [self.public(name) for name in self.keys]}
 
     def public(self, name):

@@ -36,7 +36,7 @@ async def log(  # noqa: PLR0917 - parameters of the request
     """
     deadline = time.monotonic() + wait
     while True:
-        content, is_over = await run_in_threadpool(_look, parts, person.owner.id, job_id, rank, (offset, limit))
+        content, is_over = await run_in_threadpool(look, parts, person.owner.id, job_id, rank, (offset, limit))
         if content or is_over or time.monotonic() >= deadline:
             break
         await asyncio.sleep(_LOOK_S)
@@ -45,14 +45,31 @@ async def log(  # noqa: PLR0917 - parameters of the request
     return Response(content, media_type="text/plain; charset=utf-8", headers=headers)
 
 
-def _look(parts: Services, owner: str, job_id: str, rank: int, part: tuple[int, int]) -> tuple[bytes, bool]:
+def look(parts: Services, owner: str, job_id: str, rank: int, part: tuple[int, int]) -> tuple[bytes, bool]:
+    """Bytes of a log from an offset on, at most so many (`part`), and whether nothing follows after the last of them.
+
+    Raises
+    ------
+    Problem : 404 when the owner has no such job, 416 for an offset behind the end.
+    """
     with parts.database.reading() as session:
         job = queries.submission_of(session, owner, job_id)
     if job is None:
         raise not_found()
     # after the state: what was written before the end is then read for sure
-    path = parts.settings.job_folder(job.id) / "logs" / f"rank_{rank}.log"
-    return _range(path, *part), job.is_over
+    return _range(_path(parts, job.id, rank), *part), job.is_over
+
+
+def size(parts: Services, job_id: str, rank: int = 0) -> int:
+    """Bytes of a log; 0 without one."""
+    try:
+        return _path(parts, job_id, rank).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _path(parts: Services, job_id: str, rank: int) -> Path:
+    return parts.settings.job_folder(job_id) / "logs" / f"rank_{rank}.log"
 
 
 def _range(path: Path, offset: int, limit: int) -> bytes:

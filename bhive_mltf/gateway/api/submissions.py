@@ -76,15 +76,21 @@ def show(job_id: str, person: Me, parts: Parts) -> dict[str, Any]:
 @router.post("/v1/submissions/{job_id}/cancel", status_code=202)
 def cancel(job_id: str, response: Response, person: Me, parts: Parts) -> dict[str, Any]:
     """Record the wish to cancel; the worker does it. A job that is over stays as it is."""
-    with parts.database.writing() as session:
-        job = queries.submission_of(session, person.owner.id, job_id)
-        if job is None:
-            raise not_found()
-        if job.is_over:
-            response.status_code = 200
-        elif job.cancel_at is None:
-            job.cancel_at, job.cancel_by = time.time(), ACTOR
+    job = wish_to_cancel(parts, person.owner.id, job_id)
+    if job is None:
+        raise not_found()
+    if job.is_over:
+        response.status_code = 200
     return requests.shown(job)
+
+
+def wish_to_cancel(parts: Services, owner: str, job_id: str) -> Submission | None:
+    """Record the wish of an owner, unless the job is over; the job, None when the owner has no such job."""
+    with parts.database.writing() as session:
+        job = queries.submission_of(session, owner, job_id)
+        if job is not None and not job.is_over and job.cancel_at is None:
+            job.cancel_at, job.cancel_by = time.time(), ACTOR
+    return job
 
 
 def _mine(job_id: str, person: Person, parts: Services) -> Submission:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -73,6 +73,23 @@ class TokenVerifier:
         TokenError : the token is none, not signed by the provider, not for this gateway, or over.
         UpstreamError : the provider's keys are not known.
         """
+        key = self._signed_with(token, _TYPES, "the token is not an access token")
+        return self._caller(self._claims(token, key, list(self._provider.audiences)))
+
+    def verify_id(self, token: str, client: str, nonce: str) -> str:
+        """The subject of an ID token that was made for one sign-in of one client.
+
+        Raises
+        ------
+        TokenError : as for `verify`, or the token is of another sign-in.
+        UpstreamError : the provider's keys are not known.
+        """
+        claims = self._claims(token, self._signed_with(token, {"jwt"}, "the token is not an ID token"), [client])
+        if not nonce or claims.get("nonce") != nonce or claims.get("azp", client) != client:
+            raise TokenError("the token is of another sign-in")
+        return str(claims["sub"])
+
+    def _signed_with(self, token: str, types: Collection[str], wrong_type: str) -> jwt.PyJWK:
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
@@ -80,23 +97,23 @@ class TokenVerifier:
         algorithm, key_id = header.get("alg"), header.get("kid")
         if algorithm not in self._provider.algorithms:
             raise TokenError("the token is signed with an algorithm that is not accepted")
-        if str(header.get("typ", "JWT")).lower() not in _TYPES:
-            raise TokenError("the token is not an access token")
+        if str(header.get("typ", "JWT")).lower() not in types:
+            raise TokenError(wrong_type)
         key = self._key(key_id)
         if key is None:
             raise TokenError("the token is signed with a key that the sign-on provider does not publish")
         if key.algorithm_name != algorithm:
             raise TokenError("the token is signed with an algorithm that does not belong to its key")
-        return self._caller(self._claims(token, key))
+        return key
 
-    def _claims(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
+    def _claims(self, token: str, key: jwt.PyJWK, audiences: list[str]) -> dict[str, Any]:
         provider = self._provider
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
                 key=key,
                 algorithms=list(provider.algorithms),
-                audience=list(provider.audiences),
+                audience=audiences,
                 issuer=provider.issuer,
                 leeway=LEEWAY_S,
                 options={"require": list(_REQUIRED)},

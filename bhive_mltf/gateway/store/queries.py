@@ -55,8 +55,10 @@ def submission_by_key(session: Session, owner: str, key: str) -> Submission | No
 def page(
     session: Session, owner: str, *, state: str = "", label: str = "", after: Submission | None = None, limit: int = 50
 ) -> Sequence[Submission]:
-    """An owner's submissions, newest first, after the given one."""
-    wanted = select(Submission).where(Submission.owner == owner)
+    """Submissions of an owner, of all for an operator (empty), newest first, after the given one."""
+    wanted = select(Submission)
+    if owner:
+        wanted = wanted.where(Submission.owner == owner)
     if state:
         wanted = wanted.where(Submission.state == state)
     if label:

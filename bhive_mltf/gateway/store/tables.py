@@ -160,6 +160,17 @@ class Event(Base):
     time: Mapped[float] = mapped_column(default=time.time)
 
 
+class WebSession(Base):
+    """A session of the page: `id_hash` of the secret in its cookie, and the roles that the sign-in gave."""
+
+    __tablename__ = "web_session"
+
+    id_hash: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("owner.id"))
+    roles: Mapped[list[str]]
+    expires_at: Mapped[float]
+
+
 class Leader(Base):
     """The worker that may write; each term of office has a number."""
 
