@@ -29,7 +29,7 @@ venv: $(VENV)/.installed ## create the environment, locked by constraints.txt
 $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard bhive_mltf/*/*/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,export,optimize,dev]'
 	touch $@
 
 demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflow
