@@ -16,15 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bhive_mltf.errors import ParameterError
+from bhive_mltf.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.distributed.elastic.multiprocessing import LogsDest
     from torch.distributed.launcher.api import LaunchConfig
-
-OLDEST_ROOT_READER = 5  # uproot 4 reads lists by awkward 1, and neither RNTuple nor truncated types as ROOT stores them
 
 
 def major(package: str) -> int:
@@ -52,6 +50,21 @@ def require(what: str, extra: str, *packages: str) -> None:
     if missing:
         raise ParameterError(
             f"{what} needs {' and '.join(missing)}, not installed here: pip install 'bhive_mltf[{extra}]'"
+        )
+
+
+def require_root_reader(path: str) -> None:
+    """Refuse a ROOT file where uproot is older than 5: it has awkward 1 for lists, and neither RNTuple nor `Float16_t`.
+
+    Raises
+    ------
+    DataError
+        Names the file, the version and how to install another one.
+    """
+    if major("uproot") < 5:
+        raise DataError(
+            f"'{path}' is a ROOT file, which takes uproot 5, and {metadata.version('uproot')} is installed: pip "
+            "install 'uproot>=5.3', where another package needs uproot 4 in an environment of its own"
         )
 
 

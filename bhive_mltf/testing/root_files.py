@@ -15,6 +15,8 @@ import numpy as np
 import uproot
 from numpy.typing import NDArray
 
+from bhive_mltf import compat
+
 _DATE_CODE = 0x6000_0000
 
 
@@ -34,11 +36,12 @@ class Jets:
 
 
 def write_tree(path: str | Path, treename: str, jets: Jets, *, basket_jets: int = 1_000) -> Path:
-    """Write jets to the tree `treename` of a new file; lists have counter branches.
+    """Write jets to the tree `treename` of a new file; lists have counter branches. DataError with uproot below 5.
 
     uproot cannot write `std::vector` branches, so JetClass files of the toys are jagged arrays with a counter too.
     """
     path = Path(path)
+    compat.require_root_reader(str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = dict(jets.scalars)
     counters = {}

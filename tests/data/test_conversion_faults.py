@@ -80,9 +80,7 @@ def undisturbed(inputs, tmp_path_factory):
 LONG = pytest.mark.long
 
 
-@pytest.mark.parametrize(
-    ("seed", "workers"), [(1, 1), (3, 2), pytest.param(2, 1, marks=LONG), pytest.param(4, 1, marks=LONG)]
-)
+@pytest.mark.parametrize(("seed", "workers"), [(3, 2), *(pytest.param(seed, 1, marks=LONG) for seed in (1, 2, 4))])
 def test_killed_at_any_moment(inputs, undisturbed, tmp_path, seed, workers):
     folder, config = inputs
     rng = random.Random(seed)

@@ -119,6 +119,7 @@ def test_w07_a_full_disk(world, tmp_path):
     assert digest == world[2].manifest.digest
 
 
+@pytest.mark.long
 def test_a_full_scratch_folder(world, tmp_path):
     failure, digest = in_a_mount("full-scratch", world, tmp_path / "small")
     assert failure["error"] == "DiskError"

@@ -162,6 +162,7 @@ def test_workers_give_the_same_batches(sets, name, n_threads):
         assert_same(batches(sets[name], n_threads=n_threads, **options), batches(sets[name], **options))
 
 
+@pytest.mark.long
 def test_workers_can_be_spawned(sets):
     order.BLOCK = 2048  # a spawned process does not see the patch of this module
     try:

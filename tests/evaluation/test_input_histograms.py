@@ -181,7 +181,7 @@ def filled(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("look", [Look(), Look(ylog=False, weighted=True)])
+@pytest.mark.parametrize("look", [Look(), pytest.param(Look(ylog=False, weighted=True), marks=pytest.mark.long)])
 def test_figures_of_a_feature(filled, tmp_path, look):
     chosen = [feature for feature in features(SCHEMA.groups) if feature.name in {"jet_pt", "mass"}]
     draw_inputs(filled, chosen, SCHEMA.truths, tmp_path, look=look)

@@ -17,7 +17,9 @@ def make(labels, weighting="reference"):
     return histogram, weigh(histogram, weighting, grid=GRID, labels=labels, reference=labels[0])
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize(
+    "weighting", [WEIGHTINGS[0], *(pytest.param(w, marks=pytest.mark.long) for w in WEIGHTINGS[1:])]
+)
 def test_spectra_are_drawn_from_the_directory(tmp_path, weighting):
     histogram, weights = make(("b", "c", "light", "none"), weighting)
     np.save(tmp_path / "histogram.npy", histogram.astype(np.float32))

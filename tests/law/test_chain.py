@@ -251,6 +251,7 @@ def test_what_the_bits_depend_on_and_a_trace_are_kept(chain, client, run):
     assert {"reproducibility.json", "profile/trace.json.gz", "profile/operations.txt"} <= kept
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_is_told_and_replayed(chain, btag_options):
     bad = {**btag_options, "--training-version": "bad", "--learning-rate": 1e30, "--tracking": False}
     refused = chain.law("run", "TrainingTask", *flat(bad))

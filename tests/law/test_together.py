@@ -32,6 +32,7 @@ def test_a_second_command_waits_and_finds_the_training_done(sandbox, btag_option
     assert sum("is in use by process" in output for output in outputs) == 1
 
 
+@pytest.mark.long
 def test_debug_mode_reads_one_file_per_process(sandbox, btag_lists):
     lines = [*(btag_lists / "train.txt").read_text().split(), *(btag_lists / "test.txt").read_text().split()]
     filelist = sandbox.folder / "all.txt"

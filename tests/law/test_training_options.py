@@ -5,6 +5,8 @@ import pytest
 
 from tests.helpers.commands import Sandbox, flat
 
+pytestmark = pytest.mark.long
+
 TRAINING = "TrainingTask/offline_run3/v1/t1/DeepJet/epochs_0/pgd/epsilon_0.01/iterations_1"
 BY_ITERATIONS = {"use-iterations": True, "total-iterations": 7, "n-iters-per-save": 3}
 ATTACKS = {"--attack": "pgd", "--attack-magnitude": 0.01, "--optimizer": "Ranger", "--lr-scheduler": "batch_exp_decay"}
@@ -67,7 +69,6 @@ def test_w31_the_other_attack_on_the_jets_of_a_test(trained):
     assert "debug" not in output.lower()
 
 
-@pytest.mark.long
 def test_w19_extension_and_going_back_by_iterations(trained):
     flags = [*trained.typed, *options({**BY_ITERATIONS, **VALIDATION, "loss-weighting": True})]
     assert "iteration 9/9" in trained.run("TrainingTask", *flags, "--extend-training", 2)

@@ -90,6 +90,7 @@ def test_jobs_of_two_branches_give_what_this_machine_gives(site, tmp_path_factor
     assert len(site.scheduler.jobs) == N_FILES // 2
 
 
+@pytest.mark.long
 def test_a_failed_job_is_repeated_alone(site):
     command = site.start("--retries", 1)
     output = site.work(command, fails={2})

@@ -262,6 +262,7 @@ def test_a_training_goes_on_in_the_journal_of_commit_a2464a8(old, client):
     assert history(client, run_id, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3), (3, 0.25)]
 
 
+@pytest.mark.long
 def test_processes_that_deliver_at_once_make_one_run(old, client):
     code = "import sys; from bhive_mltf.tracking import attach; attach(sys.argv[1]).finish()"
     processes = [subprocess.Popen([sys.executable, "-c", code, old]) for _ in range(2)]
@@ -339,6 +340,7 @@ def test_a_point_that_the_store_cannot_take_is_left_out(tmp_path, data_path, cli
     assert "refused a point 'odd'" in said()[1]
 
 
+@pytest.mark.long
 def test_a_server_started_late_and_killed_in_between(relay, tmp_path, said, capsys):
     os.environ["MLFLOW_TRACKING_URI"] = relay.address
     os.environ["MLFLOW_EXPERIMENT_NAME"] = "late"

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import mlflow
 import pytest
 
-from bhive_mltf.tracking import NullRun, RunRecord, attach, connection, prepare, store, view_command
+from bhive_mltf.tracking import NullRun, RunRecord, attach, connection, prepare, view_command
 
 
 def test_a_new_run(tmp_path, data_path, client, said):
@@ -195,16 +195,6 @@ def test_the_command_that_opens_the_page(tmp_path):
     command = view_command(record, port=7000)
     assert command.startswith("mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db' --port 7000")
     assert view_command(RunRecord("https://host/", "1", "abc")) == "https://host/#/experiments/1/runs/abc"
-
-
-def test_credentials_stay_out_of_the_record(tmp_path, server):
-    os.environ["MLFLOW_TRACKING_URI"] = server.replace("://", "://someone:secret@")
-    record = prepare(tmp_path, data_path=tmp_path, run_name="t")
-    assert record.tracking_uri == server
-    assert "secret" not in (tmp_path / "run.json").read_text()
-    assert store.with_credentials(record.tracking_uri) == os.environ["MLFLOW_TRACKING_URI"]
-    os.environ["MLFLOW_TRACKING_URI"] = "http://someone:secret@elsewhere"
-    assert store.with_credentials(record.tracking_uri) == server
 
 
 def test_a_silent_server_costs_a_bounded_time(tmp_path, data_path, said):

@@ -6,13 +6,23 @@ import mlflow
 import pytest
 from torch import nn
 
-from bhive_mltf.tracking import attach, prepare
+from bhive_mltf.tracking import attach, prepare, store
 from bhive_mltf.tracking.connection import connect
 
 
 @pytest.fixture
 def client(server):
     return connect(server)
+
+
+def test_credentials_stay_out_of_the_record(tmp_path, server):
+    os.environ["MLFLOW_TRACKING_URI"] = server.replace("://", "://someone:secret@")
+    record = prepare(tmp_path, data_path=tmp_path, run_name="t")
+    assert record.tracking_uri == server
+    assert "secret" not in (tmp_path / "run.json").read_text()
+    assert store.with_credentials(record.tracking_uri) == os.environ["MLFLOW_TRACKING_URI"]
+    os.environ["MLFLOW_TRACKING_URI"] = "http://someone:secret@elsewhere"
+    assert store.with_credentials(record.tracking_uri) == server
 
 
 def test_a_run_on_a_server(server, tmp_path, client, said):
@@ -46,6 +56,7 @@ def test_a_run_on_a_server(server, tmp_path, client, said):
     assert mlflow.active_run() is None
 
 
+@pytest.mark.long
 def test_a_server_that_dies_and_comes_back(relay, tmp_path, client, said):
     os.environ["MLFLOW_TRACKING_URI"] = relay.address
     prepare(tmp_path, data_path=tmp_path, run_name="t")

@@ -79,6 +79,7 @@ def test_two_ranks_equal_one_with_an_attack_and_a_closure(tmp_path):
     assert states[0]["histories"]["loss_val"] == pytest.approx(states[1]["histories"]["loss_val"], rel=1e-8)
 
 
+@pytest.mark.long
 def test_w33_first_step_in_float32_and_unused_parameters(tmp_path):
     # SGD without momentum: the change of the weights is the gradient
     kwargs = {"epochs": 1, "optimizer": "SGD", "checkpoint_steps": 1, "keep_checkpoints": 99, "batch_size": 31}
@@ -190,6 +191,7 @@ def test_a_command_asked_to_stop_saves_and_goes_on(tmp_path, monkeypatch):
     assert steps[0] >= 11 * (epochs[0] + 1)
 
 
+@pytest.mark.long
 def test_an_error_in_a_rank_is_one_sentence(tmp_path):
     with pytest.raises(RankFailedError, match=r"Rank \d of 2 failed \(ParameterError: there are 2 ranks") as caught:
         two_ranks(tmp_path, batch_size=1)

@@ -48,6 +48,7 @@ def plan(directory, dataset, **values):
     return TrainingPlan(**{**defaults, **values})
 
 
+@pytest.mark.long
 def test_deepjet_on_arrow_shards_with_one_and_two_ranks(tmp_path, dataset, capfd):
     launch(plan(tmp_path / "one", dataset))
     launch(plan(tmp_path / "two", dataset, ranks_per_node=2))

@@ -120,11 +120,7 @@ def open_tree(path: str, treename: str, branches: Sequence[str]) -> Iterator[Roo
     DataError
         A branch of a type that cannot be read, a machine that does not let the file be read, or uproot below 5.
     """
-    if compat.major("uproot") < compat.OLDEST_ROOT_READER:
-        raise DataError(
-            f"'{path}' is a ROOT file, which uproot {uproot.__version__} does not read as ROOT stores it: pip install "
-            "'uproot>=5.3', where another package needs uproot 4 in an environment of its own"
-        )
+    compat.require_root_reader(path)
     with _open_file(path) as file:
         tree = _find_tree(file, path, treename)
         with reading(path):
