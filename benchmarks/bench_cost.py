@@ -3,7 +3,8 @@
     python benchmarks/bench_cost.py --data DIR [--jets 64 256 1024]
 
 DIR is a folder of JetClass files. Forward and backward in float32, with the operators of a CPU, with those of a GPU
-(torch's `meta` device), and of the padded reference. The last line is one JSON object:
+(torch's `meta` device; `gpu8`: with eight groups of jets, which a GPU has from 1024 jets on, since each group costs
+launches), and of the padded reference. The last line is one JSON object:
 
 mb_per_jet, gflop_per_jet, kernels : by kind and number of jets.
 messages_per_norm : of a batch norm of several ranks, forward and backward together.
@@ -32,7 +33,7 @@ from turns import take_batches
 from bhive_mltf import config as configs
 from bhive_mltf.data.ntuples.root_dataset import open_root
 from bhive_mltf.interface import Batch
-from bhive_mltf.models import registry
+from bhive_mltf.models import layout, registry
 from bhive_mltf.ranks.batchnorm import synchronise_batch_norms
 from bhive_mltf.training.scaling.limits import Cost, Traced
 
@@ -63,6 +64,8 @@ def costs(batch: Batch, config: configs.Config) -> dict[str, Cost]:
     no_autocast = mock.patch.object(torch, "autocast", return_value=nullcontext())
     with no_autocast, mock.patch("bhive_mltf.models.layers.attend", fused_attention):
         found["gpu"] = cost_of(model, placed)[0]
+        with mock.patch.object(layout, "JETS_PER_GROUP", 1):
+            found["gpu8"] = cost_of(model, placed)[0]
     return found
 
 

@@ -33,12 +33,24 @@ JSON = Path("gpu_check.json")
 MODULES = (gpu_numbers, gpu_memory, gpu_speed)
 
 
+def driver() -> str:
+    """Version of NVIDIA's driver; empty without one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # noqa: BLE001 - no driver, or nothing that asks it
+        return ""
+
+
 def conditions(device: torch.device) -> Found:
     on_gpu = device.type == "cuda"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
         "card": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "driver": driver(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
         "threads": torch.get_num_threads(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -127,7 +128,9 @@ def memory(device: torch.device) -> Found:
         return 0
 
     with tempfile.TemporaryDirectory() as folder:
+        logging.disable(logging.ERROR)
         code = run_reporting(Path(folder), work)
+        logging.disable(logging.NOTSET)
         reason = RankError.read(Path(folder), 0)
     require(code == 1 and reason is not None, f"exit code {code}, error file {reason}")
     require(reason.cause == GpuCause.OUT_OF_MEMORY, f"the cause is '{reason.cause}'")
