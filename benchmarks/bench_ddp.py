@@ -105,11 +105,11 @@ def write_batches(plan: TrainingPlan, files: Sequence[str], n_batches: int, path
             batch_size=plan.batch_size, seed=plan.seed, weighted=False,
         )  # fmt: skip
         arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("x", "v", "mask", "target", "dealt", "in_order")}
-        tasks = loader.tasks(0)
+        shares = loader.shares(0)
         for batch in islice(loader.epoch(0), n_batches):
             for name, values in weaver_inputs(model, batch).items():
                 arrays[name].append(values)
-            positions = np.concatenate([part.positions for part in next(tasks).parts])
+            positions = np.concatenate([part.positions for part in next(shares).parts])
             arrays["dealt"].append(assign(work(dataset.index, positions, model.inputs), ranks))
             arrays["in_order"].append(np.arange(len(batch)) * ranks // len(batch))
         np.savez(path, **{name: np.stack(values) for name, values in arrays.items()})
