@@ -65,6 +65,10 @@ ACCEPTED = {
 }
 LOOK = """
 import json, sys
+from pathlib import Path
+from bhive_mltf import config
+from bhive_mltf.files.records import Record
+from bhive_mltf.law.tasks.dataset import DatasetConstructorTask
 from bhive_mltf.law.tasks.training import TrainingTask
 from bhive_mltf.errors import BhiveError
 
@@ -77,7 +81,19 @@ def look(values):
         return str(error)
     return ""
 
-print(json.dumps({name: look(values) for name, values in json.load(sys.stdin).items()}))
+def of_a_set_made_with_processes():
+    options = {"config": "offline_run3", "dataset_version": "former"}
+    task, training = DatasetConstructorTask(**options), TrainingTask(**options, model_name="DeepJet")
+    before = task.load_config().processes
+    for target in task.output().values():
+        Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(target.path).touch()
+    former = config.load("offline_run3").model_copy(update={"processes": ("TT", "QCD")})
+    Record.new({"config": former.dataset_digest}).write(task.local_path())
+    return [before, task.load_config().processes, training.load_config().processes]
+
+said = {name: look(values) for name, values in json.load(sys.stdin).items()}
+print(json.dumps({**said, "processes": of_a_set_made_with_processes()}))
 """
 
 
@@ -103,6 +119,10 @@ def said(tmp_path_factory):
 def test_combinations_that_cannot_be(said, case):
     assert REFUSED[case][1] in said[case]
     assert "\n" not in said[case]
+
+
+def test_d07_a_set_made_with_processes_keeps_them(said):
+    assert said["processes"] == [["default"], ["TT", "QCD"], ["TT", "QCD"]]
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
