@@ -21,6 +21,7 @@ SHIPPED = (
     "jet_class",
     "mod_offline_run3",
     "offline_run3",
+    "part_fp16_run3",
     "part_run3",
     "part_run3_lt",
     "part_run3_lt_fp16",

@@ -16,7 +16,7 @@ from tests.helpers.building import build
 
 OFFLINE = (
     *("DeepJet_AK4", "offline_run3", "part_run3", "UParT_v0_run3"),
-    *("mod_offline_run3", "part_run3_lt"),
+    *("mod_offline_run3", "part_run3_lt", "part_fp16_run3"),
 )
 
 

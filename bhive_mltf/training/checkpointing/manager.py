@@ -63,7 +63,7 @@ class CheckpointManager:
         position = Position()
         if found is not None:
             path, state = found
-            settings = {**_YOUNGER_SETTINGS, **state["settings"]}
+            settings = {**_YOUNGER_SETTINGS, **(state.get("settings") or {})}
             checkpoint.check_identity(path, {**state, "settings": settings}, self._identity_of(state))
             self._stepper.model.load_state_dict(state["model_state_dict"])
             self._stepper.optimizer.load_state_dict(state["optimizer_state_dict"])
@@ -85,8 +85,9 @@ class CheckpointManager:
 
     def _identity_of(self, state: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint has to record; an earlier version's digest of the same config is as good."""
-        recorded = as_recorded(self._plan.config, state["config_digest"])
-        return {**self._identity, **({"config_digest": state["config_digest"]} if recorded else {})}
+        digest = str(state.get("config_digest"))
+        recorded = as_recorded(self._plan.config, digest)
+        return {**self._identity, **({"config_digest": digest} if recorded else {})}
 
     def due_by_step(self, global_step: int) -> bool:
         """Whether a step checkpoint is due, by the number of steps; alike on all ranks."""
