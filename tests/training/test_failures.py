@@ -90,7 +90,7 @@ def test_several_ranks_that_are_behind_are_all_named(tmp_path):
     assert text.startswith("Rank 1 of 3 failed (ranks 1, 2 stopped answering, others waited in vain)")
 
 
-def test_where_all_waited_the_rank_behind_has_the_smallest_number(tmp_path):
+def test_where_all_waited_the_smallest_number_is_behind(tmp_path):
     for rank, number in enumerate((12, 11, 12)):
         wrote(tmp_path, rank, WATCHDOG.format(rank, number))
     assert waited_for(tmp_path, 3) == (1,)

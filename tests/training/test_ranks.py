@@ -121,7 +121,7 @@ def distance(one, two):
 
 
 @pytest.mark.long
-def test_dropout_of_two_ranks_is_another_draw_of_the_same_training(tmp_path, monkeypatch):
+def test_dropout_of_two_ranks_is_another_draw_of_one_training(tmp_path, monkeypatch):
     """Ranks draw their own numbers: as far from one rank as one rank is from itself with other numbers."""
     kwargs = {"training_precision": "float64", "model_kwargs": {"dropout": 0.3}}
     one, two = one_rank(tmp_path / "one", **kwargs), two_ranks(tmp_path / "two", **kwargs)
