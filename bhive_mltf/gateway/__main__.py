@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--port", type=int, default=8000)
     serve.set_defaults(run=_serve)
     commands.add_parser("worker", help="hand jobs in and follow them").set_defaults(run=_worker)
+    db = commands.add_parser("db", help="tables of the database")
+    db.add_argument("action", choices=["upgrade"], help="bring them to the newest revision; stop the processes first")
+    db.set_defaults(run=_db)
     keys = commands.add_parser("keys", help="signing keys of the tracking tokens")
     keys.add_argument("action", choices=["rotate"], help="add a key; restart the processes then")
     keys.set_defaults(run=_keys)
@@ -55,6 +58,16 @@ def _worker(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     worker.run(configuration.load(options.config), stop)
+
+
+def _db(options: argparse.Namespace) -> None:
+    from bhive_mltf.gateway.store import schema
+    from bhive_mltf.gateway.store.database import Database
+
+    database = Database(configuration.load(options.config).database_url)
+    database.upgrade()
+    sys.stdout.write(f"schema {schema.newest()}\n")
+    database.close()
 
 
 def _keys(options: argparse.Namespace) -> None:

@@ -48,3 +48,11 @@ def postgres():
     made = Postgres()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.gateway)])
+def database_url(request, tmp_path):
+    """The address of an empty database, of each kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").new()
+    return f"sqlite:///{tmp_path}/gateway.db"

@@ -69,13 +69,13 @@ def provider():
 
 
 @pytest.fixture
-def settings(tmp_path):
+def settings(tmp_path, database_url):
     mint.rotate(tmp_path / "keys")
     return Settings(
         public_url="https://gateway.example",
         tracking_url="https://mlflow.example",
         spool=tmp_path / "spool",
-        database_url=f"sqlite:///{tmp_path}/gateway.db",
+        database_url=database_url,
         keys=tmp_path / "keys",
         provider={"issuer": ISSUER, "audiences": ["mltf"], "cli_client": "cli", "clients": ["robot"]},
         roles={
@@ -300,6 +300,16 @@ def test_wrong_request_names_what_is_wrong(alice, request_, code, words):
     answer = alice.submit(digest, **request_)
     assert answer.status_code == code
     assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/submissions?after=a%00b", "/v1/submissions/j%00", "/v1/submissions?label=%00"])
+def test_nul_in_a_request_is_no_error_of_the_server(alice, path):
+    assert alice.ask("GET", path).status_code in (200, 404, 422)
+
+
+def test_nul_in_the_name_of_a_person_is_left_out(client, provider):
+    user = User(client, provider, "nul", preferred_username="a\0b")
+    assert user.ask("GET", "/v1/me").status_code == 200
 
 
 def test_body_that_is_no_json_is_a_problem_document(alice):

@@ -87,7 +87,8 @@ def problems(documents):
         security = spec.get("securityContext", {})
         found += [f"{name}: {key}" for key, wanted in POD_RULES.items() if not wanted(security, spec)]
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
-            rules = {key: rule for key, rule in CONTAINER_RULES.items() if kind != "CronJob" or "Probe" not in key}
+            is_watched = kind != "CronJob" and container in spec["containers"]
+            rules = {key: rule for key, rule in CONTAINER_RULES.items() if is_watched or "Probe" not in key}
             found += [f"{name}: {key}" for key, wanted in rules.items() if not wanted(container)]
     found += [f"Secret {d['metadata']['name']}" for d in documents if d["kind"] == "Secret"]
     return found

@@ -34,7 +34,7 @@ PACKAGE = Path(gateway.__file__).parent
 class Bench:
     """A worker as a process of its own, with a scheduler of scripts and a tracking server of a few routes."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, database_url=""):
         self.folder = folder
         self.scheduler, self.mlflow = FakeScheduler(folder / "bin").install(), FakeMlflow()
         (folder / "site.yml").write_text("hours: 1\nsignal_seconds: 30\npoll_seconds: 0.2\naccounting: false\n")
@@ -44,7 +44,7 @@ class Bench:
             "public_url": "https://gateway.example",
             "tracking_url": self.mlflow.url,
             "spool": str(folder / "spool"),
-            "database_url": f"sqlite:///{folder}/gateway.db",
+            "database_url": database_url or f"sqlite:///{folder}/gateway.db",
             "keys": str(folder / "keys"),
             "provider": {"issuer": "https://provider.example", "audiences": ["mltf"], "cli_client": "cli"},
             "roles": {"user": {"profiles": ["small"]}},
@@ -205,6 +205,15 @@ def test_worker_killed_at_a_point_loses_and_doubles_nothing(bench, point):
     assert run["status"] == status
     assert found.job_id == next(iter(bench.scheduler.jobs))
     assert not (bench.settings.job_folder(job) / "private" / "token").exists()
+
+
+@pytest.mark.parametrize("point", ["after_sbatch", "at_closing"])
+def test_worker_killed_on_postgresql_hands_in_once(tmp_path, postgres, point):
+    bench = Bench(tmp_path, postgres.new())
+    try:
+        test_worker_killed_at_a_point_loses_and_doubles_nothing(bench, point)
+    finally:
+        bench.close()
 
 
 def test_token_of_a_job_is_for_its_owner_only(bench):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 
 from bhive_mltf.gateway.errors import UpstreamError
 
+logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _TITLES = {
     400: "the request cannot be read",
@@ -75,6 +78,15 @@ def add_to(app: FastAPI) -> None:
     @app.exception_handler(UpstreamError)
     async def _upstream(_: Request, error: UpstreamError) -> JSONResponse:
         return Problem(503, "upstream", str(error), headers={"Retry-After": "10"}).response()
+
+    @app.exception_handler(DataError)
+    async def _data(_: Request, error: DataError) -> JSONResponse:  # noqa: ARG001 - its text repeats the values
+        return Problem(422, "validation", "a text holds a character that cannot be stored, such as NUL").response()
+
+    @app.exception_handler(OperationalError)
+    async def _database(_: Request, error: OperationalError) -> JSONResponse:
+        logger.error("the database does not answer: %s", error.orig)
+        return Problem(503, "database", "the database does not answer", headers={"Retry-After": "10"}).response()
 
     @app.exception_handler(RequestValidationError)
     async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:

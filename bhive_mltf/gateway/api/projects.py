@@ -16,7 +16,7 @@ from bhive_mltf.gateway.errors import ArchiveError
 from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.projects.archive import Contents
 from bhive_mltf.gateway.store import queries
-from bhive_mltf.gateway.store.tables import Project, ProjectRef
+from bhive_mltf.gateway.store.tables import Project
 
 router = APIRouter()
 
@@ -73,19 +73,14 @@ def _keep(parts: Services, owner: str, digest: str, temporary: Path, contents: C
     with atomic.replace_file(path) as beside:
         temporary.rename(beside)
     with parts.database.writing() as session:
-        project = session.get(Project, digest)
-        if project is None:
-            project = Project(
-                digest=digest,
-                bytes=contents.bytes,
-                files=contents.files,
-                name=contents.name,
-                entry_points=contents.entry_points,
-            )
-            session.add(project)
-            session.flush()
-        if session.get(ProjectRef, (owner, digest)) is None:
-            session.add(ProjectRef(owner=owner, digest=digest))
+        made = Project(
+            digest=digest,
+            bytes=contents.bytes,
+            files=contents.files,
+            name=contents.name,
+            entry_points=contents.entry_points,
+        )
+        project = queries.remember_project(session, owner, made)
         return _shown(project)
 
 

@@ -87,7 +87,7 @@ def cancel(job_id: str, response: Response, person: Me, parts: Parts) -> dict[st
 def wish_to_cancel(parts: Services, owner: str, job_id: str) -> Submission | None:
     """Record the wish of an owner, unless the job is over; the job, None when the owner has no such job."""
     with parts.database.writing() as session:
-        job = queries.submission_of(session, owner, job_id)
+        job = queries.submission_of(session, owner, job_id, to_write=True)
         if job is not None and not job.is_over and job.cancel_at is None:
             job.cancel_at, job.cancel_by = time.time(), ACTOR
     return job
@@ -110,6 +110,7 @@ def _insert(
     hours = request.hours or profile.max_hours
     gpus = request.nodes * profile.gpus_per_node
     with parts.database.writing() as session:
+        queries.lock_owner(session, person.owner.id)
         before = queries.submission_by_key(session, person.owner.id, key)
         if before is not None:
             if before.request_hash != request.digest():
@@ -159,7 +160,7 @@ def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Servi
         tracking.log_params(run_id, job.params)
         tracking.set_status(run_id, "SCHEDULED")
     with parts.database.writing() as session:
-        job = queries.submission_of(session, person.owner.id, job_id)
+        job = queries.submission_of(session, person.owner.id, job_id, to_write=True)
         if job is None:
             raise not_found()
         if job.state == State.CREATING.value:

@@ -1,19 +1,33 @@
-"""The database itself: SQLite for one machine."""
+"""The database itself: SQLite for one machine, PostgreSQL else."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from bhive_mltf.gateway.store.tables import Base
+from bhive_mltf.errors import ConfigError
+from bhive_mltf.gateway.store import schema
 
 _WRITES: Final = "mltf_writes"
-_BUSY_S: Final = 30.0
+_BUSY_S: Final = 30
+_SQLITE: Final[dict[str, Any]] = {"connect_args": {"timeout": _BUSY_S, "check_same_thread": False}}
+_POSTGRESQL: Final[dict[str, Any]] = {
+    "pool_size": 20,
+    "max_overflow": 20,
+    "connect_args": {
+        "connect_timeout": 10,
+        "application_name": "mltf-gateway",
+        # a process that hangs holds no row for ever
+        "options": f"-c statement_timeout={_BUSY_S}s -c idle_in_transaction_session_timeout=60s",
+    },
+}
 
 
 class Database:
@@ -21,20 +35,56 @@ class Database:
 
     Parameters
     ----------
-    url : as SQLAlchemy takes it, such as `sqlite:////var/lib/mltf/gateway.db`.
+    url : as SQLAlchemy takes it, such as `sqlite:////var/lib/mltf/gateway.db` or `postgresql+psycopg://mltf@host/mltf`.
     """
 
     def __init__(self, url: str) -> None:
-        is_sqlite = url.startswith("sqlite")
-        arguments = {"timeout": _BUSY_S, "check_same_thread": False} if is_sqlite else {}
-        self.engine: Engine = create_engine(url, connect_args=arguments, pool_pre_ping=True)
-        if is_sqlite:
+        self.is_sqlite = url.startswith("sqlite")
+        options = _SQLITE if self.is_sqlite else _POSTGRESQL
+        self.engine: Engine = create_engine(url, pool_pre_ping=True, **options)
+        if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare)
             event.listen(self.engine, "begin", _begin)
 
     def create(self) -> None:
-        """Make the tables that are not there yet."""
-        Base.metadata.create_all(self.engine)
+        """Make the tables of an empty database.
+
+        Raises
+        ------
+        ConfigError : the database has another revision than this program needs, or cannot be used.
+        """
+        self._with_schema(schema.prepare)
+
+    def upgrade(self) -> None:
+        """Bring the tables to the revision that this program needs; ConfigError as for `create`."""
+        self._with_schema(schema.upgrade)
+
+    def _with_schema(self, change: Callable[[Connection], None]) -> None:
+        try:
+            with self.engine.connect().execution_options(**{_WRITES: True}) as connection, connection.begin():
+                change(connection)
+        except DBAPIError as error:
+            place = self.engine.url.render_as_string(hide_password=True)
+            reason = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+            raise ConfigError(f"the database {place} cannot be used ({reason})") from None
+
+    @contextmanager
+    def alone(self, key: int) -> Iterator[None]:
+        """Wait until no other process holds this key, then hold it; on SQLite, which is of one machine, nothing.
+
+        A lost connection lets the key go unnoticed: what is written meanwhile needs a guard of its own.
+        """
+        if self.is_sqlite:
+            yield
+            return
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}):
+                time.sleep(1.0)
+            try:
+                yield
+            finally:
+                # closed, not handed back: the key goes with the connection
+                connection.invalidate()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

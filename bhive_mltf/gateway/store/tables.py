@@ -12,7 +12,7 @@ import time
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import JSON, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -72,7 +72,7 @@ class Project(Base):
     __tablename__ = "project"
 
     digest: Mapped[str] = mapped_column(primary_key=True)
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
     files: Mapped[int]
     name: Mapped[str]
     entry_points: Mapped[dict[str, Any]]

@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy.orm import Session
 
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
+
+_KEY: Final = 0x6D6C7466_02
 
 
 class Office:
@@ -32,7 +35,7 @@ class Office:
 
 @contextmanager
 def lead(database: Database, lock: Path) -> Iterator[Office]:
-    """Wait until no other worker on this host leads, then begin a term."""
+    """Wait until no other worker leads, of this host (`lock`) or of another (PostgreSQL), then begin a term."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -42,8 +45,9 @@ def lead(database: Database, lock: Path) -> Iterator[Office]:
                 break
             except BlockingIOError:
                 time.sleep(1.0)
-        with database.writing() as session:
-            epoch = queries.take_office(session, f"{socket.gethostname()}:{os.getpid()}")
-        yield Office(database, epoch)
+        with database.alone(_KEY):
+            with database.writing() as session:
+                epoch = queries.take_office(session, f"{socket.gethostname()}:{os.getpid()}")
+            yield Office(database, epoch)
     finally:
         os.close(handle)

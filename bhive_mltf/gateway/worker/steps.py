@@ -207,7 +207,7 @@ class Steps:
     def _move(self, submission: Submission, after: State, detail: str = "", **values: Any) -> None:  # noqa: ANN401 - columns
         """Write a change; the cancel wish of the API is a column of its own and is left as it is."""
         with self.office.writing() as session:
-            row = session.get(Submission, submission.id)
+            row = session.get(Submission, submission.id, with_for_update=True)
             if row is None or row.state != submission.state:
                 return
             queries.move(session, row, after, ACTOR, detail, **values)

@@ -1,0 +1,1 @@
+"""The tables from release to release, one revision after the other (Alembic)."""
