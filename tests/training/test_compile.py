@@ -26,7 +26,7 @@ from tests.helpers.standin import plan
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
 )
-# of twenty batches, each of another shape; the first ones are those that are compiled for
+# twenty batches, each of another shape
 BATCHES = [[3, 9, 4], [7, 5, 12, 2]]
 BATCHES += [[2 + (7 * jet + 3 * batch) % (9 + batch) for jet in range(2 + batch % 7)] for batch in range(18)]
 VARIANTS = {name for name in registry.names() if name.startswith("ParticleTransformer2_LT_")}
@@ -132,11 +132,15 @@ OTHERS = sorted(set(CONFIGS) - VARIANTS - {PAPER})
 @torchs_own
 @pytest.mark.parametrize("name", [PAPER, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
-    """No graph break inside of what is compiled, nothing compiled anew after the first batch."""
+    """No graph break inside of what is compiled, nothing compiled anew after the second batch."""
     # what is traced, and when again, does not depend on what the backend makes of it
-    real, whole = torch.compile, nn.Module.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: real(f, backend="eager", dynamic=dynamic))
-    monkeypatch.setattr(nn.Module, "compile", lambda self, mode, dynamic: whole(self, backend="eager", dynamic=dynamic))
+    real = torch.compile
+
+    def eager(function, *, dynamic, mode):
+        return real(function, backend="eager", dynamic=dynamic)
+
+    # `nn.Module.compile` calls it too
+    monkeypatch.setattr(torch, "compile", eager)
     model = small(name)
     keys = list(model.state_dict())
     parts = Ingredients(model, None, None, None, "", "", [], {})
@@ -148,7 +152,8 @@ def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
         stepper.train(jets(model, counts, seed=step), step, 1e-3)
         found.append(counters["stats"]["unique_graphs"])
     assert found[0] > 0
-    assert set(found[1:]) == {found[0]}
+    # torch takes sizes that agree by chance in the first batch (16 rows of 16 features) for one
+    assert set(found[2:]) == {found[1]}
     assert list(stepper.model.state_dict()) == keys
     if name == PAPER:
         assert not counters["graph_break"]
