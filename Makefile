@@ -14,7 +14,8 @@ OLDEST_LAW := 0.1.19
 UPSTREAM_VENV ?= .venv-upstream
 UPSTREAM_PYTHON ?= python3.11
 NEWEST_VENV ?= .venv-newest
-# What is tested there; what needs more than such an environment has is skipped, with the reason.
+# What is tested there: not the loader and the evaluation, which ask little of other packages. What needs more than such an
+# environment has is skipped, with the reason.
 ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
@@ -38,6 +39,10 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 test: venv ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
 		--numprocesses auto --dist loadfile
+
+coverage: venv ## the default test suite, and which lines of the package it runs, in ranks, jobs and law commands too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
+		--numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto

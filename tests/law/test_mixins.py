@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from bhive_mltf.law.mixins.slurm import law_command
 from bhive_mltf.slurm import profiles
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.tracking import store
 from tests.helpers.fake_scheduler import FakeScheduler
 
 
@@ -209,7 +211,7 @@ def test_the_run_of_a_failed_task_tells_why(data_path):
 def only_run(data_path):
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{data_path}/mlflow.db")
+    client = MlflowClient(store.tracking_uri(Path(data_path)))
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     return run
 

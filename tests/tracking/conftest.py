@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bhive_mltf.tracking import connection
+from bhive_mltf import compat
+from bhive_mltf.tracking import connection, store
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ def clean_environment():
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """A SQLite store without runs: making its tables takes two seconds, copying it none."""
+    """A SQLite store without runs: making its tables takes two seconds, copying it none; None without SQLite."""
+    if not compat.has_sqlalchemy():
+        return None
     path = tmp_path_factory.mktemp("empty store") / "mlflow.db"
     connection.load()
     with connection.quiet_with_warnings():
@@ -63,18 +66,22 @@ def data_path(tmp_path, empty_store):
     """A DATA_PATH with a space in it."""
     path = tmp_path / "data path"
     path.mkdir()
-    shutil.copy(empty_store, path / "mlflow.db")
+    if empty_store is not None:
+        shutil.copy(empty_store, path / "mlflow.db")
     return path
 
 
 @pytest.fixture
 def client(data_path):
-    return connection.connect(f"sqlite:///{data_path}/mlflow.db")
+    connection.load()
+    return connection.connect(store.tracking_uri(data_path))
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, empty_store):
     """The address of a real `mlflow server`."""
+    if empty_store is None:
+        pytest.skip("mlflow-skinny has no server")
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "mlflow.db")
     port = free_port()

@@ -12,6 +12,7 @@ import torch
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.layouts.lz4_rows import LZ4ShardWriter
 from bhive_mltf.data.schema import GLOBAL, GroupSchema, Schema
+from bhive_mltf.tracking import store
 from tests.helpers.commands import REPOSITORY
 
 TRUTHS = ("isB", "isC", "isUDS", "isG")
@@ -116,6 +117,6 @@ class Layout:
         """The one run of all that was tracked."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(f"sqlite:///{self.data_path}/mlflow.db")
+        client = MlflowClient(store.tracking_uri(self.data_path))
         (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
         return client, run
