@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REQUIRED = "BHIVE_REQUIRE_GATEWAY"  # set where something missing is a failure, such as in continuous integration
-PACKAGES = ("fastapi", "sqlalchemy", "httpx", "jwt", "flask_wtf", "pathspec")
+PACKAGES = ("alembic", "fastapi", "flask_wtf", "httpx", "jinja2", "jwt", "pathspec", "psycopg", "sqlalchemy", "uvicorn")
 PROVIDER = Path(__file__).parent / "provider"
 
 
