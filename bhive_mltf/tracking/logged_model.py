@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bhive_mltf import compat
 from bhive_mltf.files import atomic, disk
 from bhive_mltf.tracking.connection import quiet_with_warnings
+from bhive_mltf.tracking.store import is_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +100,9 @@ def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, re
     model_id = made.read_text(encoding="utf-8")
     client.log_model_artifacts(model_id, str(folder / "model"))
     client.finalize_logged_model(model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model_id, record["step"])])
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or model_id not in [output.model_id for output in outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, record["step"])])  # refused the second time
     points = [
         Metric(key, float(value), timestamp, record["step"], model_id=model_id)
         for key, (value, timestamp) in record["metrics"].items()
@@ -107,7 +110,10 @@ def send(client: MlflowClient, folder: Path, experiment_id: str, run_id: str, re
     if points:
         client.log_batch(run_id, metrics=points, synchronous=True)
     if record.get("register"):
-        _register(client, folder, f"models:/{model_id}", run_id, record)
+        # a store that is opened here looks for `models:/` in the store of the process, which may be another one
+        own = str(client.get_logged_model(model_id).artifact_location)
+        source = f"models:/{model_id}" if is_server(client.tracking_uri) else own
+        _register(client, folder, source, run_id, record, model_id=model_id)
 
 
 def _send_plain(client: MlflowClient, folder: Path, run_id: str, record: Mapping[str, Any]) -> None:
@@ -123,8 +129,18 @@ def _send_plain(client: MlflowClient, folder: Path, run_id: str, record: Mapping
         _register(client, folder, f"{run.info.artifact_uri}/{place}", run_id, record)
 
 
-def _register(client: MlflowClient, folder: Path, source: str, run_id: str, record: Mapping[str, Any]) -> None:
-    """Make a version of a registered model, once, and give it its alias."""
+def _register(
+    client: MlflowClient,
+    folder: Path,
+    source: str,
+    run_id: str,
+    record: Mapping[str, Any],
+    **model: Any,  # noqa: ANN401
+) -> None:
+    """Make a version of a registered model, once, and give it its alias.
+
+    model : `model_id` of a logged model.
+    """
     from mlflow.exceptions import MlflowException
 
     name, made = record["register"], folder / "version"
@@ -134,7 +150,7 @@ def _register(client: MlflowClient, folder: Path, source: str, run_id: str, reco
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = client.create_model_version(name, source, run_id)
+        version = client.create_model_version(name, source, run_id, **model)
         atomic.write_text(made, str(version.version))
     if record.get("alias"):
         client.set_registered_model_alias(name, record["alias"], made.read_text(encoding="utf-8"))

@@ -65,6 +65,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("name", sorted(CONFIGS))
 
 
+def test_the_padded_function_of_upstream_checkpoints():
+    model = small("ParticleTransformerHLT", padding_keys="upstream").eval()
+    exported = ExportedModel(model)
+    batch = jets(model, COUNTS)
+    short = [tensor[:, :9] if tensor.dim() == 3 else tensor for tensor in inputs(exported, batch)]
+    with torch.no_grad():
+        for arrays in (inputs(exported, batch), short):
+            torch.testing.assert_close(exported(*arrays), model(batch).softmax(1), rtol=0, atol=1e-5)
+
+
 def test_the_exported_model_is_a_copy():
     model = small("ParticleTransformerHLT").train()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -47,9 +47,11 @@ def ports(model: Tagger) -> tuple[Port, ...]:
     them, `<group>_n` int64 [B], candidates of each jet, for models that do not see padding.
     """
     found = []
+    # B-Hive's own checkpoints see padding in some layers, and their mask in others
+    counted = model.padding == "longest" or getattr(model, "keeps_padding", False)
     for group in model.inputs.groups:
         wanted = ["features", *(["four_vectors"] if group.four_vectors else [])]
-        if model.padding == "longest" and group.name != GLOBAL:
+        if counted and group.name != GLOBAL:
             wanted.append("n")
         found += [Port(f"{group.name}_{what}", group.name, what) for what in wanted]
     return tuple(found)
