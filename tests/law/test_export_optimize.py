@@ -15,7 +15,9 @@ def test_a_trained_model_becomes_onnx(sandbox, btag_options, test_options):
     mlflow = pytest.importorskip("mlflow")
     options = {**btag_options, "--epochs": 1, **test_options, "--register": "tagger", "--alias": "champion"}
     assert "largest difference from the model" in sandbox.run("ExportTask", *flat(options))
-    (path,) = sandbox.data_path.glob("ExportTask/**/model.onnx")
+    (compared_in,) = sandbox.data_path.glob("ExportTask/**/comparison.json")
+    path = compared_in.with_name("model.onnx")
+    assert path.exists()
     compared = json.loads((path.parent / "comparison.json").read_text())
     assert compared["n_jets"] > 100
     assert compared["largest"] <= 1e-4
@@ -40,7 +42,7 @@ def test_a_study_of_trainings(sandbox, btag_options):
     space.write_text(
         "learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}\nmodel_kwargs.dropout: {low: 0.0, high: 0.2}\n"
     )
-    options = {**btag_options, "--epochs": 1, "--study": "s", "--space": space, "--n-trials": 2, "--workers": 1}
+    options = {**btag_options, "--epochs": 1, "--study": "s", "--space": space, "--n-trials": 2, "--n-workers": 1}
     output = sandbox.run("OptimizeTask", *flat(options))
     assert "study s: 2 complete; best is trial" in output
     (best,) = sandbox.data_path.glob("OptimizeTask/**/best.json")

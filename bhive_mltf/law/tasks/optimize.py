@@ -33,7 +33,8 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
     study = luigi.Parameter(description="name of the study; own path part")
     space = luigi.Parameter(significant=False, description="YAML file: between what parameters may lie")
     n_trials = technical(luigi.IntParameter, default=12, description="trials of the study, all workers together")
-    workers = technical(luigi.IntParameter, default=1, description="trainings at a time, of this command")
+    # not `workers`, which is luigi's own
+    n_workers = technical(luigi.IntParameter, default=1, description="trainings at a time, of this command")
     prune = technical(
         luigi.BoolParameter, default=True, description="end trainings worse than the median of the others"
     )
@@ -44,7 +45,7 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         return (*super().store_parts(), f"study_{self.study}")
 
     def check(self) -> None:
-        checks.refuse_small_numbers(n_trials=(self.n_trials, 1), workers=(self.workers, 1))
+        checks.refuse_small_numbers(n_trials=(self.n_trials, 1), n_workers=(self.n_workers, 1))
         if not self.study.replace("_", "").replace("-", "").isalnum():
             raise ParameterError(f"--study '{self.study}' becomes part of paths: use letters, digits, - and _")
         self.ranges()
@@ -130,7 +131,7 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             space=self.ranges(),
             training=self.trial,
             fixed_kwargs=self.plain_model_kwargs(),
-            workers=self.workers,
+            workers=self.n_workers,
             seed=self.seed,
             prune=self.prune,
             environment=parent,

@@ -14,6 +14,7 @@ from bhive_mltf.errors import BhiveError, ParameterError
 from bhive_mltf.tracking.history.snapshot import Snapshot, of_directory
 
 PREPROCESS = "preprocess.json"
+_COMPARISON = "comparison.json"  # not in the copies that the MLflow model has of the other files
 Kind = Literal["ROOT file", "data set", "run", "model"]
 Direction = Literal["back", "forth"]
 
@@ -84,8 +85,8 @@ def read(folder: Path) -> Lineage:
         _add_set(found, manifest.digest, path.parent, sources, manifest.n_jets)
     for path in sorted((folder / "TrainingTask").glob("**/plan.json")):
         _add_training(found, of_directory(path.parent))
-    for path in sorted((folder / "ExportTask").glob(f"**/{PREPROCESS}")):
-        training = _json(path).get("training", {}).get("directory", "")
+    for path in sorted((folder / "ExportTask").glob(f"**/{_COMPARISON}")):
+        training = _json(path.with_name(PREPROCESS)).get("training", {}).get("directory", "")
         exported = path.parent / "model.onnx"
         found.add(str(exported), Node("model", f"{exported} (ONNX)", (str(exported), str(path.parent))), training)
     return found
