@@ -262,7 +262,7 @@ def file_hash(path: str | Path) -> xxhash.xxh3_64:
     try:
         return _read_hash(path)
     except OSError as error:
-        raise mapping.cannot_read(path, error, "restore it; --skip-bad-files leaves an input out") from error
+        raise mapping.cannot_read(path, error, "restore it, or make it again") from error
 
 
 def _read_hash(path: str | Path) -> xxhash.xxh3_64:
