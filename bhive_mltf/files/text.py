@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its byte order mark; without that mark.
+    """The text of a file in UTF-8, or in UTF-16 with its byte order mark; without any such mark.
 
     Raises
     ------
@@ -15,6 +15,6 @@ def read_text(path: str | Path) -> str:
     UnicodeDecodeError : it is not text.
     """
     content = Path(path).read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    return content.decode("utf-8-sig")
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    # files that were joined have the mark inside too
+    return content.decode("utf-16" if is_wide else "utf-8").replace("\ufeff", "")

@@ -40,6 +40,14 @@ def test_f12_lists_and_configs_with_a_byte_order_mark(tmp_path, encode):
     assert found.dataset_digest == configs.load("offline_run3").dataset_digest
 
 
+@pytest.mark.parametrize("encode", ENCODINGS.values(), ids=ENCODINGS)
+def test_f12_joined_files_have_the_mark_inside(tmp_path, encode):
+    """As `cat one.txt two.txt` leaves it."""
+    path = tmp_path / "list.txt"
+    path.write_bytes(encode("one\n") + encode("two\n"))
+    assert read_text(path) == "one\ntwo\n"
+
+
 def test_f12_what_is_no_text_is_said_so(tmp_path):
     (tmp_path / "a").write_bytes(b"\x00\xff\xfe\x80")
     with pytest.raises(UnicodeDecodeError):
