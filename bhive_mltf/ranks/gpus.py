@@ -1,4 +1,4 @@
-"""The GPUs of this process, as the driver tells them. No torch here."""
+"""The GPUs of this process, as the driver tells them; torch only where a number of ranks is left open."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def count_gpus(environment: Mapping[str, str]) -> int:
     if there and any(name.startswith("MIG-") for name in given):
         return len(given)
     return min(len(given), there) if given else there
+
+
+def ranks_here(asked: int) -> int:
+    """Ranks to start on this machine: as many as asked for; 0: one per GPU that torch sees, else one."""
+    if asked > 0:
+        return asked
+    import torch
+
+    return max(torch.cuda.device_count(), 1)

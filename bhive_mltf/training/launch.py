@@ -19,6 +19,7 @@ from bhive_mltf.errors import ParameterError, RecordMismatchError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
+from bhive_mltf.ranks.gpus import ranks_here
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
 from bhive_mltf.ranks.process import end_with_parent
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
@@ -133,7 +134,8 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     ParameterError : more nodes than ranks can be started on from here.
     RankFailedError, TrainingInterruptedError : see `LocalRanks.launch`.
     """
-    plan = plan.model_copy(update={"ranks_per_node": resolve_ranks(plan), "directory": plan.directory.absolute()})
+    ranks = ranks_here(plan.ranks_per_node)
+    plan = plan.model_copy(update={"ranks_per_node": ranks, "directory": plan.directory.absolute()})
     with disk.writing(plan.directory):
         plan.write()
     if launcher is None:
@@ -147,15 +149,6 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
             return
         launcher = LocalRanks(ENTRYPOINT)
     launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
-
-
-def resolve_ranks(plan: TrainingPlan) -> int:
-    """Ranks per node; 0 in the plan means one per visible GPU, else one."""
-    if plan.ranks_per_node > 0:
-        return plan.ranks_per_node
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
 
 
 def _train_here(plan: TrainingPlan) -> None:

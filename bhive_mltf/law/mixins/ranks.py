@@ -90,13 +90,11 @@ class RanksMixin(RunMixin):
 
     def n_ranks(self) -> int:
         """Ranks on this machine."""
-        if self.ranks_per_node > 0:
-            return int(self.ranks_per_node)
+        from bhive_mltf.ranks.gpus import ranks_here
+
         if self.ranks_per_node < 0:
             raise ParameterError(f"--ranks-per-node {self.ranks_per_node}: it must be 0 or more")
-        import torch
-
-        return max(torch.cuda.device_count(), 1)
+        return ranks_here(int(self.ranks_per_node))
 
     def launch_ranks(self) -> None:
         """Start the ranks here and wait for them.
