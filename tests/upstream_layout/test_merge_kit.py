@@ -1,7 +1,9 @@
 """The patches of the merge kit: changed lines only, which apply in order wherever these lines are."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,8 @@ def tree(tmp_path):
     for name, found in lines.items():
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n" * 7 + "".join(f"{line}\n" for line in found))
+        # a text, so that it compiles whatever stands around these lines
+        path.write_text("\n" * 7 + "TEXT = r'''\n" + "".join(f"{line}\n" for line in found) + "'''\n")
     return tmp_path / "tree"
 
 
@@ -58,3 +61,18 @@ def test_the_patches_apply_in_order(tree):
     assert re.search(r"^class TrainingTask\(SlurmMixin, MLflowMixin, RanksMixin, Attack", task, re.MULTILINE)
     assert "tracking.log_epoch(t, " in (tree / "utils/models/base_model.py").read_text()
     assert "replicas.current().rows(" in (tree / "utils/torch/LZ4Dataset.py").read_text()
+
+
+def test_check_applies_to_a_copy_and_says_what_failed(tree, tmp_path):
+    before = {path: path.read_text() for path in tree.rglob("*") if path.is_file()}
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(KIT / "check"), str(tree)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count(": applies")) == (0, 6), done.stdout
+    assert before == {path: path.read_text() for path in tree.rglob("*") if path.is_file()}
+    task = tree / "tasks/training.py"
+    task.write_text(task.read_text().replace("model.to(self.device)", "model"))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "3-ranks.patch: error: patch failed: tasks/training.py" in done.stdout
+    assert "4-resume" not in done.stdout
