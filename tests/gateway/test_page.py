@@ -5,6 +5,8 @@ import hashlib
 import re
 import shlex
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +193,15 @@ def test_script_of_others_is_the_published_one(browser):
     assert "Zero-Clause BSD" in browser.get("/static/htmx.LICENSE.txt").text
     for name in ("../pages.py", "..%2fpages.py", "%2e%2e/pages.py", "none"):
         assert browser.get(f"/static/{name}").status_code == 404
+
+
+def test_templates_and_files_are_in_the_wheel():
+    repository = Path(__file__).parents[2]
+    package = repository / "bhive_mltf" / "gateway" / "web"
+    data = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path for pattern in data["bhive_mltf.gateway.web"] for path in package.glob(pattern)}
+    there = {path for name in ("static", "templates") for path in (package / name).rglob("*") if path.is_file()}
+    assert packed == there
 
 
 def test_cancel_asks_first_and_records_the_wish(page, alice):
