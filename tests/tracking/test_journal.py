@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from bhive_mltf import compat
 from bhive_mltf.cli import main
 from bhive_mltf.cli.tracking import ended_as
 from bhive_mltf.files.lock import DirectoryLock, is_held
@@ -153,7 +154,7 @@ def test_w19_killed_and_resumed_there_is_one_value_per_step(tmp_path, data_path,
     speeds = dict(history(client, run_id, "train/jets_per_s"))
     assert (len(speeds), speeds[100] > 0, speeds[199]) == (200, True, -1.0)
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert said() == []
+    assert len(said()) == (0 if compat.has_logged_models() else 1)
 
 
 def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, client, capsys):
@@ -224,6 +225,8 @@ OLD = Path(__file__).parent / "journal_of_a2464a8"
 @pytest.fixture
 def old(tmp_path, data_path):
     """An unfinished training as commit a2464a8 left it when it was killed: the server never answered."""
+    if not compat.has_sqlalchemy():
+        pytest.skip("mlflow-skinny has no database")
     directory = tmp_path / "old"
     shutil.copytree(OLD, directory)
     for path in [directory / "run.json", *directory.glob("journal/*.jsonl")]:

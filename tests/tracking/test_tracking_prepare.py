@@ -8,7 +8,10 @@ from urllib.parse import unquote
 import mlflow
 import pytest
 
+from bhive_mltf import compat
 from bhive_mltf.tracking import NullRun, RunRecord, attach, connection, prepare, view_command
+
+needs_database = pytest.mark.skipif(not compat.has_sqlalchemy(), reason="mlflow-skinny has no database")
 
 
 def test_a_new_run(tmp_path, data_path, client, said):
@@ -155,6 +158,7 @@ def test_a_known_run_whose_server_is_silent_is_kept(tmp_path, data_path, said):
     assert len(said()) == 1
 
 
+@needs_database
 def test_a_deleted_experiment_and_a_bad_store(tmp_path, data_path, client, said, monkeypatch):
     monkeypatch.setattr(connection, "_TRIES", 2)
     client.delete_experiment(client.create_experiment("old"))
@@ -208,6 +212,7 @@ def test_a_silent_server_costs_a_bounded_time(tmp_path, data_path, said):
     assert len(said()) == 1
 
 
+@needs_database
 def test_a_relative_store_is_the_same_from_everywhere(tmp_path, data_path, monkeypatch):
     monkeypatch.chdir(data_path)
     os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
