@@ -13,7 +13,7 @@ from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.layouts.lz4_rows import LZ4ShardWriter
 from bhive_mltf.data.schema import GLOBAL, GroupSchema, Schema
 from bhive_mltf.tracking import store
-from tests.helpers.commands import REPOSITORY
+from tests.helpers.commands import REPOSITORY, TIMEOUT
 
 TRUTHS = ("isB", "isC", "isUDS", "isG")
 SCHEMA = Schema(
@@ -99,7 +99,7 @@ class Layout:
         """Its output and exit code."""
         return subprocess.run(
             self.command(*options), env={**self.environment, **env}, cwd=self.tree, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
+            stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT, check=False,
         )  # fmt: skip
 
     def haunt(self, ghost):
