@@ -161,8 +161,7 @@ def _regression_branches(predictions: Predictions) -> dict[str, Any]:
 
 
 def _save(path: Path, values: Any) -> None:  # noqa: ANN401 - any array
-    with atomic.replace_file(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, values, allow_pickle=False)
+    atomic.write_array(path, values)
 
 
 def _read_metrics(path: Path) -> Mapping[str, Any]:

@@ -112,6 +112,26 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+class _WriteOnly:
+    """A file that numpy takes for none of the system: to those it writes by C, and its errors do not say why."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+
+
+def write_array(path: str | Path, values: Any) -> None:  # noqa: ANN401 - any array
+    """Write an array to `path` as npy, as a whole.
+
+    Raises
+    ------
+    OSError : the disk does not take it, with its `errno`.
+    """
+    import numpy as np
+
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(_WriteOnly(file), values, allow_pickle=False)
+
+
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write `value` to `path` as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")

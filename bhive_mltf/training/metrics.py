@@ -83,8 +83,7 @@ class Histories:
             with atomic.replace_file(directory / f"{name}_metrics.npz") as path, path.open("wb") as file:
                 np.savez(file, **_arrays(values, part))  # type: ignore[arg-type]  # they are names of arrays
         for part in ("train", "val"):
-            with atomic.replace_file(directory / f"{part}_time.npy") as path, path.open("wb") as file:
-                np.save(file, values[f"{part}_time"])
+            atomic.write_array(directory / f"{part}_time.npy", values[f"{part}_time"])
 
 
 def scalar_names(names: Iterable[str]) -> list[str]:

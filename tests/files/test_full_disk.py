@@ -5,6 +5,7 @@ import os
 import resource
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +60,18 @@ def test_f02_a_model_for_mlflow(tmp_path):
         pytest.raises(DiskError, match=r"the model '.*/m' cannot be written \(.*no file of that size\)"),
     ):
         logged_model.serialise(torch.nn.Linear(500, 500), tmp_path / "m", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n_bytes", [10, 3000])
+def test_f02_an_array_that_does_not_fit(tmp_path, n_bytes):
+    """numpy writes to files by C, and then says how much is missing but not why."""
+    with (
+        limit(n_bytes),
+        pytest.raises(DiskError, match=r"a.npy' cannot be written \(.*no file of that size\)"),
+        disk.writing(tmp_path),
+    ):
+        atomic.write_array(tmp_path / "a.npy", np.arange(1000.0))
     assert list(tmp_path.iterdir()) == []
 
 

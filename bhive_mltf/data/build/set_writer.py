@@ -145,8 +145,7 @@ def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
 
 def write_array(path: Path, values: NDArray[np.generic]) -> None:
     """Write an array as npy, whole or not at all."""
-    with atomic.replace_file(path) as temporary, temporary.open("wb") as handle:
-        np.save(handle, values)
+    atomic.write_array(path, values)
 
 
 def ids_file(shard: int) -> str:
