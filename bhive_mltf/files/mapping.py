@@ -88,18 +88,26 @@ class FileBytes:
 
 
 class NotedReads(FileBytes):
-    """A file for readers that read and seek, which notes what they read."""
+    """A file for readers that read and seek, which notes what they read.
+
+    failure : the last read that failed; readers in C may make something else of it.
+    """
 
     closed = False
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._position = 0
+        self.failure: OSError | None = None
         self._noted: list[tuple[int, int]] = []
 
     def read(self, size: int = -1) -> bytes:
         """So many bytes from the position on; -1: all that is left."""
-        found = self[self._position : len(self) if size < 0 else self._position + size]
+        try:
+            found = self[self._position : len(self) if size < 0 else self._position + size]
+        except OSError as error:
+            self.failure = error
+            raise
         self._noted.append((self._position, len(found)))
         self._position += len(found)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class MappedArrow:
         self._buffer = pa.py_buffer(self.map)
         self.address = int(self._buffer.address)
         self._file = mapping.NotedReads(path)
-        self.schema = self._open(None).schema
+        with self._reading():
+            self.schema = self._open(None).schema
         self._footer = self._file.taken()
         # of each batch: what describes it
         self._headers: list[list[tuple[int, int]]] = []
@@ -45,12 +47,24 @@ class MappedArrow:
         options = pa.ipc.IpcReadOptions(included_fields=None if field is None else [field], use_threads=False)
         return pa.ipc.open_file(pa.PythonFile(self._file, "r"), options=options)
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """An error of the system as it was, where Arrow makes another one of it."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            if self._file.failure is None:
+                raise
+            raise self._file.failure from error
+
     def survey(self, field: int) -> Iterator[tuple[int, Mapping[bytes, bytes]]]:
         """Rows and metadata of each batch, before any other is asked for; reads one column, which should be small."""
-        reader = self._open(field)
+        with self._reading():
+            reader = self._open(field)
         self._file.taken()
         for number in range(reader.num_record_batches):
-            batch, metadata = reader.get_batch_with_custom_metadata(number)
+            with self._reading():
+                batch, metadata = reader.get_batch_with_custom_metadata(number)
             self._headers.append(self._file.taken())
             yield batch.num_rows, dict(metadata or {})
 
