@@ -76,6 +76,7 @@ def site(tmp_path, law_home, filelist):
     return Site(tmp_path, law_home, filelist)
 
 
+@pytest.mark.long
 def test_jobs_of_two_branches_give_what_this_machine_gives(site, tmp_path_factory, law_home):
     command = site.start("--tasks-per-job", 2)
     output = site.work(command)

@@ -248,6 +248,7 @@ def test_several_nodes_need_a_batch_system(tmp_path):
         launch(plan(tmp_path, nodes=2))
 
 
+@pytest.mark.long
 def test_a_rank_by_hand(tmp_path):
     made = plan(tmp_path, epochs=1)
     made.write()

@@ -44,6 +44,7 @@ def assert_run(layout, status, epochs=3):
     return run
 
 
+@pytest.mark.long
 def test_two_ranks_of_its_own_task_in_one_finished_run(layout):
     patched = layout(0, 1, 2, 3)
     done = patched.train("--ranks-per-node", 2, "--n-threads", 0)
