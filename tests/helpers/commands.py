@@ -1,10 +1,13 @@
 """law commands as a user types them, in a shell with a folder of its own for outputs."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import yaml
 
 from tests.helpers import law_forks
 
@@ -81,3 +84,12 @@ class Sandbox:
 def flat(*options):
     """Options as they are typed."""
     return [part for one in options for item in one.items() for part in item]
+
+
+def write_config(folder, **changes):
+    """offline_run3 with some keys changed, as a file of its own."""
+    content = yaml.safe_load((REPOSITORY / "configs/offline_run3.yml").read_text())
+    path = folder / "mine.yml"
+    path.write_text(yaml.safe_dump({**content, **changes}))
+    shutil.copy(REPOSITORY / "configs/default.yml", folder)
+    return path

@@ -164,6 +164,8 @@ def main(folder, mountpoint, mode):
     options = {"direct_io": True} if mode == "direct" else {"auto_cache": True}
     if fuse.fuse_version_major == 2:
         options["big_writes"] = True  # later versions have no others
+    # the tests clear the folder behind files that are still open: libfuse would look for these to hide them
+    options["hard_remove"] = True
     disk = Disk(folder, Orders())
     fuse.FUSE(disk, mountpoint, foreground=True, nothreads=True, attr_timeout=0, entry_timeout=0, **options)
 

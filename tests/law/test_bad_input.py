@@ -3,10 +3,9 @@
 import shutil
 
 import pytest
-import yaml
 
 from bhive_mltf.testing import jets
-from tests.helpers.commands import REPOSITORY, Sandbox, flat
+from tests.helpers.commands import Sandbox, flat, write_config
 
 DATASET = ["--dataset-version", "v1"]
 DEEPJET = ["--model-name", "DeepJet", "--training-version", "t1", "--n-threads", 0, "--tracking", False]
@@ -30,15 +29,6 @@ def nothing_looks_complete(sandbox):
 def write_list(folder, *lines):
     path = folder / "list.txt"
     path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
-def write_config(folder, **changes):
-    """offline_run3 with some keys changed, as a file of its own."""
-    content = yaml.safe_load((REPOSITORY / "configs/offline_run3.yml").read_text())
-    path = folder / "mine.yml"
-    path.write_text(yaml.safe_dump({**content, **changes}))
-    shutil.copy(REPOSITORY / "configs/default.yml", folder)
     return path
 
 

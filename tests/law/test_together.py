@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.helpers.commands import flat
+from tests.helpers.commands import flat, write_config
 
 DATASET = {"--config": "offline_run3", "--dataset-version": "v1"}
 
@@ -37,12 +37,11 @@ def test_debug_mode_reads_one_file_per_process(sandbox, btag_lists):
     lines = [*(btag_lists / "train.txt").read_text().split(), *(btag_lists / "test.txt").read_text().split()]
     filelist = sandbox.folder / "all.txt"
     filelist.write_text("\n".join(lines))
-    options = [*flat({**DATASET, "--filelist": filelist}), "--debug", True]
+    config = write_config(sandbox.folder, processes=["TT", "QCD"])
+    options = [*flat({**DATASET, "--config": config, "--filelist": filelist}), "--debug", True]
     sandbox.run("DatasetConstructorTask", *options)
     assert "1 complete ones" in sandbox.run("DatasetConstructorTask", *options)
-    manifest = json.loads(
-        (sandbox.data_path / "DatasetConstructorTask/offline_run3/debug/v1/manifest.json").read_text()
-    )
+    manifest = json.loads((sandbox.data_path / "DatasetConstructorTask/mine/debug/v1/manifest.json").read_text())
     assert len(manifest["sources"]) == 2
 
 
