@@ -19,6 +19,8 @@ NEWEST_VENV ?= .venv-newest
 ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
+# Folders of tests whose long ones run; empty: all.
+ROOMS ?=
 
 .PHONY: gpu-check help venv weaver demo test test-long test-law test-upstream test-newest coverage test-gateway test-slurm slurm-up slurm-down bench bench-data lint format clean
 
@@ -45,7 +47,7 @@ coverage: venv ## the default test suite, and which lines of the package it runs
 		--numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto $(ROOMS)
 
 test-law: venv ## the tests of workflows and of the law package on the oldest law that is supported
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .law-oldest law==$(OLDEST_LAW)

@@ -14,7 +14,7 @@ def test_w30_tasks_index_and_train_without_mlflow(sandbox, btag_options, tmp_pat
     (tmp_path / "blocked/sitecustomize.py").write_text("import sys\nsys.modules['mlflow'] = None\n")
     sandbox.environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}/blocked"
     sandbox.environment["LAW_HOME"] = str(tmp_path / "law")
-    assert "written 13 task(s)" in sandbox.law("index").stdout
+    assert "written 15 task(s)" in sandbox.law("index").stdout
     options = [*flat({**btag_options, "--epochs": 1}), "--TrainingTask-loss-weighting", True]
     said = sandbox.run("TrainingTask", *options, "--ranks-per-node", 2)
     assert said.count("pip install 'bhive_mltf[tracking]'") == 1
