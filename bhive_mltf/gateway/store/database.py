@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,9 +109,29 @@ def _prepare(connection: Any, _: object) -> None:  # noqa: ANN401 - of the datab
     # the driver's own transactions begin too late: at the first write
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _use_write_ahead_log(cursor)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:  # noqa: ANN401 - of the database driver
+    # several that change it at once are refused at once, whatever the time-out
+    deadline = time.monotonic() + _BUSY_S
+    while not _is_set(cursor):
+        if time.monotonic() > deadline:
+            raise sqlite3.OperationalError("database is locked")
+        time.sleep(0.05)
+
+
+def _is_set(cursor: Any) -> bool:  # noqa: ANN401 - of the database driver
+    try:
+        cursor.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
 
 
 def _begin(connection: Connection) -> None:
