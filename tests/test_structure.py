@@ -160,7 +160,7 @@ def test_all_packages_are_in_the_wheel():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(p.parent.relative_to(REPOSITORY).parts) for p in PACKAGE.rglob("__init__.py")}
     # mapped from the top-level `configs/`
-    assert set(listed) == there | {"bhive_mltf.configs", "bhive_mltf.configs.facility"}
+    assert set(listed) == there | {f"bhive_mltf.configs{name}" for name in ("", ".facility", ".gateway")}
 
 
 LOOK = """
