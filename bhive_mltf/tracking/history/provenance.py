@@ -43,15 +43,19 @@ _LINE = re.compile(r"^(?P<name>[\w.\-]+)==(?P<version>[^\s#]+)(?:\s+#\s*contents
 
 def lock() -> str:
     """All installed packages as lines `name==version  # contents <digest>`, sorted by name."""
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"] or "")
-        # the first one on the path is the one that is imported
-        if name and normalised(name) not in found:
-            digest = contents(distribution)
-            found[normalised(name)] = f"{name}=={distribution.version}" + (f"  # contents {digest}" if digest else "")
+        # the first one on the path is the one that is imported; an editable one may have its list of files in another
+        known = found.get(normalised(name))
+        if name and (known is None or known[1:] == (distribution.version, "")):
+            found[normalised(name)] = name, distribution.version, contents(distribution)
     header = f"# Python {platform.python_version()}, {platform.platform()}"
-    return "\n".join([header, *(found[name] for name in sorted(found))]) + "\n"
+    lines = (
+        f"{name}=={version}" + (f"  # contents {digest}" if digest else "")
+        for _, (name, version, digest) in sorted(found.items())
+    )
+    return "\n".join([header, *lines]) + "\n"
 
 
 def contents(distribution: metadata.Distribution) -> str:
