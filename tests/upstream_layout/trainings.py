@@ -71,7 +71,7 @@ class Layout:
     def __init__(self, tree, data_path, **env):
         self.tree, self.data_path = tree, data_path
         # the package without the modules `tasks` of this checkout
-        library = tree / ".library"
+        library = tree / "library"
         library.mkdir()
         (library / "bhive_mltf").symlink_to(REPOSITORY / "bhive_mltf")
         kept = {n: v for n, v in os.environ.items() if not n.startswith(("MLFLOW_", "LAW_", "BHIVE_", "SLURM_"))}
@@ -91,7 +91,9 @@ class Layout:
         """The command of a training of three epochs."""
         law = str(Path(sys.executable).with_name("law"))
         fixed = ("--model-name", "Small", "--dataset-version", "v1", "--epochs", 3, "--batch-size", BATCH)
-        rest = ("--n-threads", 1, "--loss-weighting", "True", "--train-val-split", 0.75)
+        # luigi lets no second command of the same words begin: another test may have typed it in another tree
+        own_lock = ("--lock-pid-dir", self.tree / "locks")
+        rest = ("--n-threads", 1, "--loss-weighting", "True", "--train-val-split", 0.75, *own_lock)
         all_options = (*fixed, *rest, "--training-precision", "float64", *options)
         return [law, "run", "tasks.training.TrainingTask", *map(str, all_options)]
 
