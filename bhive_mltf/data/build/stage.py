@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,7 +274,7 @@ def removing_stale_files(target: Path) -> Iterator[None]:
     path = target.with_name(f".{target.name}.lock")
     with disk.writing(target.parent, everything=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _share(path, lambda: target.parent.glob(f".{target.name}.*.tmp"))
+        lock = _share(path)
     try:
         yield
     finally:
@@ -285,20 +285,20 @@ def removing_stale_files(target: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _share(path: Path, leftovers: Callable[[], Iterable[Path]]) -> int:
-    """An open file whose lock is shared; leftovers are removed if nobody shared it before."""
+def _share(path: Path) -> int:
+    """The open file `.<target>.lock`, whose lock is shared; leftovers are removed if nobody shared it before."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with contextlib.suppress(BlockingIOError):
             if _try_alone(lock):
-                for leftover in leftovers():
+                for leftover in path.parent.glob(f"{path.stem}.*.tmp"):
                     leftover.unlink(missing_ok=True)
         # a file system without locks refuses
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(lock).st_ino:
-                return lock
+        # not by inode: some file systems give another one to an open file
+        if os.fstat(lock).st_nlink:
+            return lock
         os.close(lock)  # removed by the one who shared it last
 
 
