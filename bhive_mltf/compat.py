@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,20 @@ def major(package: str) -> int:
         return int(metadata.version(package).partition(".")[0])
     except (metadata.PackageNotFoundError, ValueError):
         return 0
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    versions = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def pinned(packages: Iterable[str]) -> list[str]:
+    """Requirements `name==version` for those packages that are installed; without the part of a build, such as +cpu."""
+    return [f"{name}=={version.partition('+')[0]}" for name, version in installed(packages).items()]
 
 
 def has(package: str) -> bool:

@@ -141,13 +141,7 @@ def _pread(handle: int, start: int, size: int, path: Path) -> bytes:
     return bytes(found)
 
 
-class FileMap(mmap.mmap):
-    """A map that knows its file."""
-
-    path = Path()
-
-
-def open_map(path: Path) -> FileMap:
+def open_map(path: Path) -> mmap.mmap:
     """A private, read-only map of a file.
 
     Raises
@@ -156,9 +150,7 @@ def open_map(path: Path) -> FileMap:
     ValueError : it is empty.
     """
     with path.open("rb") as handle:
-        found = FileMap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-    found.path = path
-    return found
+        return mmap.mmap(handle.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
 def populate(file: mmap.mmap, path: Path, start: int, size: int, advice: str) -> None:

@@ -19,6 +19,15 @@ from bhive_mltf.files.atomic import write_json
 RECORD_NAME = "parameters.json"
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 @dataclass(frozen=True)
 class Record:
     """The parameters of a result and the generation it belongs to.

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 
 import bhive_mltf
+from bhive_mltf import compat
 from bhive_mltf.tracking.auth import without_secrets
 
 PACKAGES = (
@@ -34,13 +34,7 @@ _GIT_TIMEOUT = 10.0  # s
 
 def packages(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Versions of ours, installed or not, and of those packages that are installed."""
-    versions = {"bhive_mltf": bhive_mltf.__version__}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {"bhive_mltf": bhive_mltf.__version__, **compat.installed(names)}
 
 
 def git_state(directory: str | Path | None = None) -> dict[str, str | bool]:

@@ -11,7 +11,6 @@ import copy
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,17 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _noted = False
 _REQUIREMENTS = ("bhive_mltf", "cloudpickle", "mlflow", "numpy", "torch")
-
-
-def requirements() -> list[str]:
-    """What loading a model needs, in the versions that are installed here."""
-    found = []
-    for package in _REQUIREMENTS:
-        try:
-            found.append(f"{package}=={metadata.version(package).partition('+')[0]}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -60,7 +48,7 @@ def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> N
         # on the CPU, so that it loads on a machine without GPU; a copy, since the training goes on
         module = copy.deepcopy(unwrap(module)).to("cpu").eval()
         with quiet_with_warnings():
-            compat.save_torch_model(module, folder / "model", requirements())
+            compat.save_torch_model(module, folder / "model", compat.pinned(_REQUIREMENTS))
         for file in map(Path, files):
             (folder / "model" / "extra_files").mkdir(exist_ok=True)
             shutil.copy(file, folder / "model" / "extra_files" / file.name)

@@ -23,13 +23,13 @@ def path(tmp_path):
 
 
 def test_f05_maps_are_private(path, monkeypatch):
-    class NoSharedMaps(mapping.FileMap):
+    class NoSharedMaps(mmap.mmap):
         def __new__(cls, handle, length, **options):
             if options.get("flags", mmap.MAP_SHARED) & mmap.MAP_SHARED:
                 raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
             return super().__new__(cls, handle, length, **options)
 
-    monkeypatch.setattr(mapping, "FileMap", NoSharedMaps)
+    monkeypatch.setattr(mmap, "mmap", NoSharedMaps)
     assert bytes(mapping.open_map(path)) == path.read_bytes()
 
 

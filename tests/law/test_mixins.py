@@ -128,7 +128,7 @@ def test_the_path_of_a_rank_above_0_is_elsewhere(cls, tmp_path, data_path):
 def test_parameters_at_their_default_are_not_given():
     task = Mixed(version="v9", slurm="generic", hours=2.0)
     assert given_parameters(task) == {"version": "v9", "slurm": "generic", "hours": "2.0"}
-    assert law_command(task, profiles.read_profile("generic"))[4:] == [f"{__name__}.Mixed", "--version", "v9"]
+    assert law_command(task, profiles.read_profile("generic").python)[4:] == [f"{__name__}.Mixed", "--version", "v9"]
     assert given_parameters(Mixed(resume_epoch=3)) == {"resume_epoch": "3"}
 
 

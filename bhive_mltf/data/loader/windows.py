@@ -23,7 +23,6 @@ from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unm
 from bhive_mltf.data.protocols import ArrowSource, JetSource, MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.files.mapping import FileMap
 from bhive_mltf.interface import ModelInputs
 
 
@@ -253,11 +252,11 @@ class _Pages:
     """Which parts of files this process has mapped, so that they stay few; the system keeps their content."""
 
     def __init__(self) -> None:
-        self._parts: OrderedDict[tuple[FileMap, int, int], int] = OrderedDict()
+        self._parts: OrderedDict[tuple[mmap.mmap, int, int], int] = OrderedDict()
         self._n_bytes = 0
         self._turn = 0
 
-    def use(self, parts: Iterable[tuple[FileMap, int, int]]) -> None:
+    def use(self, parts: Iterable[tuple[mmap.mmap, int, int]]) -> None:
         """Note parts (first byte, size) that are mapped now; forget those that neither these nor the last needed."""
         self._turn += 1
         for file, start, size in parts:

@@ -19,6 +19,7 @@ from bhive_mltf.files.records import Record
 from bhive_mltf.training.checkpointing.best_model import load_best_model
 
 if TYPE_CHECKING:
+    from bhive_mltf.data.dataset import Dataset
     from bhive_mltf.models.base import Tagger
 
 __all__ = ["DESCRIPTION", "MLFLOW_FOLDER", "MODEL_NAME", "ExportRequest", "make"]
@@ -61,7 +62,7 @@ def make(request: ExportRequest, directory: Path, record: Record) -> Comparison:
     }
     with atomic.replace_directory(directory) as folder:
         onnx_file.write(model, folder / MODEL_NAME)
-        found = onnx_file.compare(model, folder / MODEL_NAME, _batches(request, model))
+        found = onnx_file.compare(model, folder / MODEL_NAME, _batches(request, dataset, model))
         atomic.write_json(folder / DESCRIPTION, preprocess.describe(model, plan.model_name, plan.config, training))
         atomic.write_json(folder / COMPARISON, {**asdict(found), "tolerance": onnx_file.TOLERANCE})
         preprocess.write_scorer(folder)
@@ -71,11 +72,10 @@ def make(request: ExportRequest, directory: Path, record: Record) -> Comparison:
     return found
 
 
-def _batches(request: ExportRequest, model: Tagger) -> Any:  # noqa: ANN401 - an iterator of batches
+def _batches(request: ExportRequest, dataset: Dataset, model: Tagger) -> Any:  # noqa: ANN401 - an iterator of batches
     from bhive_mltf.data.loader.loader import BatchLoader
 
     plan = request.plan
-    dataset = plan.open()
     loader = BatchLoader(
         dataset,
         range(min(request.n_compared, len(dataset))),

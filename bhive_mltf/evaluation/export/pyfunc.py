@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bhive_mltf import compat
 from bhive_mltf.evaluation.export.preprocess import FILE_NAME, MODEL_NAME, PACKAGE
 from bhive_mltf.files import atomic
 
@@ -46,17 +46,6 @@ mlflow.models.set_model(JetScorer())
 '''
 
 
-def requirements() -> list[str]:
-    """What the model needs, in the versions that are installed here."""
-    found = []
-    for package in _REQUIREMENTS:
-        try:
-            found.append(f"{package}=={metadata.version(package).partition('+')[0]}")
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def save(exported: Path, target: Path) -> None:
     """Write the MLflow model of an exported one (`model.onnx`, `preprocess.json`, the scorer) to a new folder."""
     from bhive_mltf.evaluation.export.quiet import without_remarks
@@ -83,7 +72,7 @@ def save(exported: Path, target: Path) -> None:
             python_model=str(scratch / "jet_scorer.py"),
             artifacts={"exported": str(scratch / "exported")},
             code_paths=[str(exported / PACKAGE)],
-            pip_requirements=requirements(),
+            pip_requirements=compat.pinned(_REQUIREMENTS),
             signature=signature,
         )
     # not by save_model, which would score the example, and so would need its file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -145,7 +145,7 @@ class SlurmMixin(SlurmDependency, RunMixin):
                 profile,
                 name=self.task_family,
                 kind="command",
-                command=law_command(self, profile),
+                command=law_command(self, profile.python),
                 directory=self.job_directory(),
                 environment=job.shell(),
             )
@@ -189,12 +189,12 @@ def follow_to_end(task: Any, record: JobRecord, client: Slurm, profile: Profile)
         )
 
 
-def law_command(task: Any, profile: Profile) -> list[str]:
+def law_command(task: Any, python: str, exclude: Iterable[str] = DISPATCH) -> list[str]:
     """The command that runs this very task, and of other tasks only what was typed for those that it requires."""
-    given = given_parameters(task, {*DISPATCH})
+    given = given_parameters(task, {*exclude})
     options = [part for name, text in given.items() for part in (f"--{name.replace('_', '-')}", text)]
     name = f"{task.__module__}.{task.task_family}"
-    return [profile.python, "-m", "law", "run", name, *options, *_for_required(task)]
+    return [python, "-m", "law", "run", name, *options, *_for_required(task)]
 
 
 def _for_required(task: Any) -> list[str]:

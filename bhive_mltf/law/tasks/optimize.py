@@ -12,7 +12,7 @@ import law
 import luigi
 
 from bhive_mltf.errors import ParameterError
-from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency
+from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, law_command
 from bhive_mltf.law.parameters import AttackDependency, TrainingDependency, ValDatasetDependency, technical
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.dataset import DatasetConstructorTask, DatasetTask
@@ -144,10 +144,8 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         version = f"{self.training_version}_{self.study}_{number:04d}"
         dispatch = {name: getattr(self, name) for name in DISPATCH}
         task = TrainingTask.req(self, training_version=version, **{**dispatch, **values})
-        options = [part for option in task.cli_args().items() for part in option]
-        command = [sys.executable, "-m", "law", "run", f"{task.__module__}.{task.task_family}", *options]
         directory = Path(task.local_path())
-        return Training(command, directory, lambda: self.cancel_job(directory))
+        return Training(law_command(task, sys.executable, exclude=()), directory, lambda: self.cancel_job(directory))
 
     def cancel_job(self, directory: Path) -> None:
         """End the job of a training, where it has one."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bhive_mltf.files.records import RECORD_NAME, read_object
 from bhive_mltf.tracking import journal
 from bhive_mltf.tracking.journal import Record
 from bhive_mltf.tracking.store import RunRecord
@@ -53,7 +54,7 @@ def read(directory: Path) -> Contents:
             _READERS[record["kind"]](found, record)
     for points in found.series.values():
         points.sort(key=lambda point: point[0])
-    found.parameters = _json(directory / "parameters.json").get("parameters", {})
+    found.parameters = read_object(directory / RECORD_NAME).get("parameters", {})
     return found
 
 
@@ -99,11 +100,3 @@ def _used(points: Series) -> float:
             total += before
         before = value
     return total + before
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from bhive_mltf.data.manifest import FILE_NAME as MANIFEST
 from bhive_mltf.data.manifest import Manifest
 from bhive_mltf.errors import BhiveError, ParameterError
+from bhive_mltf.files.records import read_object
 from bhive_mltf.tracking.history.snapshot import Snapshot, of_directory
 
 PREPROCESS = "preprocess.json"
@@ -86,7 +86,7 @@ def read(folder: Path) -> Lineage:
     for path in sorted((folder / "TrainingTask").glob("**/plan.json")):
         _add_training(found, of_directory(path.parent))
     for path in sorted((folder / "ExportTask").glob(f"**/{_COMPARISON}")):
-        training = _json(path.with_name(PREPROCESS)).get("training", {}).get("directory", "")
+        training = read_object(path.with_name(PREPROCESS)).get("training", {}).get("directory", "")
         exported = path.parent / "model.onnx"
         found.add(str(exported), Node("model", f"{exported} (ONNX)", (str(exported), str(path.parent))), training)
     return found
@@ -130,11 +130,3 @@ def _from_plan(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             except BhiveError:
                 continue
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from bhive_mltf.files.records import read_object
 
 JOURNAL, TRIALS = "study.log", "trials"
 BEST, TABLE, FIGURE = "best.json", "trials.json", "history.png"
@@ -12,8 +13,4 @@ BEST, TABLE, FIGURE = "best.json", "trials.json", "history.png"
 
 def read_best(directory: Path) -> dict[str, Any]:
     """The content of `best.json`; empty where there is none."""
-    try:
-        found = json.loads((directory / BEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(directory / BEST)
