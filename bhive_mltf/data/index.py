@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from bhive_mltf.errors import DataError
 from bhive_mltf.files import atomic, mapping
 
 MAX_TRUTHS = 64
+_ADVICE = "build the training set again"
 
 
 def truth_bits(truth: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -100,9 +100,9 @@ class JetIndex:
     @cached_property
     def _file(self) -> np.memmap[Any, np.dtype[np.void]]:
         try:
-            return mapping.load_array(self._path)
+            return mapping.load_array(self._path, _ADVICE)
         except (OSError, ValueError, EOFError) as error:
-            raise mapping.cannot_read(self._path, error, "build the training set again") from error
+            raise mapping.cannot_read(self._path, error, _ADVICE) from error
 
     def populate(self, jets: range) -> None:
         """Have the rows of these jets read now; they were read when the index was opened, and may be away again.
@@ -114,7 +114,7 @@ class JetIndex:
         rows = self._rows[jets.start : jets.stop]
         file = self._file
         first = file.offset + rows.ctypes.data - file.ctypes.data
-        mapping.populate(cast("mmap", file.base), self._path, first, rows.nbytes, "build the training set again")
+        mapping.populate(mapping.map_of(file), self._path, first, rows.nbytes, _ADVICE)
 
     def __len__(self) -> int:
         return len(self._rows)

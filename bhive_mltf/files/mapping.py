@@ -12,7 +12,7 @@ import errno
 import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -186,16 +186,24 @@ def _read_through(path: Path, begin: int, end: int, advice: str) -> None:
         raise cannot_read(path, error, advice) from error
 
 
-def load_array(path: Path) -> np.memmap[Any, Any]:
+def load_array(path: Path, advice: str) -> np.memmap[Any, Any]:
     """An array of a `.npy` file, mapped and read-only; all of it has been read once.
+
+    Through the map: where a file system keeps nothing of what system calls read, the map reads it once more.
+
+    advice : what to do about a damaged file.
 
     Raises
     ------
-    OSError, ValueError, EOFError : it cannot be read, or is not such a file.
+    OSError, ValueError, EOFError : it cannot be opened, or is not such a file.
+    CorruptFileError, DiskError : a part of it cannot be read.
     """
-    with path.open("rb") as handle:
-        while handle.read(_PIECE_BYTES):
-            pass
     array: np.memmap[Any, Any] = np.load(path, mmap_mode="c")
     array.flags.writeable = False
+    populate(map_of(array), path, 0, path.stat().st_size, advice)
     return array
+
+
+def map_of(array: np.memmap[Any, Any]) -> mmap.mmap:
+    """The map that an array of `load_array` lies in."""
+    return cast("mmap.mmap", array.base)

@@ -36,12 +36,27 @@ def test_f05_maps_are_private(path, monkeypatch):
 def test_f05_an_array_is_mapped_read_only_and_private(tmp_path):
     expected = np.arange(5000)
     np.save(tmp_path / "index.npy", expected)
-    found = mapping.load_array(tmp_path / "index.npy")
+    found = mapping.load_array(tmp_path / "index.npy", "build it again")
     np.testing.assert_array_equal(found, expected)
     assert isinstance(found, np.memmap)
     assert found.mode == "c"
     with pytest.raises(ValueError, match="read-only"):
         found[0] = 1
+
+
+def test_f05_an_array_without_rows_is_mapped(tmp_path):
+    np.save(tmp_path / "index.npy", np.zeros(0, [("file", "<u4")]))
+    assert len(mapping.load_array(tmp_path / "index.npy", "build it again")) == 0
+
+
+def test_f01_an_array_is_read_through_its_map(tmp_path, monkeypatch):
+    """What system calls have read is kept by the system for a map only where files are cached."""
+    looked = []
+    monkeypatch.setattr(mapping, "populate", lambda *found: looked.append(found))
+    path = tmp_path / "index.npy"
+    np.save(path, np.arange(5000))
+    array = mapping.load_array(path, "build it again")
+    assert looked == [(mapping.map_of(array), path, 0, path.stat().st_size, "build it again")]
 
 
 def test_f01_an_unreadable_part_is_an_error_before_it_kills(path):

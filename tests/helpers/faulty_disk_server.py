@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -24,7 +25,8 @@ _REFUSALS = {"no space": errno.ENOSPC, "quota": errno.EDQUOT}
 class Orders:
     """Which call fails, and the calls so far."""
 
-    def __init__(self):
+    def __init__(self, mountpoint):
+        self.mountpoint = mountpoint
         self.fault, self.at, self.seed = None, -1, 0
         self.calls, self.struck = {}, None
         threading.Thread(target=self._listen, daemon=True).start()
@@ -37,6 +39,9 @@ class Orders:
             self.calls, self.struck = {}, None
             sys.stdout.write(json.dumps(found) + "\n")
             sys.stdout.flush()
+        # who gives the orders has ended, perhaps by a signal: nobody else would take the disk away
+        subprocess.run(["umount", "-l", self.mountpoint], check=False, stderr=subprocess.DEVNULL)
+        os._exit(0)
 
     def call(self, kind, path):
         """Count a call; the fault that strikes it, None for most."""
@@ -166,7 +171,7 @@ def main(folder, mountpoint, mode):
         options["big_writes"] = True  # later versions have no others
     # the tests clear the folder behind files that are still open: libfuse would look for these to hide them
     options["hard_remove"] = True
-    disk = Disk(folder, Orders())
+    disk = Disk(folder, Orders(mountpoint))
     fuse.FUSE(disk, mountpoint, foreground=True, nothreads=True, attr_timeout=0, entry_timeout=0, **options)
 
 
