@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,21 @@ class RocSummary:
     auc: Mapping[str, Mapping[str, Mapping[str, Any]]]
     left_out: Mapping[str, Mapping[str, Any]]
     figures: tuple[str, ...] = field(default=())
+
+    def table(self) -> str:
+        """AUCs, and which curves there are none of, as lines of text that are narrow enough for any terminal."""
+        lines = ["", "AUC"]
+        left_out = {process: labels for process, labels in self.left_out.items() if process != "jets"}
+        for process in dict.fromkeys((*self.auc, *left_out)):
+            found, missing = self.auc.get(process, {}), ", ".join(left_out.get(process, ()))
+            lines.append(f"  {process}")
+            for label, entry in found.items():
+                error = "" if entry["error"] is None else f" +- {entry['error']:.4f}"
+                lines.append(f"    {label:<22} {entry['auc']:.4f}{error}")
+            if missing:
+                text = f"no curve without signal and background jets: {missing}"
+                lines += textwrap.wrap(text, 72, initial_indent="    ", subsequent_indent="      ")
+        return "\n".join(lines)
 
 
 def make_roc_directory(

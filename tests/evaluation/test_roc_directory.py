@@ -98,6 +98,21 @@ def test_an_empty_class_is_named_and_the_rest_is_drawn(tmp_path, fake, jet_class
     assert left_out["all"]["HbbvsQCD"].startswith("0 signal")
 
 
+def test_f07_the_table_names_curves_that_are_not_there(tmp_path, fake, six, config, undrawn):
+    predictions = fake(300, 6)
+    # light jets, and one that has b hadrons: an area without uncertainty
+    truth = np.where(predictions.truth < 4, 4, predictions.truth)
+    truth[0] = 0
+    summary = make_roc_directory(replace(predictions, truth=truth), six, config(), tmp_path / "roc")
+    assert summary.auc["all"]["bvsl"]["error"] is None
+    lines = summary.table().splitlines()
+    first = lines.index("  all")
+    assert f"    {'bvsl':<22} {summary.auc['all']['bvsl']['auc']:.4f}" in lines
+    assert "    no curve without signal and background jets: bvsc, cvsb, cvsl" in lines[first:]
+    assert max(map(len, lines)) <= 72
+    assert "jets" not in [line.strip() for line in lines]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_jets_without_class_or_output_are_left_out_and_counted(tmp_path, fake, six, config, caplog):
     predictions = fake(1000, 6)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import law
 
@@ -41,7 +39,7 @@ class ROCCurveTask(EvaluationBase):
         predictions, classes = self.predictions()
         directory, record = Path(self.local_path()), Record.new({}, self.sources())
         summary = make_roc_directory(predictions, classes, self.load_config(), directory, record=record)
-        self.say(table(summary.auc))
+        self.say(summary.table())
         if self.terminal_plot:
             from rich.console import Console
 
@@ -59,12 +57,3 @@ class ROCCurveTask(EvaluationBase):
             for name in summary.figures:
                 run.artifact(directory / name, "figures/roc")
             run.report()
-
-
-def table(auc: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """AUCs as lines of text, narrow enough for any terminal."""
-    lines = ["", "AUC"]
-    for process, found in auc.items():
-        lines.append(f"  {process}")
-        lines += [f"    {label:<22} {entry['auc']:.4f} +- {entry['error']:.4f}" for label, entry in found.items()]
-    return "\n".join(lines)
