@@ -1,5 +1,6 @@
 """A training done once more: equal bit for bit, or the difference is named."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict
@@ -8,6 +9,7 @@ import pytest
 
 from bhive_mltf import config as configs
 from bhive_mltf.cli import main
+from bhive_mltf.data.manifest import content_id
 from bhive_mltf.errors import DataError, ParameterError
 from bhive_mltf.files.records import Record
 from bhive_mltf.testing.jets import write_btag
@@ -117,8 +119,19 @@ def test_planted_data_are_named(outputs, tmp_path):
     with pytest.raises(DataError, match=r"are not what they were: training set: .* has the digest .*jets\.root"):
         again(directory, tmp_path / "again", changes={"dataset": str(other)})
     recorded = run.datasets["training"]
-    assert inputs.root_problems(recorded) == []
     assert plan["dataset"] == recorded["directory"]
+
+
+def test_a_set_that_is_gone_says_what_is_left_of_its_files(outputs, tmp_path):
+    _, directory = outputs
+    run = snapshot.of_directory(directory)
+    datasets = {"training": {**run.datasets["training"], "sources": [{"path": "/no.root", "content_id": "1" * 16}]}}
+    found = inputs.problems(
+        datasets, TrainingPlan.model_validate_json(json.dumps({**run.plan, "dataset": str(tmp_path / "none")}))
+    )
+    assert len(found) == 2
+    assert "made of /no.root" in found[0]
+    assert found[1].startswith("training set: the ROOT file /no.root cannot be read")
 
 
 def test_a_damaged_set_is_named(outputs, tmp_path):
@@ -138,7 +151,9 @@ def test_a_damaged_set_is_named(outputs, tmp_path):
 
 def test_changed_root_files_are_named(outputs, tmp_path):
     path = files(tmp_path)[0]
-    recorded = {"sources": [{"path": path, "content_id": "0" * 16}, {"path": "/no.root", "content_id": "1" * 16}]}
+    same = {"path": path, "content_id": f"{content_id(path):016x}"}
+    assert inputs.root_problems({"sources": [same]}) == []
+    recorded = {"sources": [{**same, "content_id": "0" * 16}, {"path": "/no.root", "content_id": "1" * 16}]}
     found = inputs.root_problems(recorded)
     assert "holds other bytes than then" in found[0]
     assert "/no.root cannot be read" in found[1]

@@ -28,9 +28,11 @@ def problems(recorded: Mapping[str, Mapping[str, Any]], plan: TrainingPlan) -> l
             continue
         try:
             dataset = opened(plan)
-            found += [f"{context} set: {text}" for text in _of_one(known, dataset)] if dataset is not None else []
+            wrong = list(_of_one(known, dataset)) if dataset is not None else []
         except BhiveError as error:
-            found.append(f"{context} set: {error}; made of {_sources(known)}")
+            wrong = [f"{error}; made of {_sources(known)}"]
+        # what a set that is built again would be made of
+        found += [f"{context} set: {text}" for text in (*wrong, *(root_problems(known) if wrong else ()))]
     return found
 
 
