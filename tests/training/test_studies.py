@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bhive_mltf.errors import ParameterError, TrainingError
+from bhive_mltf.errors import ParameterError
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training.studies import space, study
 from bhive_mltf.training.studies.names import read_best
+from tests.helpers.waiting import wait_for
 
 ALLOWED = ("learning_rate", "batch_size", "optimizer", "model_kwargs")
 
@@ -89,21 +91,24 @@ while len(losses) < epochs:
     os.replace(folder / "new.npz", path)
     if value > 8 and len(losses) == 2:
         sys.exit(3)
+    if value < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(pause)
 """
 
 
-def request(folder, n_trials=4, workers=1, pause=0.0, high=1.0, prune=False, epochs=3):
+def request(folder, n_trials=4, workers=1, pause=0.0, high=1.0, prune=False, epochs=3, closed=()):
     def training(number, values):
         directory = folder / "trainings" / str(number)
         arguments = [str(directory), str(values["learning_rate"]), str(epochs), str(pause)]
-        return study.Training([sys.executable, "-c", TRAIN, *arguments], directory)
+        command = [sys.executable, "-c", TRAIN, *arguments]
+        return study.Training(command, directory, close=lambda: closed.append(number))
 
     return study.StudyRequest(
         directory=folder / "study",
         name="s",
         n_trials=n_trials,
-        space={"learning_rate": space.Range(0.0, high)},
+        space={"learning_rate": space.Range(min(0.0, high), high)},
         training=training,
         fixed_kwargs={},
         workers=workers,
@@ -140,10 +145,51 @@ def test_a_study_gives_the_best_trial(tmp_path):
 @pytest.mark.usefixtures("fast")
 @pytest.mark.filterwarnings("ignore")
 def test_a_failed_training_is_a_failed_trial(tmp_path):
-    found = study.Study(request(tmp_path, n_trials=2, high=1000.0))
+    closed = []
+    found = study.Study(request(tmp_path, n_trials=2, high=1000.0, closed=closed))
     found.run()
     assert {one["state"] for one in found.table()} == {"FAIL"}
     assert found.summary()["best"] is None
+    assert closed == [0, 1]
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_killed_twice_is_a_failed_trial(tmp_path):
+    closed = []
+    found = study.Study(request(tmp_path, n_trials=1, high=-1.0, epochs=9, closed=closed))
+    found.run()
+    assert found.summary()["states"] == {"FAIL": 1}
+    assert closed == [0], "nobody else ends what it has left"
+    assert len(list((tmp_path / "trainings/0").glob("start_*"))) == study.MAX_ATTEMPTS
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.filterwarnings("ignore")
+def test_what_ends_a_worker_ends_the_study(tmp_path, monkeypatch):
+    found = study.Study(request(tmp_path, n_trials=2, workers=2))
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(found.study, "ask", full)
+    with pytest.raises(OSError, match="no space left"):
+        found.run()
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.filterwarnings("ignore")
+def test_the_last_trial_of_a_killed_command_is_taken_up(tmp_path):
+    first, second = (study.Study(request(tmp_path, n_trials=1)) for _ in range(2))
+    thread = threading.Thread(target=second.run)
+    with first._claimed() as number:
+        assert number == 0
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "it leaves although a trial runs that may be killed yet"
+        assert second.summary()["n_trials"] == 0
+    thread.join(30)
+    assert second.summary()["states"] == {"COMPLETE": 1}
 
 
 WORKER = """
@@ -184,9 +230,13 @@ def test_two_workers_one_killed(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_stopped_study_goes_on(tmp_path):
     found = study.Study(request(tmp_path, n_trials=3, pause=0.3))
-    timer = threading.Timer(0.6, found._stopped.set)
-    timer.start()
-    with pytest.raises(TrainingError, match="type the command again"):
+
+    def stop():
+        wait_for(lambda: list((tmp_path / "trainings").glob("*/validation_metrics.npz")), 60, "a first epoch")
+        found._stopped.set()
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(TrainingInterruptedError, match="type the command again"):
         found.run()
     states = [one["state"] for one in found.table()]
     assert "RUNNING" in states

@@ -58,7 +58,7 @@ class MLflowMixin(RunMixin):
                     run.artifact(path, "figures")
                 run.finish("FINISHED")
             except BaseException as error:
-                run.tags({"failure": _sentence(error)})
+                run.tags({"failure": sentence(error)})
                 run.finish(status_of(error))
                 raise
 
@@ -67,7 +67,7 @@ class MLflowMixin(RunMixin):
         try:
             work()
         except BaseException as error:
-            self.close_run(status_of(error), _sentence(error))
+            self.close_run(status_of(error), sentence(error))
             raise
 
     def prepare_run(self, status: Status = "RUNNING") -> None:
@@ -143,7 +143,7 @@ def status_of(error: BaseException) -> Literal["SCHEDULED", "KILLED", "FAILED"]:
     return "KILLED" if isinstance(error, KeyboardInterrupt | TrainingInterruptedError) else "FAILED"
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """An error in one line."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import law
 import luigi
 
-from bhive_mltf.errors import ParameterError
+from bhive_mltf.errors import LockedError, ParameterError
+from bhive_mltf.files.lock import COMMAND_FOLDER
+from bhive_mltf.law.mixins.mlflow import sentence, status_of
 from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, law_command
 from bhive_mltf.law.parameters import AttackDependency, TrainingDependency, ValDatasetDependency, technical
 from bhive_mltf.law.tasks import checks
@@ -85,12 +88,13 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         from bhive_mltf.training.studies.study import Study
 
         directory = Path(self.local_path())
+        goes_on = {"failure": ""} if (directory / "run.json").exists() else {}
         record = tracking.prepare(
             directory,
             data_path=os.environ["DATA_PATH"],
             run_name=f"study {self.study}",
             params={"study": self.study, "space": {name: vars(found) for name, found in self.ranges().items()}},
-            tags={"task": self.task_family},
+            tags={"task": self.task_family, **goes_on},
             tracking=self.tracking,
         )
         study = Study(self.request(record))
@@ -98,9 +102,10 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             run.begin()
             try:
                 study.run()
-            except BaseException:
+            except BaseException as error:
                 study.write()
-                run.finish("KILLED")
+                run.tags({"failure": sentence(error)})
+                run.finish(status_of(error))
                 raise
             summary = study.write()
             draw(study.table(), directory)
@@ -145,7 +150,8 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         dispatch = {name: getattr(self, name) for name in DISPATCH}
         task = TrainingTask.req(self, training_version=version, **{**dispatch, **values})
         directory = Path(task.local_path())
-        return Training(law_command(task, sys.executable, exclude=()), directory, lambda: self.cancel_job(directory))
+        command = law_command(task, sys.executable, exclude=())
+        return Training(command, directory, lambda: self.cancel_job(directory), lambda: self.close_run(directory))
 
     def cancel_job(self, directory: Path) -> None:
         """End the job of a training, where it has one."""
@@ -157,6 +163,17 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         record = dispatch.living(directory)
         if record is not None:
             dispatch.cancel(record, Slurm.of(job.with_secrets(self.profile())))
+
+    def close_run(self, directory: Path) -> None:
+        """End what a killed command has left of a training that will not go on: its job, and its run as KILLED."""
+        from bhive_mltf.tracking import sync
+        from bhive_mltf.training import launch
+
+        self.cancel_job(directory)
+        if self.tracking and (directory / "run.json").exists():
+            with suppress(LockedError):
+                launch.wait_for_ranks(directory)
+            sync.sync(directory, locks=(".", COMMAND_FOLDER))
 
 
 def _sentence(summary: Mapping[str, Any]) -> str:

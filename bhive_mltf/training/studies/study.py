@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bhive_mltf.errors import LockedError, ParameterError, TrainingError
+from bhive_mltf.errors import LockedError, ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.training.studies import space as spaces
 from bhive_mltf.training.studies.names import BEST, JOURNAL, TABLE, TRIALS
 from bhive_mltf.training.studies.space import Range
@@ -47,11 +48,13 @@ class Training:
 
     command : trains, and goes on with a training that was cut. directory : of the training's outputs.
     stop : what else ends it when it is pruned: its job, say.
+    close : ends what a command that was killed has left, when the trial is pruned or has failed: job and run.
     """
 
     command: Sequence[str]
     directory: Path
     stop: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Study:
         self._mutex = threading.Lock()
         self._stopped = threading.Event()
         self._mine: set[int] = set()
+        self._errors: list[Exception] = []
 
     def _hold_space(self) -> None:
         """Refuse to go on with another space: its trials would not be comparable.
@@ -123,7 +127,15 @@ class Study:
             raise ParameterError(f"study '{self.request.name}' was begun with another space: give it another --study")
 
     def run(self) -> None:
-        """Work until there are as many trials as asked for; SIGTERM and Ctrl-C stop the trainings, saved."""
+        """Work until as many trials as asked for have ended, here or in other commands.
+
+        SIGTERM and Ctrl-C stop the trainings, saved.
+
+        Raises
+        ------
+        TrainingInterruptedError : the study was stopped.
+        Exception : what ended a worker; the trainings of the others are stopped, saved.
+        """
         threads = [threading.Thread(target=self._work, name=f"worker {n}") for n in range(self.request.workers)]
         for thread in threads:
             thread.start()
@@ -138,19 +150,36 @@ class Study:
         finally:
             for thread in threads:
                 thread.join()
+        if self._errors:
+            raise self._errors[0]
         if self._stopped.is_set():
-            raise TrainingError(f"study '{self.request.name}' was stopped: type the command again to go on")
+            raise TrainingInterruptedError(f"study '{self.request.name}' was stopped: type the command again to go on")
 
     def _work(self) -> None:
-        while not self._stopped.is_set():
-            with self._claimed() as number:
-                if number is None:
-                    return
+        """What a thread does; its error is raised by `run`."""
+        try:
+            while not self._stopped.is_set() and self._is_left():
+                self._next()
+        except Exception as error:  # noqa: BLE001 - raised in the main thread
+            self._errors.append(error)
+            self._stopped.set()
+
+    def _is_left(self) -> bool:
+        """Whether there are trials to begin, or of other commands that run: they may be killed yet."""
+        trials = self.study.get_trials(deepcopy=False)
+        running = {trial.number for trial in trials if not trial.state.is_finished()}
+        return len(trials) < self.request.n_trials or bool(running - self._mine)
+
+    def _next(self) -> None:
+        with self._claimed() as number:
+            if number is not None:
                 try:
                     self._try(number)
                 except Exception:
                     logger.exception("trial %d of study %s failed", number, self.request.name)
                     self._tell(number, None, "FAIL")
+                return
+        self._stopped.wait(POLL_S)
 
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[int | None]:
@@ -197,6 +226,7 @@ class Study:
                 return
             losses = validation_losses(training.directory)
             if code == _PRUNED:
+                training.close()
                 self._tell(number, None, "PRUNED")
                 return
             if code == 0 and losses:
@@ -205,6 +235,7 @@ class Study:
                 return
             if code > 0:  # it has said why; one that was killed is tried once more
                 break
+        training.close()
         self._tell(number, None, "FAIL")
 
     def _attempt(self, number: int, training: Training) -> int | None:
@@ -254,14 +285,14 @@ class Study:
         self.study.tell(number, value, state=self._optuna.trial.TrialState[state])
 
     def summary(self) -> dict[str, Any]:
-        """What came out: numbers of trials by state, and the best one."""
+        """What came out: how many trials have ended, how many there are by state, and the best one."""
         trials = self.study.get_trials(deepcopy=False)
         states = [trial.state.name for trial in trials]
         done = [trial for trial in trials if trial.state.name == "COMPLETE"]
         best = min(done, key=lambda trial: trial.value or 0.0) if done else None
         return {
             "study": self.request.name,
-            "n_trials": len(trials),
+            "n_trials": sum(trial.state.is_finished() for trial in trials),
             "states": {state: states.count(state) for state in sorted(set(states))},
             "best": None
             if best is None
