@@ -8,21 +8,16 @@ gateway's tokens, lets through only the routes listed here, and holds the token 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
-import jwt
 from flask import Response, g, request
 from werkzeug.datastructures import Authorization
 
-ISSUER_VARIABLE: Final = "MLTF_ISSUER"
-JWKS_VARIABLE: Final = "MLTF_JWKS_FILE"
-_ALGORITHM: Final = "ES256"
-_AUDIENCE: Final = "mlflow"
+from bhive_mltf.gateway import mlflow_browser, mlflow_tokens
+
 _KINDS: Final = frozenset({"user", "job", "gateway"})
 _LARGEST_BODY: Final = 16 * 2**20
 
@@ -65,9 +60,10 @@ _OF_A_PERSON: Final = (
         )
     ),
 )
+# The pages of MLflow ask in GraphQL too; MLflow holds each object of an answer against the person's permissions.
+_OF_A_BROWSER: Final = ((("POST",), re.compile(r"/graphql")),)
 _MODEL: Final = re.compile(rf"{_API}/logged-models/([\w-]+)(?:/.*)?")
 _ARTIFACT: Final = re.compile(rf"{_ARTIFACTS}/(?:artifacts|mpu/\w+)(?:/(.*))?")
-_keys: dict[str, Any] = {}
 
 
 def authorize() -> Authorization | Response:
@@ -79,8 +75,10 @@ def authorize() -> Authorization | Response:
 
 
 def _authorize() -> Authorization | Response:
-    kind, _, token = request.headers.get("Authorization", "").partition(" ")
-    claims = _claims(token.strip()) if kind.lower() == "bearer" else None
+    if "Authorization" not in request.headers:
+        return _of_a_browser()
+    kind, _, token = request.headers["Authorization"].partition(" ")
+    claims = mlflow_tokens.claims(token.strip(), _KINDS) if kind.lower() == "bearer" else None
     if claims is None:
         return _answer(401, "UNAUTHENTICATED", "a token of the gateway is needed")
     name, of_a_job = str(claims["sub"]), claims["kind"] == "job"
@@ -95,34 +93,19 @@ def _authorize() -> Authorization | Response:
     return Authorization("bearer", {"username": name}, token)
 
 
-def _claims(token: str) -> dict[str, Any] | None:
-    try:
-        header = jwt.get_unverified_header(token)
-        key = _key(str(header.get("kid")))
-        if key is None or header.get("alg") != _ALGORITHM:
-            return None
-        claims: dict[str, Any] = jwt.decode(
-            token,
-            key=key,
-            algorithms=[_ALGORITHM],
-            audience=_AUDIENCE,
-            issuer=os.environ[ISSUER_VARIABLE],
-            leeway=30,
-            options={"require": ["iss", "aud", "sub", "exp", "iat", "kind"]},
-        )
-    except jwt.PyJWTError:
-        return None
-    return claims if claims["kind"] in _KINDS else None
-
-
-def _key(key_id: str) -> Any:  # noqa: ANN401 - a key of jwt
-    """A public key of the gateway; the file is read again when it changes."""
-    path = Path(os.environ[JWKS_VARIABLE])
-    stamp = path.stat().st_mtime_ns
-    if _keys.get("stamp") != stamp:
-        found = jwt.PyJWKSet.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        _keys.update(stamp=stamp, keys={key.key_id: key for key in found.keys})
-    return _keys["keys"].get(key_id)
+def _of_a_browser() -> Authorization | Response:
+    """Who looks at the pages of MLflow, or the next step of the way through the gateway's sign-in."""
+    if (step := mlflow_browser.next_step()) is not None:
+        return step
+    name = mlflow_browser.person()
+    if name is None:
+        return _answer(401, "UNAUTHENTICATED", "a token of the gateway is needed")
+    if not mlflow_browser.is_of_own_page():
+        return _answer(403, "PERMISSION_DENIED", "a page of another site may not change anything")
+    if not _is_listed((*_OF_A_PERSON, *_OF_A_BROWSER)):
+        return _answer(403, "PERMISSION_DENIED", "this route is not open")
+    _know(name)
+    return Authorization("bearer", {"username": name})
 
 
 def _is_listed(routes: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...]) -> bool:

@@ -60,11 +60,11 @@ class Page:
             "id_token": self.provider.token(headers={"typ": "JWT"}, **own, without=("client_id", "roles")),
         }
 
-    def sign_in(self, browser, monkeypatch, person="alice", **changes):
+    def sign_in(self, browser, monkeypatch, person="alice", begin="/auth/login", **changes):
         """The way of a browser through the provider; the last answer."""
         monkeypatch.setattr(sign_in, "post_form", self.answer)
         self.provider.person, self.provider.changes = person, changes
-        place = browser.get("/auth/login", follow_redirects=False).headers["location"]
+        place = browser.get(begin, follow_redirects=False).headers["location"]
         self.begun = {name: values[0] for name, values in parse_qs(urlsplit(place).query).items()}
         self.nonce = self.begun["nonce"]
         return browser.get(f"/auth/callback?code=c&state={self.begun['state']}", follow_redirects=False)

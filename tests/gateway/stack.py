@@ -101,6 +101,7 @@ class Stack:
                 "issuer": self.issuer,
                 "audiences": ["mltf"],
                 "cli_client": "mltf-cli",
+                "web_client": "mltf-web",
                 "clients": ["robot"],
                 "allow_http": True,
             },
@@ -139,7 +140,7 @@ class Stack:
         modules = needs.node_modules()
         (modules / "provider.mjs").write_bytes((needs.PROVIDER / "provider.mjs").read_bytes())
         command = [needs.program("node", "apt-get install nodejs"), str(modules / "provider.mjs")]
-        self.start("provider", [*command, str(self.ports["provider"]), "mltf"])
+        self.start("provider", [*command, str(self.ports["provider"]), "mltf", f"{self.url}/auth/callback"])
         wait_for_url(f"{self.issuer}/.well-known/openid-configuration")
 
     def start_mlflow(self):

@@ -3,15 +3,12 @@
 import os
 import socket
 import threading
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-from tests.gateway import needs
+from tests.gateway import chromium as browsers
 
 pytestmark = pytest.mark.gateway
-CHROMIUM = os.environ.get("BHIVE_CHROMIUM", "/usr/bin/chromium")
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +18,7 @@ def page(tmp_path_factory):
 
     from tests.gateway.page import HOSTILE, Page
 
-    if not Path(CHROMIUM).is_file():
-        needs.missing(f"needs {CHROMIUM}: apt-get install chromium")
-    if find_spec("playwright") is None or find_spec("axe_playwright_python") is None:
-        needs.missing("needs the packages playwright and axe-playwright-python")
+    browsers.check()
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -44,12 +38,8 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium(page):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsers.launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

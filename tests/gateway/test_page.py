@@ -8,6 +8,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import jwt
 import pytest
 
 from bhive_mltf.gateway.store.tables import Owner, State, Submission, WebSession
@@ -29,7 +30,13 @@ ROUTES = {
     ("GET", "/admin"): (404, 404, 200),
     ("POST", "/auth/logout"): (303, 303, 303),
 }
-OPEN = {("GET", "/"), ("GET", "/static/{name}"), ("GET", "/auth/login"), ("GET", "/auth/callback")}
+OPEN = {
+    ("GET", "/"),
+    ("GET", "/static/{name}"),
+    ("GET", "/auth/login"),
+    ("GET", "/auth/callback"),
+    ("GET", "/auth/mlflow"),
+}
 
 
 @pytest.fixture
@@ -132,6 +139,40 @@ def test_state_of_another_attempt_is_refused(page, browser, monkeypatch):
     for state in ("", "x", page.begun["state"]):
         assert fresh.get(f"/auth/callback?code=c&state={state}").status_code == 400
     assert Attempt.read("a.b.c") is None
+
+
+STATE = "s" * 43
+
+
+def test_way_to_mlflow_begins_there_and_ends_with_a_code_of_the_visitor(page, alice):
+    begun = alice.get("/auth/mlflow")
+    assert (begun.status_code, begun.headers["location"]) == (303, "https://mlflow.example/?mltf_code=")
+    answer = alice.get("/auth/mlflow", params={"state": STATE})
+    place, _, code = answer.headers["location"].partition("?mltf_code=")
+    assert (answer.status_code, place) == (303, "https://mlflow.example/")
+    (key,) = page.app.state.services.minter.keys.values()
+    claims = jwt.decode(code, key.public_key(), algorithms=["ES256"], audience="mlflow")
+    with page.database.reading() as session:
+        name = session.query(Owner).one().mlflow_name
+    assert (claims["sub"], claims["kind"], claims["state"]) == (name, "browser", STATE)
+    assert claims["exp"] - claims["iat"] == 60
+    assert int(claims["until"]) - claims["iat"] <= page.settings.token_s + 1
+
+
+def test_stranger_signs_in_on_the_way_to_mlflow(page, browser, monkeypatch):
+    answer = page.sign_in(browser, monkeypatch, begin=f"/auth/mlflow?state={STATE}")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/auth/mlflow?state={STATE}")
+    assert (
+        browser.get(answer.headers["location"]).headers["location"].startswith("https://mlflow.example/?mltf_code=ey")
+    )
+    for wrong in ("x", STATE + "&", "https://evil.example", STATE[:-1] + "é"):
+        assert browser.get("/auth/mlflow", params={"state": wrong}).status_code == 400
+
+
+def test_blocked_visitor_does_not_get_to_mlflow(page, alice):
+    with page.database.writing() as session:
+        session.query(Owner).one().blocked_at = time.time()
+    assert alice.get("/auth/mlflow", params={"state": STATE}).status_code == 403
 
 
 def test_each_sign_in_has_a_session_of_its_own(page, alice, monkeypatch):

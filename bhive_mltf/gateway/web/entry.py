@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import time
 from typing import Annotated, Final
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -18,6 +20,10 @@ from bhive_mltf.gateway.web.visitor import Form, Looking, PageError
 
 router = APIRouter(include_in_schema=False, prefix="/auth")
 _Text = Annotated[str, Query(max_length=4096)]
+# what `mlflow_browser` calls them; not imported, since Flask is not in the image of the API
+CODE: Final = "mltf_code"
+KIND: Final = "browser"
+_CODE_S: Final = 60.0
 _AGAIN: Final = "this sign-in was begun elsewhere, or too long ago: begin again"
 
 
@@ -25,14 +31,7 @@ _AGAIN: Final = "this sign-in was begun elsewhere, or too long ago: begin again"
 def login(parts: Parts) -> Response:
     """Send the browser to the sign-on provider."""
     _check_there_is_a_page(parts)
-    attempt = Attempt.new()
-    try:
-        place = sign_in.address(parts.settings.provider, parts.verifier.document(), _redirect(parts), attempt)
-    except UpstreamError as error:
-        raise PageError(503, str(error)) from None
-    response = RedirectResponse(place, 303)
-    visitor.set_cookie(response, parts, "attempt", str(attempt))
-    return response
+    return _to_the_provider(parts, Attempt.new())
 
 
 @router.get("/callback")
@@ -56,10 +55,31 @@ def callback(request: Request, parts: Parts, code: _Text = "", state: _Text = ""
         web_sessions.end(session, request.cookies.get(visitor.cookie_name(parts, "session"), ""))
         owner = queries.owner_of(session, caller)
         secret = web_sessions.begin(session, owner.id, caller.roles, visitor.SESSION_S)
-    response = RedirectResponse("/jobs", 303)
+    response = RedirectResponse(f"/auth/mlflow?state={attempt.tracking}" if attempt.tracking else "/jobs", 303)
     visitor.set_cookie(response, parts, "session", secret)
     visitor.drop_cookie(response, parts, "attempt")
     return response
+
+
+@router.get("/mlflow")
+def mlflow(request: Request, parts: Parts, state: _Text = "") -> Response:
+    """Send the browser to the pages of MLflow, signed in there; see `bhive_mltf.gateway.mlflow_browser`."""
+    _check_there_is_a_page(parts)
+    place = f"{parts.settings.tracking_people_url}/"
+    if not sign_in.is_state(state):
+        raise PageError(400, _AGAIN)
+    if not state:
+        # MLflow begins: it leaves the word in the browser that the code is bound to
+        return RedirectResponse(f"{place}?{CODE}=", 303)
+    try:
+        who = visitor.visitor(request, parts)
+    except PageError as error:
+        if error.status != 401:
+            raise
+        return _to_the_provider(parts, Attempt.new(state))
+    until = int(time.time() + parts.settings.token_s)
+    code = parts.minter.mint(who.owner.mlflow_name, KIND, _CODE_S, state=state, until=str(until))
+    return RedirectResponse(f"{place}?{urlencode({CODE: code})}", 303)
 
 
 @router.post("/logout")
@@ -79,3 +99,13 @@ def _check_there_is_a_page(parts: Services) -> None:
 
 def _redirect(parts: Services) -> str:
     return f"{parts.settings.public_url}/auth/callback"
+
+
+def _to_the_provider(parts: Services, attempt: Attempt) -> Response:
+    try:
+        place = sign_in.address(parts.settings.provider, parts.verifier.document(), _redirect(parts), attempt)
+    except UpstreamError as error:
+        raise PageError(503, str(error)) from None
+    response = RedirectResponse(place, 303)
+    visitor.set_cookie(response, parts, "attempt", str(attempt))
+    return response

@@ -133,8 +133,8 @@ def _mine(job_id: str, who: Visitor, parts: Services) -> Submission:
 def _shown(job: Submission, parts: Services) -> dict[str, Any]:
     with parts.database.reading() as session:
         events = queries.events(session, job.id)
-    base = parts.settings.tracking_people_url
-    run = f"{base}/#/experiments/{job.experiment_id}/runs/{job.run_id}" if job.run_id else ""
+    # browsers take the part after # along on the way through the sign-in
+    run = f"/auth/mlflow#/experiments/{job.experiment_id}/runs/{job.run_id}" if job.run_id else ""
     names = {one.value for one in State}
     return {"job": job, "events": events, "run": run, "states": names, "command": text.command(job)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -20,25 +21,37 @@ from bhive_mltf.gateway.settings import Provider
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try to sign in: what the browser keeps until the provider sends it back."""
+    """One try to sign in: what the browser keeps until the provider sends it back.
+
+    tracking : the state of the MLflow page that it began at; empty when it began at the gateway's own.
+    """
 
     state: str
     nonce: str
     verifier: str
+    tracking: str = ""
 
     @classmethod
-    def new(cls) -> Attempt:
+    def new(cls, tracking: str = "") -> Attempt:
         """A new one of random values."""
-        return cls(*(secrets.token_urlsafe(32) for _ in range(3)))
+        state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
+        return cls(state, nonce, verifier, tracking)
 
     @classmethod
     def read(cls, text: str) -> Attempt | None:
         """What `str` wrote; None when it is none."""
         parts = text.split(".")
-        return cls(*parts) if len(parts) == 3 and all(len(part) == 43 for part in parts) else None
+        if len(parts) != 4 or any(len(part) != 43 for part in parts[:3]) or not is_state(parts[3]):
+            return None
+        return cls(*parts)
 
     def __str__(self) -> str:
         return ".".join(astuple(self))
+
+
+def is_state(text: str) -> bool:
+    """Whether this is the state of an MLflow page, or empty."""
+    return re.fullmatch(r"(?:[\w-]{43})?", text, re.ASCII) is not None
 
 
 def address(provider: Provider, document: Mapping[str, Any], redirect: str, attempt: Attempt) -> str:

@@ -1,9 +1,9 @@
-// A sign-on provider in memory, for tests: `node provider.mjs PORT AUDIENCE`.
+// A sign-on provider in memory, for tests: `node provider.mjs PORT AUDIENCE REDIRECT`, the last of the gateway's page.
 // Accounts are made by signing in; the roles of a person follow from the name.
 import { createServer } from "node:http";
 import Provider from "oidc-provider";
 
-const [port, audience] = process.argv.slice(2);
+const [port, audience, redirect] = process.argv.slice(2);
 const issuer = `http://127.0.0.1:${port}`;
 const resource = "urn:mltf:gateway";
 const DEVICE = "urn:ietf:params:oauth:grant-type:device_code";
@@ -17,6 +17,13 @@ const provider = new Provider(issuer, {
       grant_types: [DEVICE, "refresh_token"],
       redirect_uris: [],
       response_types: [],
+    },
+    {
+      client_id: "mltf-web",
+      token_endpoint_auth_method: "none",
+      grant_types: ["authorization_code"],
+      redirect_uris: [redirect],
+      response_types: ["code"],
     },
     {
       client_id: "robot",
