@@ -21,6 +21,7 @@ from law.workflow.remote import BaseRemoteWorkflow, BaseRemoteWorkflowProxy
 
 from bhive_mltf.errors import JobFailedError
 from bhive_mltf.files.lock import DirectoryLock
+from bhive_mltf.law.mixins.run import given_parameters
 from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, is_inside_job
 from bhive_mltf.law.parameters import technical
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from bhive_mltf.slurm.record import JobRecord
 
 DEFAULT_PROFILE = "generic"
+# Parameters of the command that hands jobs in, which say nothing of the branches in one.
+OF_THIS_COMMAND = ("workflow", "effective_workflow", "branches", "branch", "poll_interval")
 
 
 class BranchJobs(BaseJobManager):
@@ -208,9 +211,9 @@ class SlurmWorkflow(SlurmDependency, BaseRemoteWorkflow):
 
     def branch_command(self, profile: Profile, branches: Sequence[int]) -> list[str]:
         """The law command that makes some branches where it is started."""
-        remote = {*DISPATCH, *self.exclude_params_branch, "workflow", "branches", "branch", "poll_interval"}
-        arguments = self.cli_args(exclude=remote, replace=self.slurm_branch_parameters(profile, branches))
-        options = [part for option in arguments.items() for part in option]
+        remote = {*DISPATCH, *self.exclude_params_branch, *OF_THIS_COMMAND}
+        given = given_parameters(self, remote, self.slurm_branch_parameters(profile, branches))
+        options = [part for name, text in given.items() for part in (f"--{name.replace('_', '-')}", text)]
         chosen = ["--workflow", "local", "--branches", ",".join(map(str, branches))]
         return [profile.python, "-m", "law", "run", f"{self.__module__}.{self.task_family}", *options, *chosen]
 

@@ -121,10 +121,13 @@ def test_what_a_person_cancels_is_not_repeated(site):
     assert len(site.scheduler.jobs) == 1
 
 
-def test_cancel_jobs_ends_all_and_hands_none_in(site):
-    command = site.start()
+def test_jobs_are_told_no_default_and_cancelling_ends_all(site):
+    command = site.start("--seed", 7)
     site.wait_for_jobs(N_FILES)
-    cancelling = site.start("--cancel-jobs", True)
+    told = list(site.spec(next(iter(site.scheduler.jobs.values()))["name"]).command[5:])
+    assert told[-4:-1] == ["--workflow", "local", "--branches"]
+    assert sorted(told[:-4]) == sorted(map(str, [*site.options, "--seed", 7]))
+    cancelling = site.start("--seed", 7, "--cancel-jobs", True)
     output = cancelling.communicate(timeout=200)[0]
     assert cancelling.returncode == 0, output
     assert output.count("CANCELLED") == N_FILES, output

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -210,8 +210,10 @@ def _refuse_missing(cls: type) -> None:
         )
 
 
-def given_parameters(task: Any, exclude: set[str] | frozenset[str] = frozenset()) -> dict[str, str]:
-    """The parameters of a task that a command has to give, as they are typed.
+def given_parameters(
+    task: Any, exclude: set[str] | frozenset[str] = frozenset(), instead: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """The parameters of a task that a command has to give, as they are typed; `instead`: other values of some.
 
     One at its default is left out, unless the settings of luigi change that default: the text of a default need not be
     one that its parameter can read (upstream's `resume_epoch = IntParameter(False)`).
@@ -224,8 +226,9 @@ def given_parameters(task: Any, exclude: set[str] | frozenset[str] = frozenset()
             continue
         family = task.get_task_family()
         is_set = any(settings.has_option(family, option) for option in (name, name.replace("_", "-")))
-        if is_set or getattr(task, name) != parameter._default:
-            given[name] = texts[name]
+        value = instead[name] if instead and name in instead else getattr(task, name)
+        if is_set or value != parameter._default:
+            given[name] = str(parameter.serialize(value)) if instead and name in instead else texts[name]
     return given
 
 
