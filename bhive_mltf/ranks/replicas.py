@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bhive_mltf.errors import ParameterError
 
 if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
     from torch import Tensor, nn
 
     from bhive_mltf.ranks.distributed import World
 
 # Set in the process of a rank for the workers of its loader, which may start anew.
 VARIABLE = "BHIVE_MLTF_REPLICA"
+# Of gradients in one message, as DDP has it.
+BUCKET_BYTES = 25 * 2**20
 _Rows = TypeVar("_Rows")
 _Batch = TypeVar("_Batch")
 _Model = TypeVar("_Model")
@@ -34,14 +38,15 @@ class Replicas:
         self.rank, self.size = (rank, size) if world is None else (world.rank, world.size)
         self._world = world
         self._share = 1.0 / self.size
+        self._buckets = Buckets()
 
     def prepare(self, model: _Model) -> _Model:
         """Make the model one of several equal copies, in place; to be called once it is on its device.
 
-        All get the weights and buffers of rank 0, batch norms use the batch of all ranks, and each gradient is averaged
-        over the ranks, weighted by their jets, as soon as backward has accumulated it. There is no wrapper: keys of the
-        state dict stay, and `forward` may be called directly. Each rank has to use the same parameters in each step.
-        What is no torch module is returned as it is.
+        All get the weights and buffers of rank 0, batch norms use the batch of all ranks, and where backward ends, the
+        gradients that it accumulated are averaged over the ranks, weighted by their jets. There is no wrapper: keys of
+        the state dict stay, and `forward` may be called directly. Each rank has to use the same parameters in each
+        step. What is no torch module is returned as it is.
         """
         from torch import nn
 
@@ -101,11 +106,13 @@ class Replicas:
         synchronise_batch_norms(model, self._world.norm_group)
 
     def _average(self, parameter: Tensor) -> None:
-        import torch.distributed as dist
+        """Called by backward for each gradient that it has accumulated."""
+        from torch.autograd import Variable
 
         if parameter.grad is not None:
-            parameter.grad.mul_(self._share)
-            dist.all_reduce(parameter.grad)
+            self._buckets.add(parameter.grad.detach(), self._share)
+            # for each gradient, since a backward that failed called nothing; the first call does all
+            Variable._execution_engine.queue_callback(lambda: self._buckets.finish(self._share))
 
     def _even(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
         import torch
@@ -132,6 +139,44 @@ class Replicas:
     def __getstate__(self) -> dict[str, Any]:
         # process groups stay in their process
         return {**self.__dict__, "_world": None}
+
+
+class Buckets:
+    """Gradients on their way to the sum over the ranks: one message for many of them, as in DDP."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        self._sent: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
+
+    def add(self, gradient: Tensor, share: float) -> None:
+        """Take a gradient, which is summed with `share` of this rank; a full bucket is sent."""
+        kind = gradient.dtype, gradient.device
+        bucket = self._waiting.setdefault(kind, [])
+        bucket.append(gradient)
+        if sum(one.numel() * one.element_size() for one in bucket) >= BUCKET_BYTES:
+            self._send(self._waiting.pop(kind), share)
+
+    def finish(self, share: float) -> None:
+        """Send what waits, and put all sums in place of the gradients."""
+        import torch
+
+        while self._waiting:
+            self._send(self._waiting.pop(next(iter(self._waiting))), share)
+        sent, self._sent = self._sent, []
+        for work, flat, gradients in sent:
+            work.wait()
+            parts = torch.split(flat, [one.numel() for one in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def _send(self, gradients: list[Tensor], share: float) -> None:
+        import torch
+        import torch.distributed as dist
+
+        flat = torch.cat([one.reshape(-1) for one in gradients]).mul_(share)
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._sent.append((work, flat, gradients))
 
 
 def _n_rows(batch: Any) -> int:  # noqa: ANN401 - whatever a loader gives

@@ -1,7 +1,9 @@
 """What a foreign training loop asks of its ranks; how gradients and batch norms agree is seen in `upstream_layout`."""
 
 import pickle
+from copy import deepcopy
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -54,6 +56,32 @@ def test_batches_end_with_the_first_rank_and_weight_gradients():
     shares = [(len(batch[0]), ranks._share) for batch in ranks.even([(torch.zeros(n, 3), 0) for n in (2, 2, 2)])]
     assert shares == [(2, 0.5), (2, 0.25)]
     assert ranks._share == 0.5
+
+
+def test_gradients_are_averaged_in_few_messages(monkeypatch):
+    lengths = []
+
+    def all_reduce(flat, async_op):
+        assert async_op
+        # of a rank with the same gradients, and as many jets
+        lengths.append(len(flat.mul_(2)))
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    ranks = Replicas(TwoRanks([]))
+    monkeypatch.setattr(ranks, "_equal", lambda _: None)
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)), torch.nn.Linear(3, 3).double())
+    copy = deepcopy(model)
+    ranks.prepare(model)
+    for one in (model, copy):
+        for _ in range(2):
+            one[4](one[:4](torch.ones(2, 3)).double()).square().sum().backward()
+    assert lengths == [12, 48, 12, 48]
+    for parameter, other in zip(model.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad)
+    monkeypatch.setattr(replicas, "BUCKET_BYTES", 4 * 24)
+    model[:4](torch.ones(2, 3)).sum().backward()
+    assert lengths[4:] == [24, 24]
 
 
 def test_a_loader_without_a_batch_for_all_ranks_is_refused():
