@@ -33,6 +33,8 @@ def _pass(norm, x, weight):
 @pytest.mark.parametrize("length", [None, 5])
 def test_global_statistics_are_those_of_one_rank(sizes, kwargs, length):
     shape = (sum(sizes), 3) if length is None else (sum(sizes), 3, length)
+    # two jets that are almost equal have statistics of fewer digits
+    torch.manual_seed(3)
     x = torch.randn(shape, dtype=torch.float64) * 3 + 100
     weight = torch.randn(shape, dtype=torch.float64)
     one = _norm(**kwargs)
