@@ -191,7 +191,13 @@ def has_logged_models() -> bool:
     return max(major("mlflow-skinny"), major("mlflow")) >= 3
 
 
-def save_torch_model(module: nn.Module, folder: Path, requirements: Sequence[str]) -> None:
+def save_torch_model(
+    module: nn.Module,
+    folder: Path,
+    requirements: Sequence[str],
+    signature: Any = False,  # noqa: ANN401 - a ModelSignature; False: none, and none is guessed
+    input_example: Mapping[str, Any] | None = None,
+) -> None:
     """Save a module as mlflow does, pickled: other formats and the option for it are newer than mlflow 2.22.
 
     Raises
@@ -203,4 +209,5 @@ def save_torch_model(module: nn.Module, folder: Path, requirements: Sequence[str
 
     known = inspect.signature(mlflow.pytorch.save_model).parameters
     newer: dict[str, Any] = {"serialization_format": "pickle"} if "serialization_format" in known else {}
-    mlflow.pytorch.save_model(module, folder, pip_requirements=list(requirements), signature=False, **newer)
+    newer |= {"signature": signature, "input_example": input_example}
+    mlflow.pytorch.save_model(module, folder, pip_requirements=list(requirements), **newer)

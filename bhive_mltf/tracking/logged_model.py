@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, cast
 from bhive_mltf import compat
 from bhive_mltf.files import atomic, disk
 from bhive_mltf.tracking.connection import quiet_with_warnings
+from bhive_mltf.tracking.run import ModelArrays
 from bhive_mltf.tracking.store import is_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
     from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -41,14 +43,17 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> None:
+def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path], arrays: ModelArrays | None = None) -> None:
     """Copy the module, and `files` beside it, to a new folder, whole or not at all."""
     try:
         folder.mkdir(parents=True)
         # on the CPU, so that it loads on a machine without GPU; a copy, since the training goes on
         module = copy.deepcopy(unwrap(module)).to("cpu").eval()
         with quiet_with_warnings():
-            compat.save_torch_model(module, folder / "model", compat.pinned(_REQUIREMENTS))
+            about: dict[str, Any] = (
+                {} if arrays is None else {"signature": _signature(arrays), "input_example": dict(arrays.example)}
+            )
+            compat.save_torch_model(module, folder / "model", compat.pinned(_REQUIREMENTS), **about)
         for file in map(Path, files):
             (folder / "model" / "extra_files").mkdir(exist_ok=True)
             shutil.copy(file, folder / "model" / "extra_files" / file.name)
@@ -59,6 +64,20 @@ def serialise(module: nn.Module, folder: Path, files: Iterable[str | Path]) -> N
         if refused is not None:
             raise disk.cannot_write(folder, refused, "the model") from error
         raise
+
+
+def _signature(arrays: ModelArrays) -> ModelSignature:
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+
+    inputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(arrays.example[name].dtype, shape, name) for name, shape in arrays.inputs.items()
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(np.dtype(np.float32), shape, name) for name, shape in arrays.outputs.items()
+    ]
+    return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 def _size(module: nn.Module) -> int:

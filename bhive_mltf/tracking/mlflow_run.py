@@ -18,7 +18,7 @@ from bhive_mltf.tracking import connection, deliver
 from bhive_mltf.tracking.connection import one_line
 from bhive_mltf.tracking.deliver import metric_name
 from bhive_mltf.tracking.journal import Journal, folder_of
-from bhive_mltf.tracking.run import FLUSH_TIMEOUT, NullRun, Run
+from bhive_mltf.tracking.run import FLUSH_TIMEOUT, ModelArrays, NullRun, Run
 from bhive_mltf.tracking.run_resolver import Runs
 from bhive_mltf.tracking.sender import Sender
 from bhive_mltf.tracking.store import RunRecord
@@ -178,11 +178,12 @@ class MlflowRun(Run):
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
         files: Iterable[str | Path] = (),
+        arrays: ModelArrays | None = None,
     ) -> None:
         from bhive_mltf.tracking.logged_model import serialise
 
         folder = f"models/{secrets.token_hex(8)}"
-        serialise(module, folder_of(self._journal.directory) / folder, files)
+        serialise(module, folder_of(self._journal.directory) / folder, files, arrays)
         self._put_model(folder, name, step, {"metrics": metrics, "params": params, "tags": tags})
 
     @_safe

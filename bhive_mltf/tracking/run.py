@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -10,9 +11,22 @@ from typing import TYPE_CHECKING, Any, Self
 from bhive_mltf.tracking.store import RunRecord
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 FLUSH_TIMEOUT = 30.0  # s
+
+
+@dataclass(frozen=True)
+class ModelArrays:
+    """Signature and input example of a model.
+
+    inputs, outputs : shape by name of array, -1 for a free axis; outputs are float32. example : of the inputs, by name.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+    example: Mapping[str, np.ndarray[Any, Any]]
 
 
 class Run:
@@ -84,10 +98,11 @@ class Run:
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, object] | None = None,
         files: Iterable[str | Path] = (),
+        arrays: ModelArrays | None = None,
     ) -> None:
         """The module as a logged model of the run; copied and serialised at once, sent later.
 
-        files : kept beside the model under `extra_files/`.
+        files : kept beside the model under `extra_files/`. arrays : its signature and input example.
         """
 
     def saved_model(

@@ -16,6 +16,7 @@ from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import reproducibility
 from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.checkpointing.checkpoint import epoch_path
 from bhive_mltf.training.checkpointing.manager import CheckpointManager
 from bhive_mltf.training.choices import REGRESSION_LOSSES
 from bhive_mltf.training.debugging import nonfinite
@@ -72,7 +73,7 @@ class Trainer:
         try:
             self._train()
             self._checkpoints.drain()
-            self._hand_over_best()
+            self._hand_over_models()
         finally:
             self._hand_over_trace(self._profiler.close())
             self._checkpoints.close()
@@ -108,13 +109,17 @@ class Trainer:
             for path in self._profiler.files:
                 self._observer.file(path, FOLDER)
 
-    def _hand_over_best(self) -> None:
-        position = self._position
-        if self._world.is_first and position.best_epoch >= 0:
+    def _hand_over_models(self) -> None:
+        position, number = self._position, self._plan.last_number
+        losses = position.histories.values["loss_val"]
+        if not self._world.is_first or not losses:
+            return
+        model = plain_batch_norms(self._stepper.model).cpu().eval()
+        self._observer.model("last", model, epoch_path(self._plan.directory, number), number, losses[-1])
+        if position.best_epoch >= 0:
             path, state = self._checkpoints.best()
-            model = plain_batch_norms(self._stepper.model).cpu().eval()
             model.load_state_dict(state["model_state_dict"])
-            self._observer.best(model, path, position.best_epoch, position.best_loss_val)
+            self._observer.model("best", model, path, position.best_epoch, position.best_loss_val)
 
     def _train_round(self) -> None:
         position, loader, rounds = self._position, self._parts.training, self._rounds

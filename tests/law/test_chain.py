@@ -142,6 +142,8 @@ def test_one_run_in_mlflow_for_training_and_evaluation(chain, client, run):
 
 
 def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, run, tmp_path):
+    from mlflow.models import Model
+
     assert run.data.params["batch_size"] == "128"
     assert run.data.params["model_name"] == "DeepJet"
     for name in ("Training Loss", "Training Accuracy", "Validation Loss", "Validation Accuracy"):
@@ -153,7 +155,11 @@ def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, ru
     assert inputs["v1"].digest == manifest["digest"][:36]
     assert "v1_test" in inputs
     models = client.search_logged_models([run.info.experiment_id])
-    assert [m.source_run_id for m in models] == [run.info.run_id]
+    assert {m.name: m.source_run_id for m in models} == dict.fromkeys(("best_model", "last_model"), run.info.run_id)
+    for model in models:
+        signature = Model.load(model.artifact_location).signature
+        assert "cpf_features" in signature.inputs.input_names()
+        assert signature.outputs.input_names() == ["logits"]
     figures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}
     assert {
         "figures/loss.png",

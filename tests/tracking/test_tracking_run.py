@@ -5,13 +5,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.models import Model
 from torch import nn
 
 from bhive_mltf.tracking import RunRecord, attach, deliver, journal, prepare
+from bhive_mltf.tracking.run import ModelArrays
 from tests.helpers.waiting import wait_for
 
 
@@ -101,11 +104,16 @@ def test_model_round_trip(training, client, tmp_path):
     run = attach(training)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     wrapped = torch.compile(net, backend="eager")
-    uris = []
+    example = np.arange(6, dtype=np.float32).reshape(2, 3)
     for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4)):
         run.metrics({"Validation Loss": loss}, step)
         run.model(
-            wrapped, "best.model", step=step, metrics={"Validation Loss": loss}, files=[tmp_path / "classes.json"]
+            wrapped,
+            "best.model",
+            step=step,
+            metrics={"Validation Loss": loss},
+            files=[tmp_path / "classes.json"],
+            arrays=ModelArrays({"x": (-1, 3)}, {"logits": (-1, 2)}, {"x": example}),
         )
         with torch.no_grad():
             net[0].weight.add_(1.0)  # the training goes on
@@ -136,6 +144,11 @@ def test_model_round_trip(training, client, tmp_path):
     assert (folder / "extra_files/classes.json").read_text() == "[]"
     assert f"torch=={torch.__version__.partition('+')[0]}" in (folder / "requirements.txt").read_text().split()
     assert f"model_id: {models[0].model_id}" in (folder / "MLmodel").read_text()
+    described = Model.load(folder)
+    (given,), (made,) = described.signature.inputs.inputs, described.signature.outputs.inputs
+    assert (given.name, given.type, given.shape) == ("x", np.dtype("float32"), (-1, 3))
+    assert (made.name, made.shape) == ("logits", (-1, 2))
+    np.testing.assert_array_equal(described.load_input_example(folder)["x"], example)
 
 
 def test_a_model_that_cannot_be_pickled(training, client, said):

@@ -58,8 +58,8 @@ class Seen(Observer):
     def epoch(self, result):
         self.calls.append(result)
 
-    def best(self, model, path, epoch, loss):
-        self.calls.append(("best", model, path, epoch, loss))
+    def model(self, name, model, path, epoch, loss):
+        self.calls.append((name, {key: value.clone() for key, value in model.state_dict().items()}, path, epoch, loss))
 
     def end(self, status):
         self.calls.append(status)
@@ -90,8 +90,11 @@ def test_a_training_leaves_upstreams_files(tmp_path):
     assert [p.name for p in checkpoint.epoch_files(tmp_path).values()] == ["model_2.pt", "model_1.pt", "model_0.pt"]
     assert best["epoch"] == int(np.argmin(np.load(tmp_path / "validation_metrics.npz")["loss"]))
     assert seen.calls[-1] == "FINISHED"
-    assert seen.calls[-2][3] == best["epoch"]
-    assert torch.equal(seen.calls[-2][1].out.weight, best["model_state_dict"]["out.weight"])
+    last = checkpoint.read_checkpoint(tmp_path / "model_2.pt")
+    for call, name, state in ((seen.calls[-3], "last", last), (seen.calls[-2], "best", best)):
+        assert (call[0], call[3], call[4]) == (name, state["epoch"], state["histories"]["loss_val"][state["epoch"]])
+        assert torch.equal(call[1]["out.weight"], state["model_state_dict"]["out.weight"])
+        assert call[2].is_file()
 
 
 def test_figures_are_exact_sums_over_jets(tmp_path):

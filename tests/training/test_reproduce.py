@@ -180,6 +180,23 @@ def test_the_code_of_a_run_is_checked_out(tmp_path):
         assert (code / "a.py").read_text() == "a = 2\n"
 
 
+def test_what_pip_is_asked_for(tmp_path):
+    (tmp_path / "mine").mkdir()
+    lock = (
+        "# Python 3.11.7\nbhive-mltf==0.1\nclient==0.1  # from file:///code/client\nnumpy==2.0  # contents ab\n"
+        f"gone==1  # from file:///no/such\nmine==1  # contents ab  # from {(tmp_path / 'mine').as_uri()}\n"
+        "other==3  # from git+https://x/y.git@ab\n"
+    )
+    said = []
+    found = reproduce.requirements_of(lock, "/code", said.append)
+    assert found == [
+        "numpy==2.0",
+        f"mine @ {(tmp_path / 'mine').as_uri()}",
+        "other @ git+https://x/y.git@ab",
+    ]
+    assert said == ["gone 1 was installed from /no/such, which is gone: it is left out"]
+
+
 def test_a_run_without_a_plan_cannot_be_repeated(tmp_path):
     run = snapshot.Snapshot("old", "", tmp_path)
     with pytest.raises(ParameterError, match=r"records no plan\.json"):

@@ -1,7 +1,7 @@
 """An exported model as an MLflow model: jets of ROOT files in, scores out; needs neither torch nor this package.
 
-`mlflow models predict` gets a table with the column `file` (and, if wanted, `start` and `stop`) and gives one row per
-jet: `file`, `entry` and a column per class.
+`mlflow models predict` gets a table with the column `file` (and, if wanted, `start` and `stop`: entries) and gives one
+row per jet: `file`, `entry` and a column per class.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ from bhive_mltf.evaluation.export.preprocess import FILE_NAME, MODEL_NAME, PACKA
 from bhive_mltf.files import atomic
 
 _REQUIREMENTS = ("awkward", "mlflow", "numpy", "onnxruntime", "pandas", "uproot")
+_RANGE = ("start", "stop")
+# as MLflow writes it for a table
+_EXAMPLE = {
+    "artifact_path": "input_example.json",
+    "serving_input_path": "serving_input_example.json",
+    "type": "dataframe",
+    "pandas_orient": "split",
+}
 _SCRIPT = '''"""The model that MLflow loads: scores of the jets of ROOT files."""
 
 import mlflow
@@ -33,10 +41,11 @@ class JetScorer(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
         tables = []
         for row in pd.DataFrame(model_input).to_dict("records"):
-            start, stop = int(row.get("start") or 0), row.get("stop")
-            scores = self.scorer.score(row["file"], start, None if not stop else int(stop))
+            # a number that a row does not have is NaN or None
+            start, stop = (None if pd.isna(row.get(name)) else int(row[name]) for name in ("start", "stop"))
+            scores = self.scorer.score(row["file"], start or 0, stop)
             table = pd.DataFrame(scores, columns=self.scorer.outputs)
-            table.insert(0, "entry", range(start, start + len(table)))
+            table.insert(0, "entry", range(start or 0, (start or 0) + len(table)))
             table.insert(0, "file", row["file"])
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
@@ -52,7 +61,7 @@ def save(exported: Path, target: Path) -> None:
 
     with without_remarks():  # its first import has some
         import mlflow.pyfunc
-        from mlflow.models import ModelSignature
+        from mlflow.models import Model, ModelSignature
         from mlflow.types import ColSpec, DataType, Schema
 
     description: dict[str, Any] = json.loads((exported / FILE_NAME).read_text(encoding="utf-8"))
@@ -63,7 +72,7 @@ def save(exported: Path, target: Path) -> None:
     atomic.write_text(scratch / "jet_scorer.py", _SCRIPT)
     scores = [ColSpec(DataType.float, name) for name in (*description["classes"], *description["regression"])]
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "file")]),
+        inputs=Schema([ColSpec(DataType.string, "file"), *(ColSpec(DataType.long, n, required=False) for n in _RANGE)]),
         outputs=Schema([ColSpec(DataType.string, "file"), ColSpec(DataType.long, "entry"), *scores]),
     )
     with without_remarks():
@@ -79,4 +88,7 @@ def save(exported: Path, target: Path) -> None:
     example = {"dataframe_split": {"columns": ["file"], "data": [["root://host//path/jets.root"]]}}
     atomic.write_json(target / "input_example.json", {"columns": ["file"], "data": example["dataframe_split"]["data"]})
     atomic.write_json(target / "serving_input_example.json", example)
+    model = Model.load(str(target))
+    model.saved_input_example_info = _EXAMPLE
+    model.save(str(target / "MLmodel"))
     shutil.rmtree(scratch)

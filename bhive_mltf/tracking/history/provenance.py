@@ -1,13 +1,15 @@
 """What it takes to run the same code in the same environment again: lock, patch, system. No mlflow here.
 
 `environment.lock` is a requirements file. pip does not keep the hash of the archive that it installed; each line
-therefore names, as a comment, the digest of the installed files (`contents`), by which two environments are compared.
+therefore names, as a comment, the digest of the installed files (`contents`), by which two environments are compared,
+and where a package that is in no index came from (`from`).
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import platform
 import re
@@ -38,22 +40,28 @@ _SLURM = (
     "SLURM_RESTART_COUNT",
 )
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO", "NCCL_PROTO")
-_LINE = re.compile(r"^(?P<name>[\w.\-]+)==(?P<version>[^\s#]+)(?:\s+#\s*contents (?P<contents>\w+))?")
+_LINE = re.compile(
+    r"^(?P<name>[\w.\-]+)==(?P<version>[^\s#]+)(?:\s+#\s*contents (?P<contents>\w+))?(?:\s+# from (?P<origin>\S+))?"
+)
 
 
 def lock() -> str:
-    """All installed packages as lines `name==version  # contents <digest>`, sorted by name."""
+    """All installed packages as lines `name==version  # contents <digest>  # from <URL>`, sorted by name."""
     found: dict[str, tuple[str, str, str]] = {}
+    origins: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"] or "")
         # the first one on the path is the one that is imported; an editable one may have its list of files in another
         known = found.get(normalised(name))
         if name and (known is None or known[1:] == (distribution.version, "")):
             found[normalised(name)] = name, distribution.version, contents(distribution)
+            origins[normalised(name)] = origin(distribution) or origins.get(normalised(name), "")
     header = f"# Python {platform.python_version()}, {platform.platform()}"
     lines = (
-        f"{name}=={version}" + (f"  # contents {digest}" if digest else "")
-        for _, (name, version, digest) in sorted(found.items())
+        f"{name}=={version}"
+        + (f"  # contents {digest}" if digest else "")
+        + (f"  # from {origins[key]}" if origins[key] else "")
+        for key, (name, version, digest) in sorted(found.items())
     )
     return "\n".join([header, *lines]) + "\n"
 
@@ -66,6 +74,22 @@ def contents(distribution: metadata.Distribution) -> str:
     rows = sorted(f"{row[0]} {row[1]}" for row in csv.reader(record.splitlines()) if len(row) > 1)
     lines = [row for row in rows if not _INSTALLER_FILES.search(row.rpartition(" ")[0])]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def origin(distribution: metadata.Distribution) -> str:
+    """Where a package was installed from as pip takes it (folder, archive, commit); empty for one of an index."""
+    try:
+        found = json.loads(distribution.read_text("direct_url.json") or "{}")
+        url, commit = found.get("url", ""), found.get("vcs_info", {})
+        return f"{commit['vcs']}+{url}@{commit['commit_id']}" if commit else str(url)
+    except (ValueError, KeyError, AttributeError):
+        return ""
+
+
+def read_origins(text: str) -> dict[str, str]:
+    """Name of each package of a lock that is in no index -> where it came from."""
+    matches = filter(None, map(_LINE.match, text.splitlines()))
+    return {normalised(m["name"]): m["origin"] for m in matches if m["origin"]}
 
 
 def read_lock(text: str) -> dict[str, tuple[str, str]]:

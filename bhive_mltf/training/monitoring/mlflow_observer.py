@@ -6,22 +6,28 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 from typing_extensions import override
 
+from bhive_mltf.interface import ModelInputs
+from bhive_mltf.models.resolve import GLOBAL
 from bhive_mltf.ranks import srun
 from bhive_mltf.tracking import NullRun, Run, attach, environment, provenance
+from bhive_mltf.tracking.run import ModelArrays
 from bhive_mltf.tracking.system.sampler import sample_node
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 NESTED_NAME = "model_performance_metrics"
+_EXAMPLE_SLOTS = 3
 PARTS = {"loss_cat": "Classification Loss", "loss_reg": "Regression Loss"}  # of multi-task models
 
 
 class MlflowObserver(Observer):
-    """Upstream's four metrics per epoch, loss, learning rate and speed per interval, the best model at the end."""
+    """Upstream's four metrics per epoch, loss, learning rate and speed per interval, best and last model at the end."""
 
     def __init__(self) -> None:
         self._run: Run = NullRun()
@@ -72,8 +78,9 @@ class MlflowObserver(Observer):
         self._nested.metrics(values, step=result.epoch)
 
     @override
-    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
-        self._run.model(model, step=epoch, metrics={"Validation Loss": loss}, files=[path])
+    def model(self, name: Literal["best", "last"], model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+        found, metrics = arrays_of(model), {"Validation Loss": loss}
+        self._run.model(model, f"{name}_model", step=epoch, metrics=metrics, files=[path], arrays=found)
 
     @override
     def end(self, status: str) -> None:
@@ -96,6 +103,31 @@ class NodeObserver(Observer):
     @override
     def end(self, status: str) -> None:
         self._stop()
+
+
+def arrays_of(model: nn.Module) -> ModelArrays | None:
+    """What a tagger reads and gives, with two jets as an example; None for a model of another kind.
+
+    Of each group `<group>_features` [B,N,F], `<group>_mask` [B,N] and, where it has some, `<group>_four_vectors`
+    [B,N,4] of the batch; `logits` [B,C], and `regression` [B,R].
+    """
+    inputs = getattr(model, "inputs", None)
+    if not isinstance(inputs, ModelInputs):
+        return None
+    example: dict[str, np.ndarray[Any, Any]] = {}
+    free: dict[str, tuple[int, ...]] = {}
+    for group in inputs.groups:
+        is_fixed = inputs.padding == "configured" or group.name == GLOBAL
+        n = group.length if is_fixed else min(group.length, _EXAMPLE_SLOTS)
+        found = {"features": np.ones((2, n, len(group.columns)), np.float32), "mask": np.ones((2, n), bool)}
+        if group.four_vectors:
+            found["four_vectors"] = np.ones((2, n, 4), np.float32)
+        for name, array in found.items():
+            example[f"{group.name}_{name}"] = array
+            free[f"{group.name}_{name}"] = (-1, n if is_fixed else -1, *array.shape[2:])
+    regression = tuple(getattr(model, "regression", ()))
+    outputs = {"logits": (-1, len(inputs.classes)), **({"regression": (-1, len(regression))} if regression else {})}
+    return ModelArrays(free, outputs, example)
 
 
 def _root() -> int:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 from typing_extensions import override
@@ -74,8 +75,8 @@ class Observer:
     def epoch(self, result: EpochResult) -> None:
         """A round is done; its files are being written."""
 
-    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
-        """The training is done; `model` has the best weights."""
+    def model(self, name: Literal["best", "last"], model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+        """The training is done; `model` has these weights, of the file `path`; `loss` is that of the validation."""
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED, KILLED (asked to stop), or SCHEDULED (asked to stop; its job starts it again)."""
@@ -123,9 +124,9 @@ class Observers(Observer):
             member.epoch(result)
 
     @override
-    def best(self, model: nn.Module, path: Path, epoch: int, loss: float) -> None:
+    def model(self, name: Literal["best", "last"], model: nn.Module, path: Path, epoch: int, loss: float) -> None:
         for member in self._members:
-            member.best(model, path, epoch, loss)
+            member.model(name, model, path, epoch, loss)
 
     @override
     def end(self, status: str) -> None:

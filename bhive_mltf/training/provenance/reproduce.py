@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -23,6 +24,8 @@ from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.provenance import inputs
 
 CODE, ENVIRONMENT, TRAINING = "code", "environment", "training"
+# Packages of this repository: their code is that of the checkout.
+_OWN = frozenset({"bhive-mltf", "bhive-mltf-client"})
 _ENTRY = ("-m", "bhive_mltf.training.provenance.rerun")
 # Differences that every repetition has.
 _EXPECTED = frozenset({"ranks_per_node", "threads_per_rank", "nodes", "tracking", "verbose", "terminal_plot"})
@@ -161,10 +164,8 @@ def make_environment(run: Snapshot, target: Path, say: Say) -> str:
     if not (done.is_file() and done.read_text(encoding="utf-8") == text):
         say(f"environment: {target}")
         _call([sys.executable, "-m", "venv", "--clear", str(target)], f"{target} cannot be made")
-        lines = [
-            f"{name}=={version}" for name, (version, _) in provenance.read_lock(text).items() if name != "bhive-mltf"
-        ]
         requirements = target / "requirements.txt"
+        lines = requirements_of(text, str(run.facts.get("git", {}).get("checkout", "")), say)
         atomic.write_text(requirements, "\n".join(lines) + "\n")
         _call(
             [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(requirements)],
@@ -174,10 +175,32 @@ def make_environment(run: Snapshot, target: Path, say: Say) -> str:
     return str(python)
 
 
+def requirements_of(lock: str, checkout: str, say: Say) -> list[str]:
+    """Lines for pip from a lock, without what is part of the run's checkout, whose code is had by git.
+
+    Parameters
+    ----------
+    checkout : folder of the run's code; empty where it was no checkout.
+    """
+    origins, found = provenance.read_origins(lock), []
+    for name, (version, _) in provenance.read_lock(lock).items():
+        origin = origins.get(name, "")
+        folder = Path(unquote(urlsplit(origin).path)) if origin.startswith("file:") else None
+        if name in _OWN or (folder is not None and checkout and folder.is_relative_to(checkout)):
+            continue
+        if folder is not None and not folder.exists():
+            say(f"{name} {version} was installed from {folder}, which is gone: it is left out")
+            continue
+        found.append(f"{name} @ {origin}" if origin else f"{name}=={version}")
+    return found
+
+
 def _call(command: list[str], trouble: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split())[-400:]
+        lines = (done.stderr or done.stdout).splitlines()
+        told = [line for line in lines if line.startswith("ERROR")] or lines
+        said = " ".join(" ".join(told).split())[-400:]
         raise TrainingError(f"{trouble} ({said}): mend that, or pass --here or --this-code")
 
 
