@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 REQUIRED = "BHIVE_REQUIRE_GATEWAY"  # set where something missing is a failure, such as in continuous integration
 PACKAGES = ("alembic", "fastapi", "flask_wtf", "httpx", "jinja2", "jwt", "pathspec", "psycopg", "sqlalchemy", "uvicorn")
+MLFLOW_BEFORE = "3.10.0"
 PROVIDER = Path(__file__).parent / "provider"
 
 
@@ -49,6 +51,25 @@ def node_modules():
         if done.returncode:
             shutil.rmtree(temporary, ignore_errors=True)
             missing(f"npm cannot install oidc-provider: {done.stderr.strip()[-200:]}")
+        if not folder.exists():
+            temporary.rename(folder)
+    return folder
+
+
+def mlflow_before():
+    """A folder with an earlier MLflow, without the packages that it needs, for the front of PYTHONPATH."""
+    base = Path(tempfile.gettempdir()) / f"bhive-mlflow-{os.getuid()}"
+    folder = base / MLFLOW_BEFORE
+    if not folder.is_dir():
+        base.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=base))
+        packages = [f"{name}=={MLFLOW_BEFORE}" for name in ("mlflow", "mlflow-skinny", "mlflow-tracing")]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command += ["--target", str(temporary), *packages]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            shutil.rmtree(temporary, ignore_errors=True)
+            missing(f"pip cannot install mlflow {MLFLOW_BEFORE}: {done.stderr.strip()[-200:]}")
         if not folder.exists():
             temporary.rename(folder)
     return folder

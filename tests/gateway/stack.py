@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "mlproject"
 MLFLOW_INI = """[mlflow]
 default_permission = NO_PERMISSIONS
-database_uri = sqlite:///{folder}/auth.db
+database_uri = {store}
 admin_username = admin
 authorization_function = bhive_mltf.gateway.mlflow_auth:authorize
 grant_default_workspace_access = false
@@ -80,6 +80,8 @@ class Stack:
     def __init__(self, folder, lab=None, profile=None, **settings):
         self.folder, self.lab = folder, lab
         self.processes = {}
+        # of MLflow: what it tracks, and its users
+        self.stores = {"tracking": f"sqlite:///{folder}/mlflow.db", "users": f"sqlite:///{folder}/auth.db"}
         self.ports = {name: free_port() for name in ("provider", "mlflow", "api")}
         self.url = f"http://127.0.0.1:{self.ports['api']}"
         self.tracking = f"http://127.0.0.1:{self.ports['mlflow']}"
@@ -145,10 +147,10 @@ class Stack:
 
     def start_mlflow(self):
         ini = self.folder / "auth.ini"
-        ini.write_text(MLFLOW_INI.format(folder=self.folder))
+        ini.write_text(MLFLOW_INI.format(store=self.stores["users"]))
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
         command += ["--port", str(self.ports["mlflow"]), "--workers", "1", "--serve-artifacts"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--backend-store-uri", self.stores["tracking"]]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         variables = {
             "MLFLOW_AUTH_CONFIG_PATH": str(ini),
@@ -158,7 +160,7 @@ class Stack:
             "MLTF_ISSUER": self.url,
             "MLTF_JWKS_FILE": str(self.folder / "keys" / "jwks.json"),
         }
-        self.start("mlflow", command, **variables)
+        return self.start("mlflow", command, **variables)
 
     def start_api(self):
         self.start("api", [*self._gateway(), "serve", "--port", str(self.ports["api"])])
