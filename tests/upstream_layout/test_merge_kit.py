@@ -1,12 +1,18 @@
 """The patches of the merge kit: changed lines only, which apply in order wherever these lines are."""
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import lz4.frame
+import numpy as np
 import pytest
+
+from bhive_mltf import config as configs
 
 KIT = Path(__file__).parents[2] / "merge"
 PATCHES = sorted(KIT.glob("[0-9]-*.patch"))
@@ -76,3 +82,17 @@ def test_check_applies_to_a_copy_and_says_what_failed(tree, tmp_path):
     assert done.returncode == 1
     assert "3-ranks.patch: error: patch failed: tasks/training.py" in done.stdout
     assert "4-resume" not in done.stdout
+
+
+def test_the_set_of_check_is_one_of_its_config(tmp_path):
+    """In upstream's environment no ROOT file can be read: the set is made of numbers."""
+    path = Path(__file__).parents[2] / "configs/part_run3.yml"
+    config = configs.load(str(path))
+    check = runpy.run_path(str(KIT / "check"))
+    check["write_set"](tmp_path, path)
+    folder = tmp_path / "DatasetConstructorTask/part_run3/check"
+    names = (folder / "processed_files.txt").read_text().split("\n")
+    assert len(names) == len(json.loads((folder / "weights.json").read_text())["chunk_size"]) == check["FILES"]
+    rows, columns = np.frombuffer(lz4.frame.decompress(Path(names[-1]).read_bytes()), np.float32)[:2]
+    assert rows == check["JETS"]
+    assert columns == sum(len(g.columns) * g.length for g in config.groups) + len(config.truths) + 2
