@@ -30,7 +30,7 @@ from bhive_mltf.models.upstream import COLUMN_KEYS, upstream_config
 from bhive_mltf.models.upstream_weights import convert
 
 N_JETS = 16
-# Ours -> module and class there, config, whether a config that lists px, py, pz, e is needed.
+# Ours -> module and class there, config.
 CLASSES = {
     "DeepJet": ("deepjet", "DeepJet", "DeepJet_AK4"),
     "DeepJetHLT": ("deepjet", "DeepJetHLT", "hlt_run3"),
@@ -40,11 +40,21 @@ CLASSES = {
     "UParT_v0": ("UParT_v0", "UParT_v0", "part_run3_lt"),
     "ParticleTransformer2": ("particletransformer2", "ParticleTransformer2", "part_run3_lt"),
     "ParticleTransformer2_LT": ("particletransformer2_LT", "ParticleTransformer2", "part_run3_lt"),
+    "ParticleTransformer2_LT_tau": ("particletransformer2_LT", "ParticleTransformer2_tau", "part_run3_lt"),
+    "ParticleTransformer2_LT_tau_all": ("particletransformer2_LT", "ParticleTransformer2_tau_all", "part_run3_lt"),
+    "ParticleTransformer2_LT_tau_Big": ("particletransformer2_LT", "ParticleTransformer2_tau", "part_run3_lt"),
+    "ParticleTransformer2_LT_tau_Huge": ("particletransformer2_LT", "ParticleTransformer2_tau", "part_run3_lt"),
     "DeepJetTransformer": ("deepjettransformer", "DeepJetTransformer", "part_run3"),
     "DeepJetTransformerHLT": ("deepjettransformer", "DeepJetTransformerHLT", "hlt_run3"),
     "UDeepJetTransformerHLT": ("deepjettransformer", "UDeepJetTransformerHLT", "hlt_run3"),
     "ParticleNet_InPro": ("particlenet_InPro", "ParticleNetTagger", "part_run3"),
     "ParticleNet_InProHLT": ("particlenet_InPro", "ParticleNetTaggerHLT", "hlt_run3"),
+    "UParticleNet_InProHLT": ("particlenet_InPro", "UParticleNetTaggerHLT", "hlt_run3"),
+}
+# What B-Hive gives a class under these names.
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "ParticleTransformer2_LT_tau_Big": {"num_enc": 6, "embed_dim": 192},
+    "ParticleTransformer2_LT_tau_Huge": {"num_enc": 12, "embed_dim": 192},
 }
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     name: {"padding_keys": "upstream"} for name in ("ParticleTransformer", "ParticleTransformerHLT", "UParT_v0")
@@ -151,7 +161,7 @@ def logits(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def theirs_for(path: Path, name: str, config: Config) -> nn.Module:
     """B-Hive's model with random statistics and without dropout."""
     torch.manual_seed(1)
-    model = upstream_class(path, *CLASSES[name][:2])(upstream_config(config)).double()
+    model = upstream_class(path, *CLASSES[name][:2])(upstream_config(config), **SIZES.get(name, {})).double()
     for part in model.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(part.running_var, 0.5, 2.0)
