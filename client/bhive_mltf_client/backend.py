@@ -120,8 +120,8 @@ class Backend(AbstractBackend):
 def _follow(gateway: Gateway, submitted: MltfSubmittedRun) -> None:
     from bhive_mltf_client.main import without_control
 
-    for part in gateway.log(submitted.job, follow=True):
-        sys.stdout.buffer.write(without_control(part))
+    for part in without_control(gateway.log(submitted.job, follow=True)):
+        sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
     found = gateway.show(submitted.job)
     if found["state"] != "succeeded":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,20 @@ from bhive_mltf_client.errors import ClientError
 if TYPE_CHECKING:
     from bhive_mltf_client.gateway import Gateway
 
-# Whole escape sequences, and what is left of control characters: a log does not steer the reader's terminal.
+# Whole escape sequences, what is left of control characters, those above 127 included, and what turns the direction of
+# the text: a log does not steer the reader's terminal.
 _CONTROL = re.compile(
-    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])?"
-    rb"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])?"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 
 
-def without_control(content: bytes) -> bytes:
-    """A log without what would steer the reader's terminal."""
-    return _CONTROL.sub(b"", content)
+def without_control(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """A log without what would steer the reader's terminal, wherever it is cut; what is no UTF-8 is replaced."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for part in parts:
+        yield _CONTROL.sub("", decoder.decode(part)).encode()
+    yield decoder.decode(b"", final=True).encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,8 +169,7 @@ def _logs(options: argparse.Namespace) -> int:
     with _gateway() as gateway:
         if options.follow:
             return _follow(gateway, options.job, options.rank, raw=options.raw)
-        for part in gateway.log(options.job, options.rank):
-            _write(part, raw=options.raw)
+        _write(gateway.log(options.job, options.rank), raw=options.raw)
     return 0
 
 
@@ -176,17 +180,17 @@ def _token(_: argparse.Namespace) -> None:
 
 def _follow(gateway: Gateway, job: str, rank: int = 0, *, raw: bool = False) -> int:
     """Show the log until the job is over; 0 when it did its work."""
-    for part in gateway.log(job, rank, follow=True):
-        _write(part, raw=raw)
+    _write(gateway.log(job, rank, follow=True), raw=raw)
     found = gateway.show(job)
     reason = f": {found['reason']}" if found["reason"] else ""
     sys.stderr.write(f"{job} {found['state']}{reason}\n")
     return 0 if found["state"] == "succeeded" else 1
 
 
-def _write(content: bytes, *, raw: bool) -> None:
-    sys.stdout.buffer.write(content if raw else without_control(content))
-    sys.stdout.buffer.flush()
+def _write(parts: Iterable[bytes], *, raw: bool) -> None:
+    for part in parts if raw else without_control(parts):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
 
 
 def _parameters(given: Sequence[str]) -> dict[str, str]:
