@@ -84,6 +84,10 @@ class JobProfile(_Frozen):
     max_nodes: int = Field(default=1, ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
     cpus_per_node: int = Field(default=1, ge=1)
+    disk_gb: float = Field(default=500.0, gt=0)
+    """All that a job may have on disk, its log included; a job with more is ended."""
+    processes_per_node: int = Field(default=16_384, ge=16)
+    """Processes and threads of a job on a node."""
     variables: dict[str, str] = Field(default_factory=dict)
     """Variables of the project's command."""
     launcher_variables: dict[str, str] = Field(default_factory=dict)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from bhive_mltf.gateway.inside.plan import LaunchPlan
-from tests.gateway import needs
+from bhive_mltf.gateway.inside.relay import Relay
+from tests.gateway import hostile, needs
 from tests.gateway.stack import REPOSITORY
 from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
-CANARY = "canary-7f3a"
+CANARY = hostile.CANARY
 
 
 class Upstream(ThreadingHTTPServer):
@@ -63,32 +67,42 @@ class Node:
         self.upstream.shutdown()
         self.upstream.server_close()
 
-    def run(self, code, network="own", timeout=60):
-        """Run a project of one file; the finished process."""
+    def run(self, code="", network="own", timeout=60, **options):
+        """Run a project of one file, that which is there if empty; the finished process."""
+        process = self.start(code, network, **options)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, code="", network="own", python=sys.executable, path=REPOSITORY, user=None, stderr=-1, **changes):
+        """Start the launcher, of `path`, by this interpreter and user, with a plan that has changes."""
         (self.job / "work" / "secret").unlink(missing_ok=True)
-        (self.job / "work" / "main.py").write_text(code)
-        plan = LaunchPlan(
-            argv=("python", "main.py"),
-            work=str(self.job / "work"),
-            logs=str(self.job / "logs"),
-            runtime="bubblewrap",
-            network=network,
-            environment=sys.prefix,
-            read_only=(sys.base_prefix,),
-            tracking_url=f"http://127.0.0.1:{self.upstream.server_port}",
-            token_file=str(self.job / "private" / "token"),
-            run_id="run",
-            experiment_id="1",
-        )
-        path = self.job / "private" / "launch.json"
-        path.write_text(plan.to_json())
-        return subprocess.run(
-            [sys.executable, "-m", "bhive_mltf.gateway.inside.launch", str(path)],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CANARY": CANARY, "SLURM_CONF": "/etc/slurm.conf"},
-            capture_output=True,
+        if code:
+            (self.job / "work" / "main.py").write_text(code)
+        values = {
+            "argv": ("python" if python == sys.executable else python, "main.py"),
+            "work": str(self.job / "work"),
+            "logs": str(self.job / "logs"),
+            "runtime": "bubblewrap",
+            "network": network,
+            "environment": sys.prefix,
+            "read_only": (sys.base_prefix,),
+            "tracking_url": f"http://127.0.0.1:{self.upstream.server_port}",
+            "token_file": str(self.job / "private" / "token"),
+            "run_id": "run",
+            "experiment_id": "1",
+        }
+        plan = self.job / "private" / "launch.json"
+        plan.write_text(LaunchPlan(**{**values, **changes}).to_json())
+        if user is not None:
+            for one in (plan, self.job / "work" / "main.py"):
+                os.chown(one, user, -1)
+        return subprocess.Popen(
+            [python, "-m", "bhive_mltf.gateway.inside.launch", str(plan)],
+            env={**os.environ, "PYTHONPATH": str(path), "CANARY": CANARY, "SLURM_CONF": "/etc/slurm.conf"},
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
-            timeout=timeout,
-            check=False,
+            **({"user": user, "group": user, "extra_groups": []} if user is not None and os.getuid() == 0 else {}),
         )
 
 
@@ -115,65 +129,177 @@ print(json.dumps([sorted(os.environ), os.getcwd(), os.uname().nodename, os.getui
     assert not {"home", "mnt", "srv", "var", "sys", "boot"} & set(root) - set(Path(sys.base_prefix).parts)
 
 
-HOSTILE = {
-    "folder of another job": "print(open('{other}/work/secret').read())",
-    "its own token": "print(open('{job}/private/token').read())",
-    "launch plan": "print(open('{job}/private/launch.json').read())",
-    "forged outcome": "open('{job}/slurm/outcome.json', 'w').write('{{}}'); print(WON)",
-    "forged word of a rank": "open('/job/../logs/rank_0.error.json', 'w').write('{{}}'); print(WON)",
-    "environment of all processes": (
-        "import glob\nfor p in glob.glob('/proc/*/environ'):\n    print(open(p, errors='replace').read())"
-    ),
-    "command lines of the host": (
-        "import glob\nfor p in glob.glob('/proc/[0-9]*/cmdline'):\n    if 'pytest' in open(p).read(): print(WON)"
-    ),
-    "home of root": "import os\nassert set(os.listdir('/root')) - {seen}\nprint(WON)",
-    "password file of the host": "assert 'daemon' in open('/etc/passwd').read()\nprint(WON)",
-    "munge": "import os\nos.listdir('/run/munge')\nprint(WON)",
-    "another job by sbatch": (
-        "import subprocess\nsubprocess.run(['sbatch', '--wrap', 'true'], check=True)\nprint(WON)"
-    ),
-    "signal to a process of the host": "import os\nos.kill({pid}, 0)\nprint(WON)",
-    "namespace of its own": "import os\nos.unshare(0x10000000)\nprint(WON)",
-    "unshare": "import subprocess\nsubprocess.run(['unshare', '-U', 'true'], check=True)\nprint(WON)",
-    "mount": "import subprocess\nsubprocess.run(['mount', '-t', 'tmpfs', 'x', '/tmp'], check=True)\nprint(WON)",
-    "mount of the host by chroot": "import os\nos.chroot('/proc/1/root')\nprint(WON)",
-    "root of process 1": "import os\nassert set(os.listdir('/proc/1/root/root')) - {seen}\nprint(WON)",
-    "write to /usr": "open('/usr/bin/evil', 'w')\nprint(WON)",
-    "write to the environment": "open('{prefix}/evil', 'w')\nprint(WON)",
-    "write beside /job": "open('/evil/x', 'w')\nprint(WON)",
-    "change of the first program": "open('/run/mltf/spawn.py', 'a')\nprint(WON)",
-    "disk device": "import os\nos.mknod('/tmp/sda', 0o60600, os.makedev(8, 0))\nprint(WON)",
-    "kernel memory": "open('/dev/mem', 'rb')\nprint(WON)",
-    "server of the host": ("import socket\nsocket.create_connection(('127.0.0.1', {port}), 3)\nprint(WON)"),
-    "the internet": "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)\nprint(WON)",
-    "capability": (
-        "status = open('/proc/self/status').read()\n"
-        "assert 'CapEff:\\t0000000000000000' not in status or 'NoNewPrivs:\\t1' not in status\nprint(WON)"
-    ),
-    "user of a set-uid program": "import os\nos.setuid(0)\nprint(WON)",
-    "terminal of the host": "open('/dev/tty', 'w').write('x')\nprint(WON)",
+@pytest.fixture(scope="module")
+def attempts(tmp_path_factory):
+    """What each attempt of a hostile project printed: they run one after the other in one sandbox."""
+    node, name = Node(tmp_path_factory.mktemp("hostile")), f"mltf-test-{os.getpid()}"
+    hostile.add_key()
+    (node.folder / "blobs").mkdir()
+    (node.folder / "blobs" / "secret").write_text(CANARY)
+    (node.folder / "key.pem").write_text(CANARY)
+    other = subprocess.Popen([sys.executable, "-c", "input()", name], stdin=subprocess.PIPE)
+    munge, abstract = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    munge.bind(str(node.folder / "munge"))
+    abstract.bind(f"\0{name}")
+    for one in (munge, abstract):
+        one.listen()
+    known = hostile.facts(
+        spool=node.folder,
+        job=node.job,
+        other=node.other,
+        secrets=[node.folder / "key.pem", node.job / "private" / "token", *node.folder.glob("jobs/*/private/token")],
+        munge=str(node.folder / "munge"),
+        port=node.upstream.server_port,
+        pid=other.pid,
+        name=name,
+    )
+    hostile.write(node.job / "work", known)
+    relay = Relay(Path(tempfile.mkdtemp(prefix="mltf-")) / "relay", "http://127.0.0.1:1", Path("token"))
+    try:
+        done = node.run(timeout=300)
+    finally:
+        other.communicate(b"\n")
+        for one in (munge, abstract):
+            one.close()
+        relay.server_close()
+        shutil.rmtree(Path(relay.server_address).parent)
+        node.close()
+    assert done.returncode == 0, done.stderr
+    assert CANARY not in done.stderr
+    return hostile.answers(done.stdout)
+
+
+@pytest.mark.parametrize("name", hostile.ATTEMPTS)
+def test_hostile_project_gets_nothing(attempts, name):
+    assert attempts[name].startswith("begun"), attempts[name]
+    assert CANARY not in attempts[name]
+
+
+FILLS = {
+    "a file": "with open('out/fill', 'wb') as file:\n    while True: write(file)",
+    "removed files": "file = open('out/fill', 'wb')\nos.remove('out/fill')\nwhile True: write(file)",
+    "many files": "n = 0\nwhile n < 10**5:\n    n += 1\n    open(f'out/{n}', 'w')\ntime.sleep(60)",
+    "its log": "while True: write(sys.stderr.buffer)",
+    # what lies behind a link is not counted, and a closed folder hides nothing for long
+    "links": "os.symlink('/usr', 'out/usr')\ntime.sleep(3)\nsys.exit(7)",
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_project_gets_nothing(node, name):
-    facts = {
-        "other": node.other,
-        "job": node.job,
-        # an installation of Python below /root is bound by its own path
-        "seen": set(Path(sys.base_prefix).parts),
-        "pid": os.getpid(),
-        "prefix": sys.prefix,
-        "port": node.upstream.server_port,
-    }
-    # in two parts, so that no traceback shows it
-    won = f"WON = {CANARY[:4]!r} + {CANARY[4:]!r}\n"
-    done = node.run("print('begun', flush=True)\n" + won + HOSTILE[name].format(**facts))
-    assert done.stdout.startswith("begun"), done.stderr
-    assert CANARY not in done.stdout + done.stderr
-    word = node.job / "logs" / "rank_0.error.json"
-    assert done.returncode == 0 or json.loads(word.read_text())["by_user"] is True
+@pytest.mark.parametrize("name", FILLS)
+def test_project_that_fills_the_disk_is_ended(node, name):
+    code = """import os, sys, time
+written = 0
+def write(file):
+    global written
+    file.write(b"x" * 2**20)
+    file.flush()
+    written += 2**20
+    # so much at the most, should nobody end this
+    if written > 200 * 2**20: sys.exit(3)
+    time.sleep(0.02)
+"""
+    with (node.job / "logs" / "rank_0.log").open("wb") as log:
+        done = node.run(code + FILLS[name], disk_bytes=30_000_000, stderr=log)
+    word = json.loads((node.job / "logs" / "rank_0.error.json").read_text())["message"]
+    if name == "links":
+        assert done.returncode == 7
+    else:
+        assert done.returncode == 137
+        assert "GB on disk, more than the 0.03 GB of a job" in word
+
+
+def test_scratch_folders_have_limits(node):
+    done = node.run(
+        "import os\nfor f in ('/tmp', '/dev/shm'):\n    s = os.statvfs(f)\n    print(s.f_blocks * s.f_frsize)"
+    )
+    assert [int(line) for line in done.stdout.split()] == [4 * 2**30, 8 * 2**30]
+
+
+BOMB = """
+import os, sys, time
+made = 0
+try:
+    while made < 500:
+        if os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
+        made += 1
+except OSError as error:
+    print(type(error).__name__, made < 60, flush=True)
+    sys.exit(5)
+"""
+
+
+def test_project_that_forks_without_end_is_stopped():
+    # the kernel does not count processes of root, who runs no job of a site
+    folder = Path(tempfile.mkdtemp(prefix="mltf-fork-", dir="/tmp"))
+    user = 65534 if os.getuid() == 0 else os.getuid()
+    node, python = Node(folder / "spool"), needs.program("/usr/bin/python3", "apt-get install python3")
+    try:
+        shutil.copytree(REPOSITORY / "bhive_mltf" / "gateway" / "inside", folder / "bhive_mltf" / "gateway" / "inside")
+        (folder / "env" / "bin").mkdir(parents=True)
+        (folder / "env" / "bin" / "python").symlink_to(python)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, user, -1, follow_symlinks=False)
+        before = time.monotonic()
+        plan = {"environment": str(folder / "env"), "read_only": (), "processes": 60}
+        done = node.run(BOMB, python=python, path=folder, user=user, **plan)
+        assert done.stdout == "BlockingIOError True\n", done.stderr
+        assert done.returncode == 5
+        # the end of the first program is the end of all
+        assert time.monotonic() - before < 30
+    finally:
+        node.close()
+        shutil.rmtree(folder)
+
+
+STUBBORN = """
+import os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+print("begun", flush=True)
+while True:
+    open("out/alive", "a").write("x")
+    time.sleep(0.05)
+"""
+
+
+def test_project_that_ignores_its_end_is_ended(node):
+    launcher = node.start(STUBBORN)
+    alive = node.job / "work" / "out" / "alive"
+    wait_for(alive.exists)
+    launcher.terminate()
+    launcher.communicate(timeout=10)
+    size = alive.stat().st_size
+    time.sleep(0.3)
+    assert alive.stat().st_size == size
+
+
+def test_other_jobs_find_the_relay_but_no_way_through(node, tmp_path):
+    (tmp_path / "b").mkdir()
+    second = Node(tmp_path / "b")
+    first = node.start(
+        "import os, time\nprint(os.environ['MLFLOW_TRACKING_URI'], flush=True)\ntime.sleep(60)", "shared"
+    )
+    port = int(first.stdout.readline().split(":")[2].split("/")[0])
+    code = f"""
+import urllib.request, urllib.error
+for path in ("/", "/api/2.0/x", "/guess/api/2.0/x", "//api", "/%2e%2e/x"):
+    try:
+        print(urllib.request.urlopen("http://127.0.0.1:{port}" + path, timeout=10).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+    done = second.run(code, "shared")
+    first.kill()
+    first.communicate()
+    second.close()
+    assert done.stdout.split() == ["404"] * 5, done.stderr
+    assert node.upstream.seen == []
 
 
 def test_daemon_does_not_outlive_its_job(node):

@@ -19,30 +19,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bhive_mltf.gateway.inside import sandbox, spawn
-from bhive_mltf.gateway.inside.plan import LaunchPlan
+from bhive_mltf.gateway.inside import disk, sandbox, spawn
+from bhive_mltf.gateway.inside.plan import BEGUN, LaunchPlan
 from bhive_mltf.gateway.inside.relay import Relay
 
 logger = logging.getLogger(__name__)
 _START_FAILED: Final = 126
+# How long a project that was told to end may take; SLURM's own KillWait is the site's.
+_GRACE_S: Final = 5.0
+_LOOK_S: Final = 2.0
 
 
 def run(plan: LaunchPlan, rank: int) -> int:
     """Run the project on this node; its exit code."""
     folder = Path(tempfile.mkdtemp(prefix="mltf-"))
+    what = ""
     try:
         (folder / "run").mkdir()
         with Relay(folder / "run" / "relay", plan.tracking_url, Path(plan.token_file)).running() as relay:
+            _begin(plan, rank)
             process = _start(plan, folder, relay.secret)
-            code = _wait(process)
+            code, what = _wait(process, plan)
     except OSError as error:
-        logger.error("the sandbox cannot be started: %s", error)  # noqa: TRY400 - a sentence
+        logger.error("the project cannot be started: %s", error)  # noqa: TRY400 - a sentence
         code = _START_FAILED
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if code:
-        _leave_word(plan, rank, code)
+        _leave_word(plan, rank, code, what)
     return code
+
+
+def _begin(plan: LaunchPlan, rank: int) -> None:
+    """Say that the project begins on this node; FileExistsError when another job of the same submission has done so.
+
+    A job that the scheduler lost is handed in again if nothing says this: whatever happens, a project runs once.
+    """
+    path, name = Path(plan.token_file).with_name(f"{BEGUN}{rank}"), os.environ.get("SLURM_JOB_NAME", "")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(name)
+    except FileExistsError:
+        if path.read_text(encoding="utf-8") != name:
+            raise
 
 
 def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[bytes]:
@@ -54,6 +73,7 @@ def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[byte
         "socket": f"{ours}/relay",
         "secret": secret,
         "variables": _variables(plan, place),
+        "processes": plan.processes,
     }
     (folder / "run" / "plan.json").write_text(json.dumps(inner), encoding="utf-8")
     shutil.copy(spawn.__file__, folder / "run" / "spawn.py")
@@ -63,6 +83,7 @@ def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[byte
         signal.signal(number, signal.SIG_IGN)
     if not is_boxed:
         return subprocess.Popen(arguments, env={}, stdin=subprocess.DEVNULL)
+    sandbox.leave_keyring()
     sandbox.write_etc(folder)
     return sandbox.start(plan, folder, arguments)
 
@@ -86,20 +107,39 @@ def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:
     }
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+def _wait(process: subprocess.Popen[bytes], plan: LaunchPlan) -> tuple[int, str]:
+    """The exit code of the project, and why this launcher ended it, if it did.
+
+    It does so a while after it was told to end, and when the job has too much on disk. With bubblewrap all processes
+    end that the project has started.
+    """
+    told: list[float] = []
+    # inside it is a signal like any other: only this process has to stay for a while
+    signal.signal(signal.SIGTERM, lambda *_: told.append(time.monotonic()))
+    what, next_look = "", time.monotonic() + _LOOK_S
     while True:
         try:
-            code = process.wait(5.0)
+            code = process.wait(0.5)
         except subprocess.TimeoutExpired:
+            now = time.monotonic()
+            if told and now > told[0] + _GRACE_S:
+                process.kill()
+            elif plan.disk_bytes and now > next_look:
+                found = disk.used((plan.work, plan.logs), process.pid)
+                # a tree of many files is not looked at all the time
+                next_look = time.monotonic() + max(_LOOK_S, 20 * (time.monotonic() - now))
+                if found > plan.disk_bytes:
+                    what = f"it had {found / 1e9:.3g} GB on disk, more than the {plan.disk_bytes / 1e9:.3g} GB of a job"
+                    process.kill()
             continue
-        return 128 - code if code < 0 else code
+        return 128 - code if code < 0 else code, what
 
 
-def _leave_word(plan: LaunchPlan, rank: int, code: int) -> None:
+def _leave_word(plan: LaunchPlan, rank: int, code: int, what: str) -> None:
     """Tell the batch step that the project failed by itself, so that the same is not tried again."""
-    what = f"its command ended with exit code {code}"
-    if code > 128:
-        what = f"its command was killed by signal {code - 128}"
+    if not what:
+        is_killed = code > 128
+        what = f"its command {f'was killed by signal {code - 128}' if is_killed else f'ended with exit code {code}'}"
     word = {"rank": rank, "kind": "ProjectFailed", "message": what, "by_user": True, "time": time.time()}
     path = Path(plan.logs) / f"rank_{rank}.error.json"
     temporary = path.with_suffix(".tmp")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+# Beside the token, one for each node: the name of the job whose launcher has started the project there.
+BEGUN: Final = "begun_"
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class LaunchPlan:
     variables : of the project's command.
     tracking_url : the tracking server, as the node reaches it.
     token_file : read for each call, so that it may be renewed.
+    disk_bytes : of all that the job may have on disk, its log included; 0: no limit.
+    processes : and threads of the job on a node; the kernel counts them per job, except for root.
     """
 
     argv: tuple[str, ...]
@@ -34,6 +39,8 @@ class LaunchPlan:
     experiment_id: str
     read_only: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
+    disk_bytes: int = 0
+    processes: int = 16_384
 
     def to_json(self) -> str:
         """As `read` takes it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,11 @@ _TMP_BYTES: Final = 4 * 2**30
 _SHARED_MEMORY_BYTES: Final = 8 * 2**30
 # Of /etc only what finds libraries and certificates; the rest is written anew.
 _ETC: Final = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl/certs", "ca-certificates", "pki")
+# System call `keyctl` and its first operation: join a session keyring of no name.
+_KEYCTL: Final = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+_JOIN_SESSION_KEYRING: Final = 1
+# What in /proc is of the whole machine: for root, even without any capability, it could be written.
+_OF_THE_KERNEL: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "driver")
 _TEXTS: Final = {
     "passwd": f"job:x:{USER_ID}:{USER_ID}::{JOB}:/bin/sh\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n",
     "group": f"job:x:{USER_ID}:\nnogroup:x:65534:\n",
@@ -58,6 +65,17 @@ def start(plan: LaunchPlan, folder: Path, arguments: Sequence[str]) -> subproces
         os.close(options)
 
 
+def leave_keyring() -> None:
+    """Give this process, and all that it starts, a session keyring of its own.
+
+    The one that it has inherited may hold credentials of the service, such as a Kerberos ticket, and no namespace
+    hides it. Where the kernel refuses, or has no keyrings, the sandbox cannot read them either.
+    """
+    number = _KEYCTL.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, _JOIN_SESSION_KEYRING, None)
+
+
 def write_etc(folder: Path) -> None:
     """Write the files that stand in place of the node's own in /etc."""
     etc = folder / "etc"
@@ -80,6 +98,8 @@ def _options(plan: LaunchPlan, folder: Path) -> Iterator[str]:
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
     yield from ("--proc", "/proc", "--dev", "/dev")
+    for name in _OF_THE_KERNEL:
+        yield from ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
     yield from ("--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm")  # noqa: S108 - of the sandbox
     yield from ("--size", str(_TMP_BYTES), "--tmpfs", "/tmp")  # noqa: S108 - of the sandbox
     for name in _ETC:

@@ -14,8 +14,6 @@ import sys
 import threading
 
 CHUNK = 2**18
-# Processes and threads that a job may have on a node; the kernel counts them per job, except for root.
-PROCESSES = 16_384
 
 
 def main() -> int:
@@ -26,7 +24,7 @@ def main() -> int:
     threading.Thread(target=_serve, args=(server, plan["socket"]), daemon=True).start()
     port = server.getsockname()[1]
     variables = {**plan["variables"], "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}/{plan['secret']}"}
-    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))
+    resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"], plan["processes"]))
     # the launcher ignores it, and so did this program from its start
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -45,7 +45,8 @@ def ending_of(record: JobRecord, *, is_wanted: bool) -> Ending:
         by = "cancelled by its owner" if is_wanted else "the scheduler, or an operator, ended it"
         return Ending(State.CANCELLED, "cancelled", by)
     written = JobOutcome.read(record.folder, record.token)
-    told = (written.reason if written is not None else "") or record.message
+    # where the scheduler ended it, how its ranks died of that is no reason
+    told = "" if record.state in _CODES else (written.reason if written is not None else "") or record.message
     reason = told or outcome.SENTENCES.get(record.state, record.state.value)
     code = _CODES.get(record.state) or _EXIT_CODES.get(record.exit_code or 0, "project_exit")
     return Ending(State.FAILED, code, reason)
