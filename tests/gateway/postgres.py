@@ -44,13 +44,28 @@ class Postgres:
         }
         data = self.folder / "data"
         self._do("initdb", "--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--pgdata", data)
-        options = {"fsync": "off", "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder}
-        command = [str(self.bin / "postgres"), "-D", str(data), "-p", str(self.port)]
-        command += [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
-        with (self.folder / "server.log").open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, **self.user)
-        wait_for(lambda: self._run("pg_isready", "--quiet").returncode == 0, 60, "the server")
+        self.process = None
         self.number = 0
+        self.start()
+
+    def start(self):
+        """Start the server, also after it was killed: what is left of it leaves the shared memory a moment later."""
+        options = {"fsync": "off", "listen_addresses": "127.0.0.1", "unix_socket_directories": self.folder}
+        command = [str(self.bin / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)]
+        command += [word for key, value in options.items() for word in ("-c", f"{key}={value}")]
+
+        def is_ready():
+            if self.process is None or self.process.poll() is not None:
+                with (self.folder / "server.log").open("ab") as log:
+                    self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, **self.user)
+            return self._run("pg_isready", "--quiet").returncode == 0
+
+        wait_for(is_ready, 60, "the server")
+
+    def kill(self):
+        """SIGKILL to the process that all others hang on, as a crash."""
+        self.process.kill()
+        self.process.wait(30)
 
     def new(self):
         """The address of a new, empty database."""

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import socket
 import tarfile
 import threading
@@ -357,6 +358,16 @@ def test_wrong_uploads(alice, settings):
     assert alice.upload(b"x" * 300_000)[1].status_code == 413
     assert alice.upload(b"no archive")[1].status_code == 422
     assert list((settings.spool / "blobs" / "incoming").iterdir()) == []
+
+
+def test_what_a_killed_upload_left_goes_after_a_day(alice, settings):
+    folder = settings.spool / "blobs" / "incoming"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 25 * 3600), ("new", 23 * 3600)):
+        (folder / name).touch()
+        os.utime(folder / name, (0, time.time() - age))
+    assert alice.upload()[1].status_code == 201
+    assert [path.name for path in folder.iterdir()] == ["new"]
 
 
 def test_pages_go_through_all_jobs_once(client, alice, job):

@@ -77,7 +77,11 @@ def test_hostile_archive_is_refused(tmp_path, name):
     assert not (tmp_path / "evil").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive at all", b"\0" * 511, gzip.compress(b"\0" * 1024, mtime=0)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive at all", b"\0" * 511, gzip.compress(b"\0" * 1024, mtime=0)],
+    ids=["empty", "text", "zeros", "gzip"],
+)
 def test_what_is_no_archive_is_refused(tmp_path, content):
     path = tmp_path / "a.tar"
     path.write_bytes(content)
@@ -147,7 +151,9 @@ def test_upload_that_is_too_large_is_cut(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"x" * 500, mtime=0)[:-9], gzip.compress(b"x", mtime=0) + b"more"]
+    "content",
+    [b"no gzip", gzip.compress(b"x" * 500, mtime=0)[:-9], gzip.compress(b"x", mtime=0) + b"more"],
+    ids=["text", "cut", "with more behind it"],
 )
 def test_damaged_gzip_is_refused(tmp_path, content):
     with pytest.raises(ArchiveError):

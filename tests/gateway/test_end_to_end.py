@@ -1,6 +1,7 @@
 """From `login` to a run that is FINISHED: real provider, MLflow server, cluster and sandbox."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from tests.gateway.stack import EXAMPLE, installed_client
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
 
@@ -74,8 +76,14 @@ def test_worker_killed_around_sbatch_hands_the_job_in_once(stack, alice, point):
     stack.stop("worker")
     before = stack.lab.submissions()
     job = alice.submit(EXAMPLE, "-P", "epochs=2")
-    dying = stack.start_worker(MLTF_FAULT=point)
-    assert dying.wait(60) == -9
+    faults = stack.folder / "faults"
+    faults.mkdir(exist_ok=True)
+    (faults / point).touch()
+    held = faults / f"{point}.held"
+    stack.start_worker(MLTF_FAULTS=str(faults))
+    wait_for(held.exists)
+    stack.stop("worker", signal.SIGKILL)
+    held.unlink()
     assert alice.show(job)["state"] == "submitting"
     stack.start_worker()
     alice.wait(job, "succeeded")

@@ -539,7 +539,7 @@ def test_m34_rules_are_tested_without_a_container_engine():
     for wanted in (
         "test_identity_table",
         "test_jobs_of_another_person_are_not_there",
-        "test_worker_killed_at_a_point_loses_and_doubles_nothing",
+        "test_nothing_is_lost_and_nothing_doubled",
         "test_cancelled_job_ends_in_a_minute_its_run_killed",
     ):
         assert f"def {wanted}(" in text

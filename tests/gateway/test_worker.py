@@ -1,10 +1,8 @@
-"""The worker killed at every point, and the services behind it away: no job lost, none handed in twice."""
+"""The worker, and the services behind it away; see `test_faults` for what is killed."""
 
 import hashlib
 import io
 import os
-import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -14,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bhive_mltf import gateway
 from bhive_mltf.gateway import settings as configuration
 from bhive_mltf.gateway.identity import mint
 from bhive_mltf.gateway.identity.provider import Caller
@@ -28,7 +25,6 @@ from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
 REPOSITORY = Path(__file__).parents[2]
-PACKAGE = Path(gateway.__file__).parent
 
 
 class Bench:
@@ -59,10 +55,9 @@ class Bench:
         self.database.create()
         self.process = None
 
-    def start(self, point=""):
-        """Start the worker; with a fault point, it kills itself there."""
+    def start(self):
         path = f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"
-        variables = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY), "MLTF_FAULT": point}
+        variables = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
         with (self.folder / "worker.log").open("ab") as log:
             command = [sys.executable, "-m", "bhive_mltf.gateway", "--config", str(self.config), "worker"]
             self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
@@ -156,64 +151,6 @@ def bench(tmp_path):
     made = Bench(tmp_path)
     yield made
     made.close()
-
-
-# point -> how the job ends, its state then, the status of its run
-FINISHED = ("COMPLETED", "succeeded", "FINISHED")
-POINTS = {
-    **dict.fromkeys(
-        (
-            *(
-                "in_unpack",
-                "after_unpack",
-                "before_sbatch",
-                "after_sbatch",
-                "after_record",
-                "after_end",
-                "after_status",
-            ),
-            *("at_preparing", "at_submitting", "at_queued", "at_running", "at_closing", "at_succeeded"),
-        ),
-        FINISHED,
-    ),
-    "at_failed": ("FAILED", "failed", "FAILED"),
-    "after_scancel": ("cancelled", "cancelled", "KILLED"),
-    "at_cancelled": ("cancelled", "cancelled", "KILLED"),
-}
-
-
-def test_every_fault_point_has_a_row():
-    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    named = set(re.findall(r'faults\.point\("(\w+)"\)', text))
-    states = {f"at_{state.value}" for state in State} - {"at_creating", "at_accepted", "at_refused"}
-    assert named | states == set(POINTS)
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_worker_killed_at_a_point_loses_and_doubles_nothing(bench, point):
-    end, state, status = POINTS[point]
-    job = bench.submit()
-    bench.start(point)
-    bench.play(job, end)
-    assert bench.process.wait(30) == -signal.SIGKILL
-    bench.start()
-    bench.play(job, end)
-    found = bench.wait(job, state)
-    assert len(bench.scheduler.calls("sbatch")) == 1
-    assert len(bench.scheduler.jobs) == 1
-    (run,) = bench.mlflow.of(job)
-    assert run["status"] == status
-    assert found.job_id == next(iter(bench.scheduler.jobs))
-    assert not (bench.settings.job_folder(job) / "private" / "token").exists()
-
-
-@pytest.mark.parametrize("point", ["after_sbatch", "at_closing"])
-def test_worker_killed_on_postgresql_hands_in_once(tmp_path, postgres, point):
-    bench = Bench(tmp_path, postgres.new())
-    try:
-        test_worker_killed_at_a_point_loses_and_doubles_nothing(bench, point)
-    finally:
-        bench.close()
 
 
 def test_token_of_a_job_is_for_its_owner_only(bench):

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.api.problems import Problem, not_found
 from bhive_mltf.gateway.api.services import Me, Parts, Services
 from bhive_mltf.gateway.store import queries
@@ -56,6 +57,7 @@ def look(parts: Services, owner: str, job_id: str, rank: int, part: tuple[int, i
         job = queries.submission_of(session, owner, job_id)
     if job is None:
         raise not_found()
+    faults.point("in_log")
     # after the state: what was written before the end is then read for sure
     return _range(_path(parts, job.id, rank), *part), job.is_over
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from bhive_mltf.files import atomic
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.api.problems import Problem, not_found
 from bhive_mltf.gateway.api.services import Me, Parts, Services
 from bhive_mltf.gateway.errors import ArchiveError
 from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.projects.archive import Contents
+from bhive_mltf.gateway.settings import Limits
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.tables import Project
 
@@ -45,12 +47,13 @@ async def upload(digest: str, request: Request, response: Response, person: Me, 
     # beside the archives, which may be a file system of their own
     temporary = parts.settings.spool / "blobs" / "incoming" / secrets.token_hex(16)
     temporary.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    await run_in_threadpool(blobs.remove_left, temporary.parent)
     try:
         limits = parts.settings.limits
         received = await blobs.receive(request.stream(), temporary, limits, gzipped=encoding == "gzip")
         if received != digest:
             raise Problem(422, "digest", f"the archive has the digest {received}, not the one of the address")
-        contents = await run_in_threadpool(archive.check, temporary, limits)
+        contents = await run_in_threadpool(_inspected, temporary, limits)
         found = await run_in_threadpool(_keep, parts, person.owner.id, digest, temporary, contents)
     except blobs.TooLargeError as error:
         raise Problem(413, "too-large", str(error)) from None
@@ -68,10 +71,21 @@ def _known(parts: Services, owner: str, digest: str) -> dict[str, Any] | None:
         return None if project is None else _shown(project)
 
 
+def _inspected(path: Path, limits: Limits) -> Contents:
+    faults.point("after_upload")
+    contents = archive.check(path, limits)
+    faults.point("after_inspection")
+    return contents
+
+
 def _keep(parts: Services, owner: str, digest: str, temporary: Path, contents: Contents) -> dict[str, Any]:
     path = blobs.path_of(parts.settings.spool, digest)
-    with atomic.replace_file(path) as beside:
-        temporary.rename(beside)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # on disk before it has its name: after a power cut an archive is whole, or is not there
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    faults.point("after_blob")
     with parts.database.writing() as session:
         made = Project(
             digest=digest,
@@ -81,7 +95,9 @@ def _keep(parts: Services, owner: str, digest: str, temporary: Path, contents: C
             entry_points=contents.entry_points,
         )
         project = queries.remember_project(session, owner, made)
-        return _shown(project)
+        shown = _shown(project)
+    faults.point("after_project")
+    return shown
 
 
 def _shown(project: Project) -> dict[str, Any]:

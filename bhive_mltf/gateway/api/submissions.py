@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.api import requests
 from bhive_mltf.gateway.api.problems import Problem, not_found
 from bhive_mltf.gateway.api.requests import SubmissionRequest
@@ -90,6 +91,8 @@ def wish_to_cancel(parts: Services, owner: str, job_id: str) -> Submission | Non
         job = queries.submission_of(session, owner, job_id, to_write=True)
         if job is not None and not job.is_over and job.cancel_at is None:
             job.cancel_at, job.cancel_by = time.time(), ACTOR
+            faults.point("in_cancel")
+    faults.point("after_cancel")
     return job
 
 
@@ -136,7 +139,10 @@ def _insert(
         session.add(job)
         session.flush()
         queries.move(session, job, State.CREATING, ACTOR, "handed in")
-        return job, True
+        session.flush()
+        faults.point("in_row")
+    faults.point("after_row")
+    return job, True
 
 
 def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Services) -> Submission:
@@ -156,9 +162,12 @@ def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Servi
     }
     with parts.tracking(person.owner) as tracking:
         experiment_id = tracking.experiment(job.experiment)
+        faults.point("after_experiment")
         run_id = tracking.run(experiment_id, job.id, job.name, person.owner.mlflow_name, tags)
+        faults.point("after_run")
         tracking.log_params(run_id, job.params)
         tracking.set_status(run_id, "SCHEDULED")
+    faults.point("after_scheduled")
     with parts.database.writing() as session:
         job = queries.submission_of(session, person.owner.id, job_id, to_write=True)
         if job is None:
@@ -166,4 +175,5 @@ def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Servi
         if job.state == State.CREATING.value:
             values = {"experiment_id": experiment_id, "run_id": run_id, "run_status_sent": "SCHEDULED"}
             queries.move(session, job, State.ACCEPTED, ACTOR, f"run {run_id}", **values)
+    faults.point("after_accept")
     return job

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.errors import ArchiveError
 from bhive_mltf.gateway.settings import Limits
 
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _AT_ONCE: Final = 2**20
+_LEFT_S: Final = 24 * 3600.0
 
 
 class TooLargeError(ArchiveError):
@@ -23,6 +27,15 @@ class TooLargeError(ArchiveError):
 def path_of(spool: Path, digest: str) -> Path:
     """Where the archive with this digest lies."""
     return spool / "blobs" / digest[:2] / digest
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what processes that were killed have left of their uploads; no upload takes a day."""
+    before = time.time() - _LEFT_S
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < before:
+                path.unlink()
 
 
 async def receive(chunks: AsyncIterator[bytes], path: Path, limits: Limits, *, gzipped: bool) -> str:
@@ -47,6 +60,7 @@ async def receive(chunks: AsyncIterator[bytes], path: Path, limits: Limits, *, g
                     )
                 digest.update(part)
                 file.write(part)
+            faults.point("in_upload")
     if unzip is not None and (not unzip.eof or unzip.unused_data):
         raise ArchiveError("the upload is no whole gzip stream")
     return digest.hexdigest()

@@ -14,11 +14,11 @@ import time
 from typing import Final
 
 from bhive_mltf.files import atomic
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.settings import JobProfile, Settings
 from bhive_mltf.gateway.store.tables import Submission
-from bhive_mltf.gateway.worker import faults
 from bhive_mltf.slurm import job, profiles
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.slurm.profiles import Profile
@@ -98,6 +98,8 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
         token_file=str(folder / PRIVATE / TOKEN_NAME),
         run_id=submission.run_id,
         experiment_id=submission.experiment_id,
+        disk_bytes=int(profile.disk_gb * 1e9),
+        processes=profile.processes_per_node,
     )
     path = folder / PRIVATE / PLAN_NAME
     path.parent.mkdir(exist_ok=True, mode=0o700)

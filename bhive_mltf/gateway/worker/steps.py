@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bhive_mltf.errors import ProfileError, QueryFailedError, SlurmError, SubmissionError
+from bhive_mltf.gateway import faults
 from bhive_mltf.gateway.errors import ArchiveError, UpstreamError
 from bhive_mltf.gateway.identity.mint import Minter
 from bhive_mltf.gateway.settings import Settings
@@ -16,7 +17,7 @@ from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Owner, State, Submission
 from bhive_mltf.gateway.tracking import Status, Tracking
-from bhive_mltf.gateway.worker import batch, faults, job_folder
+from bhive_mltf.gateway.worker import batch, job_folder
 from bhive_mltf.gateway.worker.endings import Ending, ending_of
 from bhive_mltf.gateway.worker.leader import Office
 from bhive_mltf.slurm import dispatch
@@ -88,7 +89,8 @@ class Steps:
 
     def _submitting(self, submission: Submission) -> None:
         folder = self.settings.job_folder(submission.id)
-        if submission.cancel_at is not None and JobRecord.read(folder) is None:
+        record = JobRecord.read(folder)
+        if submission.cancel_at is not None and (record is None or batch.is_lost(record)):
             self._close(submission, Ending(State.CANCELLED, "cancelled", "cancelled before it was handed in"))
             return
         profile = self.settings.profiles[submission.profile]
@@ -124,6 +126,9 @@ class Steps:
         if record.is_over or end.is_over(record, info, time.monotonic()):
             record = record if record.is_over else dispatch.end(record, info)
             self.ends.pop(submission.id, None)
+            if batch.is_lost(record) and submission.cancel_at is None:
+                self._move(submission, State.SUBMITTING, f"the scheduler has lost job {record.job_id} before it began")
+                return
             faults.point("after_end")
             values = {"job_state": record.state.value, "exit_code": record.exit_code, "ended_at": record.ended}
             self._close(submission, ending_of(record, is_wanted=submission.cancel_at is not None), **values)
