@@ -19,6 +19,7 @@ from bhive_mltf.tracking.store import FILE_NAME, RunRecord
 logger = logging.getLogger(__name__)
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
+GONE = "its processes are gone without a word: a kill, or a lost machine"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",))
             return False
         last = max((path.stat().st_mtime for path in journal.files(directory)), default=time.time())
         own = journal.Journal(directory)
+        if status == "KILLED":
+            own.append("tags", values={"failure": GONE})
         own.append("status", status=status, time=int(last * 1000))
         own.close()
     except Exception as error:  # noqa: BLE001 - tracking ends nothing

@@ -197,6 +197,20 @@ def assert_finished(training, attempts):
     assert (record.state, record.restarts, record.attempts) == (JobState.COMPLETED, attempts - 1, ())
 
 
+def assert_system_series(training, other_node, attempts):
+    """The load of both nodes in the one run: steps without a gap, and a point of each attempt."""
+    from mlflow import MlflowClient
+
+    record = RunRecord.read(training.directory)
+    client = MlflowClient(record.tracking_uri)
+    starts = [attempt.start for attempt in training.attempts()]
+    for name in ("system/cpu_utilization_percentage", f"system/{other_node}/cpu_utilization_percentage"):
+        points = client.get_metric_history(record.run_id, name)
+        assert [point.step for point in points] == list(range(len(points))), name
+        begun = [sum(point.timestamp / 1000 >= start for start in starts) for point in points]
+        assert set(begun) == set(range(1, attempts + 1)), (name, begun)
+
+
 def read_until(process, words):
     """Read what a process says up to a line with these words."""
     assert any(words in line for line in iter(process.stdout.readline, "")), f"it never said {words!r}"

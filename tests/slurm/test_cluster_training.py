@@ -9,6 +9,7 @@ from tests.helpers.slurm_trainings import (
     TWO,
     assert_finished,
     assert_same_weights,
+    assert_system_series,
     ended,
     read_until,
     write_profile,
@@ -55,6 +56,7 @@ def test_warned_three_times_it_ends_with_the_same_weights(cluster, shell, four_l
     assert_same_weights(four_local, training)
     assert_finished(training, attempts=4)
     assert [a.outcome for a in training.attempts()] == ["stopped", "stopped", "stopped", "done"]
+    assert_system_series(training, "n2", attempts=4)
     assert cluster.submissions() == before + 1
 
 

@@ -107,9 +107,13 @@ def server(tmp_path_factory, empty_store):
 
 
 class Relay:
-    """A port in front of a server that can be shut and opened again: a server that dies and comes back."""
+    """A port in front of a server that can be shut and opened again: a server that dies and comes back.
+
+    holds : keep what comes, answer nothing. delay : seconds, of each piece that goes through.
+    """
 
     def __init__(self, address):
+        self.holds, self.delay = False, 0.0
         self.target = address.rpartition(":")[2]
         self.port = free_port()
         self.connections = []
@@ -133,26 +137,39 @@ class Relay:
                 for pair in ((near, far), (far, near)):
                     threading.Thread(target=self._copy, args=pair, daemon=True).start()
 
-    @staticmethod
-    def _copy(source, destination):
+    def become(self, what):
+        """A server that is alive, dead, stopped (it takes requests and never answers) or slow."""
+        self.holds, self.delay = what == "stopped", 0.1 if what == "slow" else 0.0
+        if what == "dead":
+            self.shut()
+        elif self.listener is None:
+            self.open()
+
+    def _copy(self, source, destination):
         with suppress(OSError):
             while data := source.recv(65536):
+                time.sleep(self.delay)
+                while self.holds:
+                    time.sleep(0.05)
                 destination.sendall(data)
             destination.shutdown(socket.SHUT_WR)
 
     def shut(self):
-        self.listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for connected in self.connections:
             with suppress(OSError):
                 connected.shutdown(socket.SHUT_RDWR)
             connected.close()
         self.connections = []
+        self.listener = None
 
 
 @pytest.fixture
 def relay(server):
     relay = Relay(server)
     yield relay
-    with suppress(OSError):
+    relay.holds = False
+    if relay.listener is not None:
         relay.shut()

@@ -38,14 +38,13 @@ class JetScorer(mlflow.pyfunc.PythonModel):
 
         self.scorer = Scorer(context.artifacts["exported"])
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input: pd.DataFrame, params=None):
         tables = []
         for row in pd.DataFrame(model_input).to_dict("records"):
-            # a number that a row does not have is NaN or None
-            start, stop = (None if pd.isna(row.get(name)) else int(row[name]) for name in ("start", "stop"))
-            scores = self.scorer.score(row["file"], start or 0, stop)
+            start, stop = int(row.get("start", 0)), row.get("stop")
+            scores = self.scorer.score(row["file"], start, None if stop is None else int(stop))
             table = pd.DataFrame(scores, columns=self.scorer.outputs)
-            table.insert(0, "entry", range(start or 0, (start or 0) + len(table)))
+            table.insert(0, "entry", range(start, start + len(table)))
             table.insert(0, "file", row["file"])
             tables.append(table)
         return pd.concat(tables, ignore_index=True)

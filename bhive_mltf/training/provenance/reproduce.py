@@ -26,6 +26,7 @@ from bhive_mltf.training.provenance import inputs
 CODE, ENVIRONMENT, TRAINING = "code", "environment", "training"
 # Packages of this repository: their code is that of the checkout.
 _OWN = frozenset({"bhive-mltf", "bhive-mltf-client"})
+_NOT_INSTALLED = frozenset({*_OWN, "bhive_mltf"})
 _ENTRY = ("-m", "bhive_mltf.training.provenance.rerun")
 # Differences that every repetition has.
 _EXPECTED = frozenset({"ranks_per_node", "threads_per_rank", "nodes", "tracking", "verbose", "terminal_plot"})
@@ -222,9 +223,16 @@ def compare(run: Snapshot, again: Snapshot, plan: TrainingPlan) -> Outcome:
         first, second = (None if one.directory is None else one.directory / name for one in (run, again))
         if first is not None and second is not None and first.is_file() and second.is_file():
             found[name] = tuple(_unequal(first, second))
-    listed = [one for one in compared.differences([run, again]) if one.name not in _EXPECTED]
+    listed = [one for one in compared.differences([run, again]) if not _is_expected(one)]
     since = compared.first_difference(run.series.get(compared.LOSS, {}), again.series.get(compared.LOSS, {}))
     return Outcome(found, tuple(listed), since)
+
+
+def _is_expected(found: compared.Difference) -> bool:
+    """Whether every repetition differs in this: what is technical, no test set, and code that is not installed."""
+    if found.topic == "data":
+        return found.name.startswith("test set,") and not found.values[1].strip("-")
+    return found.name in _EXPECTED or (found.name in _NOT_INSTALLED and not found.values[1].strip("-"))
 
 
 def _unequal(one: Path, other: Path) -> list[str]:
