@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -25,7 +27,8 @@ class Tracking:
 
     def __init__(self, url: str, token: Callable[[], str], transport: httpx.BaseTransport | None = None) -> None:
         self._token = token
-        self._client = httpx.Client(base_url=f"{url}/api/2.0/mlflow/", timeout=TIMEOUT_S, transport=transport)
+        base = f"{url}/api/2.0/mlflow/"
+        self._client = httpx.Client(base_url=base, timeout=TIMEOUT_S, transport=transport, verify=_certificates())
 
     def __enter__(self) -> Tracking:
         return self
@@ -117,6 +120,13 @@ class Tracking:
         except (httpx.HTTPError, ValueError) as error:
             raise UpstreamError(f"the tracking server does not answer to {path} ({type(error).__name__})") from None
         return found if isinstance(found, dict) else {}
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Of the authorities that are trusted, read once: it takes longer than a question does."""
+    made: ssl.SSLContext = httpx.create_ssl_context()
+    return made
 
 
 def _milliseconds(seconds: float) -> int:
