@@ -7,7 +7,18 @@ import sys
 from collections.abc import Sequence
 
 from bhive_mltf import __version__
-from bhive_mltf.cli import check, convert_checkpoint, dataset, loader_benchmark, replay, results, runs, slurm, tracking
+from bhive_mltf.cli import (
+    check,
+    convert_checkpoint,
+    dataset,
+    join,
+    loader_benchmark,
+    replay,
+    results,
+    runs,
+    slurm,
+    tracking,
+)
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.files import disk
 
@@ -24,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replay.add_to(commands)
     tracking.add_to(commands)
     slurm.add_to(commands)
+    join.add_to(commands)
     check.add_to(commands)
     convert_checkpoint.add_to(commands)
     options = parser.parse_args(arguments)

@@ -19,7 +19,9 @@ from bhive_mltf.errors import ParameterError, RecordMismatchError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import COMMAND_FOLDER, STALE_AFTER_S, DirectoryLock
 from bhive_mltf.files.records import Record, compare
+from bhive_mltf.ranks import joined
 from bhive_mltf.ranks.gpus import ranks_here
+from bhive_mltf.ranks.joined import JoinedRanks
 from bhive_mltf.ranks.launcher import Launcher, LaunchRequest, LocalRanks
 from bhive_mltf.ranks.process import end_with_parent
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
@@ -134,6 +136,10 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     ParameterError : more nodes than ranks can be started on from here.
     RankFailedError, TrainingInterruptedError : see `LocalRanks.launch`.
     """
+    place = joined.Place.of_leader() if launcher is None else None
+    if place is not None:
+        _train_joined(plan, place)
+        return
     ranks = ranks_here(plan.ranks_per_node)
     plan = plan.model_copy(update={"ranks_per_node": ranks, "directory": plan.directory.absolute()})
     with disk.writing(plan.directory):
@@ -149,6 +155,21 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
             return
         launcher = LocalRanks(ENTRYPOINT)
     launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
+
+
+def _train_joined(plan: TrainingPlan, place: joined.Place) -> None:
+    """Train on the ranks of `bhive-mltf join`, which decides how many there are."""
+    asked, there = (plan.nodes, plan.ranks_per_node), (place.nodes, place.local_size)
+    if asked[0] not in (1, there[0]) or asked[1] not in (0, 1, there[1]):
+        raise ParameterError(
+            f"nodes and ranks_per_node are {asked[0]} and {asked[1]}, but this command was joined by {there[0]} nodes "
+            f"with {there[1]} ranks each: leave both out"
+        )
+    values = {"nodes": there[0], "ranks_per_node": there[1], "directory": plan.directory.absolute()}
+    plan = plan.model_copy(update=values)
+    with disk.writing(plan.directory):
+        plan.write()
+    JoinedRanks(place, ENTRYPOINT).launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
 
 
 def _train_here(plan: TrainingPlan) -> None:
