@@ -82,17 +82,17 @@ from bhive_mltf.law.tasks.training import TrainingTask
 
 with CmdlineParser.global_instance(["TrainingTask", "--model-name", "DeepJet", *sys.argv[1:]]) as parser:
     parser.get_task_obj()
-    print(core().local_scheduler, core().no_lock)
+    print(core().local_scheduler, core().no_lock, core().log_level)
 """
 
 
 @pytest.mark.parametrize(
     ("lines", "options", "expected"),
     [
-        ("", (), "True True"),
-        ("[luigi_core]\nlocal_scheduler: False\nno_lock: False\n", (), "False False"),
-        ("[luigi_core]\ndefault-scheduler-host: far.away\n", (), "False True"),
-        ("", ("--scheduler-host", "far.away"), "False True"),
+        ("", (), "True True INFO"),
+        ("[luigi_core]\nlocal_scheduler: False\nno_lock: False\nlog_level: DEBUG\n", (), "False False DEBUG"),
+        ("[luigi_core]\ndefault-scheduler-host: far.away\n", (), "False True INFO"),
+        ("", ("--scheduler-host", "far.away"), "False True INFO"),
     ],
 )
 def test_who_schedules_where_the_user_said_so_or_nothing(tmp_path, lines, options, expected):

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 # luigi's options that say where tasks are scheduled
 SCHEDULERS = ("local_scheduler", "scheduler_host", "scheduler_url", "default_scheduler_host", "default_scheduler_url")
+_DEFAULTS = (
+    ("local_scheduler", "True", SCHEDULERS),
+    ("no_lock", "True", ("no_lock",)),
+    ("log_level", "INFO", ("log_level",)),
+)
 
 
 class BaseTask(law.Task):
@@ -174,13 +179,13 @@ class BaseTask(law.Task):
 def schedule_here_by_default() -> None:
     """Where the user named no scheduler, this command is its own; without luigi's lock, since directories have theirs.
 
-    luigi reads both once it has made the task of the command line.
+    luigi's notes for debugging are left out. It reads these options once it has made the task of the command line.
     """
     parser = CmdlineParser.get_instance()
     if parser is None:
         return
     config = luigi.configuration.get_config()
     typed = vars(parser.known_args)
-    for option, others in (("local_scheduler", SCHEDULERS), ("no_lock", ("no_lock",))):
+    for option, value, others in _DEFAULTS:
         if not any(config.has_option("core", name) or typed.get(f"core_{name}") for name in others):
-            config.set("core", option, "True")
+            config.set("core", option, value)
