@@ -82,8 +82,12 @@ class JobProfile(_Frozen):
     """Further folders that the job sees, such as data, and the installation of Python below the environment."""
     max_hours: float = Field(default=12.0, gt=0)
     max_nodes: int = Field(default=1, ge=1)
+    """More than one needs `network: shared`: nodes of a job find each other by it."""
+    max_attempts: int = Field(default=10, ge=1)
+    """How often a job that goes on from its checkpoints is started, time limits and lost nodes together."""
     gpus_per_node: int = Field(default=0, ge=0)
     cpus_per_node: int = Field(default=1, ge=1)
+    """Together with the GPUs also the largest number of ranks per node."""
     disk_gb: float = Field(default=500.0, gt=0)
     """All that a job may have on disk, its log included; a job with more is ended."""
     processes_per_node: int = Field(default=16_384, ge=16)
@@ -92,6 +96,17 @@ class JobProfile(_Frozen):
     """Variables of the project's command."""
     launcher_variables: dict[str, str] = Field(default_factory=dict)
     """Variables of the batch step outside the sandbox, such as PYTHONPATH of a development checkout."""
+
+    @property
+    def max_ranks(self) -> int:
+        """Ranks that a node takes."""
+        return self.gpus_per_node or self.cpus_per_node
+
+    @model_validator(mode="after")
+    def _check_network(self) -> JobProfile:
+        if self.max_nodes > 1 and self.network == "own":
+            raise ValueError("max_nodes is more than 1, which needs network: shared")
+        return self
 
 
 class Limits(_Frozen):

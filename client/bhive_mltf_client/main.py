@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--profile", required=True)
     submit.add_argument("--hours", type=float)
     submit.add_argument("--nodes", type=int, default=1)
+    submit.add_argument("--ranks-per-node", type=int, default=1, help="how often the command is started on each node")
+    submit.add_argument("--resume", action="store_true", help="it goes on from its checkpoints when started again")
     submit.add_argument("--experiment", default="")
     submit.add_argument("--name", default="")
     submit.add_argument("--label", default="")
@@ -135,7 +137,7 @@ def _submit(options: argparse.Namespace) -> int:
         "entry_point": options.entry_point,
         "parameters": _parameters(options.param),
         "profile": options.profile,
-        "nodes": options.nodes,
+        **{name: getattr(options, name) for name in ("nodes", "ranks_per_node", "resume")},
         **({"hours": options.hours} if options.hours is not None else {}),
         **{name: getattr(options, name) for name in ("experiment", "name", "label")},
     }

@@ -107,7 +107,10 @@ class Stack:
                 "clients": ["robot"],
                 "allow_http": True,
             },
-            "roles": {"user": {"profiles": ["lab"], "jobs": 50}, "admin": {"profiles": ["lab"], "admin": True}},
+            "roles": {
+                "user": {"profiles": ["lab", "two-nodes"], "jobs": 50},
+                "admin": {"profiles": ["lab"], "admin": True},
+            },
             "profiles": {
                 "lab": {
                     "facility": str(facility),
@@ -116,7 +119,22 @@ class Stack:
                     "max_hours": 0.5,
                     "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
                     **(profile or {}),
-                }
+                },
+                "two-nodes": {
+                    "facility": str(facility),
+                    "environment": sys.prefix,
+                    "read_only": [sys.base_prefix, str(REPOSITORY)],
+                    "network": "shared",
+                    "max_hours": 0.5,
+                    "max_nodes": 2,
+                    "max_attempts": 5,
+                    "variables": {
+                        "PYTHONPATH": str(REPOSITORY),
+                        "OMP_NUM_THREADS": "1",
+                        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
+                    },
+                    "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
+                },
             },
             "tick_s": 0.5,
             "submit_timeout_s": 4,
@@ -232,8 +250,8 @@ class Person:
         assert "signed in" in out
         return self
 
-    def submit(self, folder=EXAMPLE, *options):
-        out, _ = self.run("submit", folder, "--profile", "lab", *options)
+    def submit(self, folder=EXAMPLE, *options, profile="lab"):
+        out, _ = self.run("submit", folder, "--profile", profile, *options)
         return out.split()[1].rstrip(",")
 
     def show(self, job):

@@ -55,6 +55,8 @@ def profiles(person: Me, parts: Parts) -> list[dict[str, Any]]:
             "description": profile.description,
             "max_hours": profile.max_hours,
             "max_nodes": profile.max_nodes,
+            "max_ranks_per_node": profile.max_ranks,
+            "max_attempts": profile.max_attempts,
             "gpus_per_node": profile.gpus_per_node,
             "network": profile.network,
         }

@@ -23,7 +23,9 @@ _Name = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
 class SubmissionRequest(BaseModel):
     """The body of a submission.
 
-    hours : time limit of the job; None takes the profile's longest.
+    ranks_per_node : how often the command is started on each node.
+    resume : a promise that the command goes on from its checkpoints; it is started again after a time limit.
+    hours : time limit of each start; None takes the profile's longest.
     experiment : below the caller's own name; empty takes the project's name.
     label : for finding several submissions together.
     """
@@ -35,6 +37,8 @@ class SubmissionRequest(BaseModel):
     parameters: dict[str, str] = Field(default_factory=dict, max_length=200)
     profile: _Name
     nodes: int = Field(default=1, ge=1, le=1024)
+    ranks_per_node: int = Field(default=1, ge=1, le=1024)
+    resume: bool = False
     hours: float | None = Field(default=None, gt=0, le=10_000)
     experiment: Annotated[str, Field(max_length=100, pattern=r"^[\w .+-]*$")] = ""
     name: _Name = ""
@@ -58,6 +62,9 @@ def profile_of(request: SubmissionRequest, person: Person, parts: Services) -> J
         _refuse("hours", f"{request.hours:g} is more than the {profile.max_hours:g} of profile {request.profile}")
     if request.nodes > profile.max_nodes:
         _refuse("nodes", f"{request.nodes} is more than the {profile.max_nodes} of profile {request.profile}")
+    if request.ranks_per_node > profile.max_ranks:
+        text = f"{request.ranks_per_node} is more than the {profile.max_ranks} of profile {request.profile}"
+        _refuse("ranks_per_node", text)
     return profile
 
 
@@ -90,8 +97,9 @@ def shown(job: Submission) -> dict[str, Any]:
     """A submission as the interface shows it."""
     fields = (
         *("id", "name", "label", "state", "reason_code", "reason", "entry_point", "params", "argv", "profile"),
-        *("nodes", "gpus", "hours", "experiment", "experiment_id", "run_id", "job_id", "job_state", "restarts"),
-        *("exit_code", "created_at", "submitted_at", "started_at", "ended_at", "cancel_at"),
+        *("nodes", "ranks_per_node", "resume", "gpus", "hours", "experiment", "experiment_id", "run_id"),
+        *("job_id", "job_state", "restarts", "exit_code"),
+        *("created_at", "submitted_at", "started_at", "ended_at", "cancel_at"),
     )
     content = {name: getattr(job, name) for name in fields}
     return {**content, "project": job.digest, "links": {"self": f"/v1/submissions/{job.id}"}}

@@ -132,6 +132,8 @@ def _insert(
             argv=argv,
             profile=request.profile,
             nodes=request.nodes,
+            ranks_per_node=request.ranks_per_node,
+            resume=request.resume,
             gpus=gpus,
             hours=hours,
             experiment=f"{person.owner.mlflow_name}/{request.experiment or project.name or 'project'}",

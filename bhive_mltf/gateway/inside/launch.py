@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,23 +29,35 @@ _START_FAILED: Final = 126
 # How long a project that was told to end may take; SLURM's own KillWait is the site's.
 _GRACE_S: Final = 5.0
 _LOOK_S: Final = 2.0
+# Exit code of a project that was warned and has saved (EX_TEMPFAIL).
+SAVED: Final = 75
+STOP_NAME: Final = "stop"
+# Where ranks of one node meet; with a network of its own every job may have the same.
+_PORT: Final = "29500"
 
 
 def run(plan: LaunchPlan, rank: int) -> int:
-    """Run the project on this node; its exit code."""
+    """Run the project on this node, one of those of the step; the exit code for srun.
+
+    It is 0 for a project that has saved and goes on later: srun would kill its other ranks.
+    """
     folder = Path(tempfile.mkdtemp(prefix="mltf-"))
-    what = ""
+    warning, what = _Warning(folder / "run" / STOP_NAME), ""
     try:
         (folder / "run").mkdir()
         with Relay(folder / "run" / "relay", plan.tracking_url, Path(plan.token_file)).running() as relay:
             _begin(plan, rank)
-            process = _start(plan, folder, relay.secret)
+            process = _start(plan, folder, relay.secret, rank)
+            warning.listen()
             code, what = _wait(process, plan)
     except OSError as error:
         logger.error("the project cannot be started: %s", error)  # noqa: TRY400 - a sentence
         code = _START_FAILED
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if code == SAVED and plan.resume and warning.came:
+        _leave_stopped_note(plan)
+        return 0
     if code:
         _leave_word(plan, rank, code, what)
     return code
@@ -64,7 +77,22 @@ def _begin(plan: LaunchPlan, rank: int) -> None:
             raise
 
 
-def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[bytes]:
+class _Warning:
+    """The warning before the time limit: a file that the sandbox sees appears."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.came = path, False
+
+    def listen(self) -> None:
+        """Wait for it from now on; what was started before does not get the signal's handler."""
+        signal.signal(signal.SIGUSR2, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        self._path.touch()
+
+
+def _start(plan: LaunchPlan, folder: Path, secret: str, rank: int) -> subprocess.Popen[bytes]:
     is_boxed = plan.runtime == "bubblewrap"
     place, ours = (sandbox.JOB, sandbox.OURS) if is_boxed else (plan.work, str(folder / "run"))
     inner = {
@@ -72,8 +100,10 @@ def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[byte
         "work": place,
         "socket": f"{ours}/relay",
         "secret": secret,
-        "variables": _variables(plan, place),
+        "variables": {**_variables(plan, place), **_of_attempt(plan, f"{ours}/{STOP_NAME}")},
         "processes": plan.processes,
+        "world": _world(plan, rank),
+        "stop_file": f"{ours}/{STOP_NAME}" if plan.resume else "",
     }
     (folder / "run" / "plan.json").write_text(json.dumps(inner), encoding="utf-8")
     shutil.copy(spawn.__file__, folder / "run" / "spawn.py")
@@ -90,9 +120,11 @@ def _start(plan: LaunchPlan, folder: Path, secret: str) -> subprocess.Popen[byte
 
 def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:
     """The environment of the project: nothing of the node's own."""
-    given = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    given = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURMD_NODENAME")
+    network = ("NCCL_", "GLOO_", "UCX_")
+    kept = [name for name in os.environ if name in given or name.startswith(network)]
     return {
-        **{name: os.environ[name] for name in given if name in os.environ},
+        **{name: os.environ[name] for name in kept},
         "PATH": f"{plan.environment}/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",  # noqa: S108 - of the sandbox
         "TMPDIR": "/tmp",  # noqa: S108 - of the sandbox
@@ -105,6 +137,25 @@ def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:
         "GIT_PYTHON_REFRESH": "quiet",
         **plan.variables,
     }
+
+
+def _of_attempt(plan: LaunchPlan, stop_file: str) -> dict[str, str]:
+    """What a project that goes on from its checkpoints wants to know of this start."""
+    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0) + 1
+    found = {"MLTF_ATTEMPT": str(number), "MLTF_RESUME": "1" if plan.resume and number > 1 else "0"}
+    deadline = os.environ.get("SLURM_JOB_END_TIME", "")
+    found |= {"MLTF_DEADLINE": deadline} if deadline.isdecimal() else {}
+    return {**found, "MLTF_STOP_FILE": stop_file} if plan.resume else found
+
+
+def _world(plan: LaunchPlan, rank: int) -> dict[str, str | int]:
+    """Which ranks this node has, of how many, and where all meet."""
+    nodes = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    address = os.environ.get("MASTER_ADDR", "")
+    # names of nodes may not resolve in the sandbox
+    address = socket.gethostbyname(address) if nodes > 1 and address else "127.0.0.1"
+    port = os.environ.get("MASTER_PORT") or _PORT
+    return {"nodes": nodes, "node": rank, "ranks": plan.ranks_per_node, "address": address, "port": port}
 
 
 def _wait(process: subprocess.Popen[bytes], plan: LaunchPlan) -> tuple[int, str]:
@@ -135,15 +186,26 @@ def _wait(process: subprocess.Popen[bytes], plan: LaunchPlan) -> tuple[int, str]
         return 128 - code if code < 0 else code, what
 
 
+def _leave_stopped_note(plan: LaunchPlan) -> None:
+    """Tell the batch step that all is saved, and that the job goes back into the queue."""
+    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0) + 1
+    note = {"attempt": number, "step": -1, "signal": "SIGUSR2", "time": time.time()}
+    _write(Path(plan.slurm) / "stopped.json", note)
+
+
 def _leave_word(plan: LaunchPlan, rank: int, code: int, what: str) -> None:
     """Tell the batch step that the project failed by itself, so that the same is not tried again."""
     if not what:
         is_killed = code > 128
         what = f"its command {f'was killed by signal {code - 128}' if is_killed else f'ended with exit code {code}'}"
     word = {"rank": rank, "kind": "ProjectFailed", "message": what, "by_user": True, "time": time.time()}
-    path = Path(plan.logs) / f"rank_{rank}.error.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(word), encoding="utf-8")
+    _write(Path(plan.logs) / f"rank_{rank}.error.json", word)
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    # the nodes of a job may write the same file
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
     temporary.replace(path)
 
 

@@ -12,12 +12,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from typing import IO, Any
 
 CHUNK = 2**18
+# Exit code of a command that was warned and has saved.
+SAVED = 75
+# How long ranks have to end when another one failed; time between two warnings, which may meet no handler yet.
+END_WITHIN_S = 15.0
+REPEAT_S = 10.0
+WRITING = threading.Lock()
+COPYING: list[threading.Thread] = []
 
 
 def main() -> int:
-    """Run the command of the plan named by the only argument; its exit code, 128 + N for signal N."""
+    """Run the command of the plan named by the only argument, once per rank; its exit code, 128 + N for signal N."""
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - a small program
         plan = json.load(file)
     server = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -28,17 +37,81 @@ def main() -> int:
     # the launcher ignores it, and so did this program from its start
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        process = subprocess.Popen(plan["argv"], env=variables, cwd=plan["work"], stdin=subprocess.DEVNULL)
+        ranks = [_start(plan, variables, local) for local in range(plan["world"]["ranks"])]
     except OSError as error:
         sys.stderr.write(f"the command cannot be started: {error.strerror}: {plan['argv'][0]}\n")
         return 127
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            code = process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            continue
-        return 128 - code if code < 0 else code
+    signal.signal(signal.SIGTERM, lambda *_: _terminate(ranks))
+    return _wait(ranks, plan["stop_file"])
+
+
+def _start(plan: dict[str, Any], variables: dict[str, str], local: int) -> subprocess.Popen[bytes]:
+    """One rank: its place among all by the variables that torchrun sets too."""
+    world = plan["world"]
+    rank = world["node"] * world["ranks"] + local
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": local,
+        "WORLD_SIZE": world["nodes"] * world["ranks"],
+        "LOCAL_WORLD_SIZE": world["ranks"],
+        "NODE_RANK": world["node"],
+        "NNODES": world["nodes"],
+        "MASTER_ADDR": world["address"],
+        "MASTER_PORT": world["port"],
+    }
+    environment = {**variables, **{name: str(value) for name, value in place.items()}}
+    output = subprocess.PIPE if world["ranks"] > 1 else None
+    # SIGUSR2 is ignored here, and so in what is started until it has a handler of its own
+    process = subprocess.Popen(
+        plan["argv"],
+        env=environment,
+        cwd=plan["work"],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+    )
+    if process.stdout:
+        COPYING.append(threading.Thread(target=_copy, args=(process.stdout, b"[%d] " % rank), daemon=True))
+        COPYING[-1].start()
+    return process
+
+
+def _terminate(ranks: list[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.terminate()
+
+
+def _copy(source: IO[bytes], prefix: bytes) -> None:
+    """Lines of a rank, with its number; very long ones in pieces."""
+    while line := source.readline(CHUNK):
+        with WRITING:
+            sys.stdout.buffer.write(prefix + line)
+            sys.stdout.buffer.flush()
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]], stop_file: str) -> int:
+    """The exit code of all: the first that is neither 0 nor 75 ends the others, and 75 of one is that of all."""
+    warned, failed, deadline = 0.0, 0, None
+    while running := [rank for rank in ranks if rank.poll() is None]:
+        now = time.monotonic()
+        if stop_file and now > warned + REPEAT_S and os.path.exists(stop_file):  # noqa: PTH110 - a small program
+            warned = now
+            for rank in running:
+                rank.send_signal(signal.SIGUSR2)
+        failed = failed or next((rank.returncode for rank in ranks if rank.returncode not in (None, 0, SAVED)), 0)
+        if failed and deadline is None:
+            deadline = now + END_WITHIN_S
+            _terminate(running)
+        elif deadline is not None and now > deadline:
+            for rank in running:
+                rank.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running[0].wait(0.5)
+    for thread in COPYING:
+        thread.join(5.0)
+    codes = [rank.returncode for rank in ranks]
+    code = failed or next((code for code in codes if code not in (0, SAVED)), max(codes))
+    return 128 - code if code < 0 else code
 
 
 def _serve(server: socket.socket, path: str) -> None:

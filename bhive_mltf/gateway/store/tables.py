@@ -12,7 +12,7 @@ import time
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, String, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -94,6 +94,8 @@ class Submission(Base):
 
     request_hash : of the request, so that an idempotency key with another request is noticed.
     argv : what runs, one string per argument.
+    ranks_per_node : how often the command is started on each node.
+    resume : the command goes on from its checkpoints when it is started again.
     cancel_at, cancel_by : the wish to cancel it.
     run_status_sent : the last status that the tracking server has taken.
     """
@@ -122,6 +124,8 @@ class Submission(Base):
     argv: Mapped[list[str]]
     profile: Mapped[str]
     nodes: Mapped[int] = mapped_column(default=1)
+    ranks_per_node: Mapped[int] = mapped_column(default=1, server_default="1")
+    resume: Mapped[bool] = mapped_column(default=False, server_default=false())
     gpus: Mapped[int] = mapped_column(default=0)
     hours: Mapped[float]
     experiment: Mapped[str] = mapped_column(default="")

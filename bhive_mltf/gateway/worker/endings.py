@@ -24,6 +24,8 @@ _CODES: Final = {
 _EXIT_CODES: Final = {int(ExitCode.BAD_NODE): "bad_node", int(ExitCode.NO_SPACE): "disk_full"}
 _CANCELLED: Final = frozenset({JobState.CANCELLED, JobState.PREEMPTED, JobState.REVOKED})
 
+_HINT: Final = ": ask for more hours, or hand in with 'resume' a project that goes on from its checkpoints"
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -34,10 +36,11 @@ class Ending:
     reason: str = ""
 
 
-def ending_of(record: JobRecord, *, is_wanted: bool) -> Ending:
+def ending_of(record: JobRecord, *, is_wanted: bool, resume: bool = False) -> Ending:
     """The ending of a job that is over.
 
     is_wanted : somebody asked for its end; a job that had done its work before that stays a success.
+    resume : the project goes on from its checkpoints.
     """
     if outcome.is_done(record):
         return Ending(State.SUCCEEDED)
@@ -49,4 +52,6 @@ def ending_of(record: JobRecord, *, is_wanted: bool) -> Ending:
     told = "" if record.state in _CODES else (written.reason if written is not None else "") or record.message
     reason = told or outcome.SENTENCES.get(record.state, record.state.value)
     code = _CODES.get(record.state) or _EXIT_CODES.get(record.exit_code or 0, "project_exit")
+    if code == "time_limit":
+        reason += ": it wrote no checkpoint since its last start" if resume else _HINT
     return Ending(State.FAILED, code, reason)

@@ -8,6 +8,7 @@ jobs/<id>/logs      what the project printed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -27,7 +28,8 @@ WORK: Final = "work"
 PRIVATE: Final = "private"
 PLAN_NAME: Final = "launch.json"
 TOKEN_NAME: Final = "token"  # noqa: S105 - of a file
-OUTPUTS: Final = ("ckpt", "out")
+CHECKPOINTS: Final = "ckpt"
+OUTPUTS: Final = (CHECKPOINTS, "out")
 _FILE_MODE: Final = 0o600
 
 
@@ -73,9 +75,18 @@ def remove_secrets(settings: Settings, submission: Submission) -> None:
     (settings.job_folder(submission.id) / PRIVATE / TOKEN_NAME).unlink(missing_ok=True)
 
 
-def facility_of(profile: JobProfile, hours: float) -> Profile:
-    """The facility profile of a job; nothing of the worker's environment is handed on, and nothing is put back."""
-    found = profiles.read_profile(profile.facility, hours=hours, pass_environment=(), requeue=False, max_attempts=1)
+def facility_of(profile: JobProfile, submission: Submission) -> Profile:
+    """The facility profile of a job; nothing of the worker's environment is handed on.
+
+    Only a job that goes on from its checkpoints is put back into the queue.
+    """
+    found = profiles.read_profile(
+        profile.facility,
+        hours=submission.hours,
+        pass_environment=(),
+        requeue=submission.resume,
+        max_attempts=profile.max_attempts if submission.resume else 1,
+    )
     return found.model_copy(update={"environment": {**found.environment, **profile.launcher_variables}})
 
 
@@ -93,6 +104,9 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
         network=profile.network,
         environment=str(profile.environment),
         read_only=tuple(map(str, profile.read_only)),
+        slurm=str(folder / job.FOLDER),
+        ranks_per_node=submission.ranks_per_node,
+        resume=submission.resume,
         variables=dict(profile.variables),
         tracking_url=settings.tracking_url,
         token_file=str(folder / PRIVATE / TOKEN_NAME),
@@ -121,3 +135,13 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
             "environment": {"HOME": str(folder / PRIVATE)},
         }
     )
+
+
+def newest_checkpoint(settings: Settings, submission: Submission) -> float:
+    """When a file of the checkpoint folder was last written; 0 without any."""
+    newest = 0.0
+    for folder, _, names in os.walk(settings.job_folder(submission.id) / WORK / CHECKPOINTS):
+        for name in names:
+            with contextlib.suppress(OSError):
+                newest = max(newest, os.lstat(os.path.join(folder, name)).st_mtime)  # noqa: PTH118 - many files
+    return newest

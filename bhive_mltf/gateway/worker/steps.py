@@ -17,13 +17,14 @@ from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Owner, State, Submission
 from bhive_mltf.gateway.tracking import Status, Tracking
-from bhive_mltf.gateway.worker import batch, job_folder
+from bhive_mltf.gateway.worker import attempts, batch, job_folder
 from bhive_mltf.gateway.worker.endings import Ending, ending_of
 from bhive_mltf.gateway.worker.leader import Office
 from bhive_mltf.slurm import dispatch
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.outcome import ConfirmedEnd
 from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
 
 logger = logging.getLogger(__name__)
 ACTOR: Final = "worker"
@@ -96,7 +97,7 @@ class Steps:
         profile = self.settings.profiles[submission.profile]
         self._renew_token(submission)
         try:
-            facility = job_folder.facility_of(profile, submission.hours)
+            facility = job_folder.facility_of(profile, submission)
             spec = job_folder.spec_of(self.settings, submission, profile, facility)
             record = batch.submit_once(facility, spec, self._client(submission))
         except (SubmissionError, ProfileError) as error:
@@ -122,6 +123,9 @@ class Steps:
             client.cancel(submission.job_id)
             faults.point("after_scancel")
         record, info = dispatch.refresh(record, client)
+        if info.state is JobState.TIMEOUT and submission.cancel_at is None:
+            record, info = attempts.after_time_limit(self.settings, submission, record, info, client)
+        self._note_attempt(submission, record)
         end = self.ends.setdefault(submission.id, ConfirmedEnd())
         if record.is_over or end.is_over(record, info, time.monotonic()):
             record = record if record.is_over else dispatch.end(record, info)
@@ -131,12 +135,22 @@ class Steps:
                 return
             faults.point("after_end")
             values = {"job_state": record.state.value, "exit_code": record.exit_code, "ended_at": record.ended}
-            self._close(submission, ending_of(record, is_wanted=submission.cancel_at is not None), **values)
+            self._close(
+                submission,
+                ending_of(record, is_wanted=submission.cancel_at is not None, resume=submission.resume),
+                **values,
+            )
             return
         if not info.state.is_waiting and not info.state.is_final and submission.state == State.QUEUED.value:
             self._move(submission, State.RUNNING, started_at=time.time(), job_state=info.state.value)
         if submission.state == State.RUNNING.value and submission.run_status_sent != "RUNNING":
             self._send(submission, "RUNNING")
+
+    def _note_attempt(self, submission: Submission, record: JobRecord) -> None:
+        """A job that was put back into the queue stays the same submission and the same run."""
+        if record.restarts > submission.restarts:
+            detail = f"put back into the queue, attempt {record.restarts + 1}"
+            self._move(submission, State(submission.state), detail, restarts=record.restarts)
 
     def _closing(self, submission: Submission) -> None:
         state = State(submission.outcome)
@@ -167,7 +181,7 @@ class Steps:
         """One client per facility: it asks one question for all jobs of a tick."""
         profile = self.settings.profiles[submission.profile]
         if profile.facility not in self.clients:
-            facility = job_folder.facility_of(profile, submission.hours)
+            facility = job_folder.facility_of(profile, submission)
             found = batch.WatchedSlurm.of(facility)
             found.fresh_s = self.settings.tick_s / 2
             found.submit_timeout_s = self.settings.submit_timeout_s

@@ -103,13 +103,18 @@ def judge(seen: Seen) -> Verdict:
     if seen.exit_code == 0 and seen.stopped is None:
         return Verdict(AttemptOutcome.DONE, "done", ExitCode.DONE)
     if seen.terminated:
-        saved = f"saved at step {seen.stopped.step}" if seen.stopped else "the last checkpoint holds"
+        saved = _saved(seen.stopped) if seen.stopped else "the last checkpoint holds"
         saved = saved if seen.can_go_on else "the same command begins anew"
         return Verdict(AttemptOutcome.ENDED, f"SLURM ended the job; {saved}", ExitCode.TRY_AGAIN)
     if seen.stopped is not None:
-        why = f"stopped by {seen.stopped.signal or 'a signal'} and saved at step {seen.stopped.step}"
+        why = f"stopped by {seen.stopped.signal or 'a signal'} and {_saved(seen.stopped)}"
         return _again(seen, AttemptOutcome.STOPPED, why)
     return _failed(seen)
+
+
+def _saved(note: StoppedNote) -> str:
+    # ranks of others do not tell their step
+    return f"saved at step {note.step}" if note.step >= 0 else "saved"
 
 
 def _failed(seen: Seen) -> Verdict:

@@ -1,0 +1,78 @@
+"""Ranks on two nodes of a real cluster, and one run through several starts of its job."""
+
+import shutil
+
+import pytest
+
+from tests.gateway.stack import REPOSITORY
+from tests.helpers.waiting import wait_for
+
+pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
+COUNTING = """
+import os, pathlib, signal, sys, time
+import mlflow
+warned = []
+signal.signal(signal.SIGUSR2, lambda *_: warned.append(1))
+state = pathlib.Path(os.environ["MLTF_CHECKPOINT_DIR"]) / "state"
+begun = int(state.read_text()) if state.exists() else 0
+if os.environ["MLTF_RESUME"] != str(int(begun > 0)):
+    sys.exit("it was not told what to do")
+with mlflow.start_run():
+    for step in range(begun, 24):
+        mlflow.log_metric("step", step, step=step)
+        state.write_text(str(step + 1))
+        if warned and step < 20:
+            sys.exit(75)
+        time.sleep(0.5)
+"""
+
+
+@pytest.fixture(scope="module")
+def alice(stack):
+    return stack.person("alice-of-two-nodes")
+
+
+def logged(person, job):
+    return {one["key"]: one["value"] for one in person.tracked(job)["data"].get("metrics", [])}
+
+
+def test_one_run_through_two_time_limits(stack, alice, tmp_path):
+    (tmp_path / "MLproject").write_text("name: counting\nentry_points:\n  main:\n    command: python main.py\n")
+    (tmp_path / "main.py").write_text(COUNTING)
+    job = alice.submit(tmp_path, "--resume", profile="two-nodes")
+    for attempt in (1, 2):
+        wait_for(lambda: alice.show(job)["restarts"] == attempt - 1 and alice.show(job)["state"] == "running", 90)  # noqa: B023
+        before = logged(alice, job).get("step", -1)
+        wait_for(lambda: logged(alice, job).get("step", -1) > before, 60)  # noqa: B023
+        stack.lab.run("scancel", "--signal=USR2", alice.show(job)["job_id"])
+        wait_for(lambda: alice.show(job)["restarts"] == attempt, 90)  # noqa: B023
+    found = alice.wait(job, "succeeded", seconds=180)
+    assert found["restarts"] == 2
+    assert alice.tracked(job)["info"]["status"] == "FINISHED"
+    assert [one["to"] for one in found["events"]].count("queued") == 1
+    history = alice.mlflow(
+        "GET", "/api/2.0/mlflow/metrics/get-history", params={"run_id": found["run_id"], "metric_key": "step"}
+    )
+    assert [int(one["step"]) for one in history.json()["metrics"]] == list(range(24))
+
+
+def test_bhive_trains_with_ranks_on_two_nodes(stack, alice, tmp_path):
+    project = shutil.copytree(REPOSITORY / "examples" / "bhive_project", tmp_path / "project")
+    for path in (REPOSITORY / "examples" / "btag_sample").glob("ntuple_*_002.root"):
+        shutil.copy(path, project)
+    (project / "train.txt").write_text("".join(f"{path.name}\n" for path in sorted(project.glob("*.root"))))
+    job = alice.submit(
+        project, "-P", "epochs=2", "-P", "filelist=train.txt", "--nodes", "2", "--resume", profile="two-nodes"
+    )
+    found = alice.wait(job, "succeeded", seconds=300)
+    run = alice.tracked(job)
+    assert run["info"]["status"] == "FINISHED"
+    metrics = logged(alice, job)
+    assert {"Training Loss", "Validation Loss", "train/loss"} <= set(metrics)
+    assert {name.split("/")[1] for name in metrics if name.startswith("system/")} >= {"n1", "n2"}
+    log = alice.run("logs", job)[0]
+    assert "with 2 ranks" in log
+    assert found["nodes"] == 2
+    outputs = stack.folder / "spool" / "jobs" / job / "work" / "ckpt" / "bhive"
+    assert len(list(outputs.rglob("rank_*.log"))) == 2
+    assert list(outputs.rglob("best_model.pt"))
