@@ -19,6 +19,8 @@ NEWEST_VENV ?= .venv-newest
 ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
+# Tests at once: one more than processors, since many wait for others.
+JOBS ?= $(shell echo $$(($$(nproc 2> /dev/null || echo 1) + 1)))
 # Folders of tests whose long ones run; empty: all.
 ROOMS ?=
 
@@ -40,11 +42,11 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 
 test: venv ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
-		--numprocesses auto --dist loadfile
+		--numprocesses $(JOBS) --dist loadfile
 
 coverage: venv ## the default test suite, and which lines of the package it runs, in ranks, jobs and law commands too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
-		--numprocesses auto --dist loadfile --cov --cov-report=term:skip-covered
+		--numprocesses $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto $(ROOMS)

@@ -34,6 +34,7 @@ def build(folder, **environment):
     return wheel
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_library_and_the_configs(tmp_path):
     # without a compiler: the compiled parts are optional, and take most of the time
     wheel = build(tmp_path, CC="false")

@@ -116,6 +116,7 @@ def check_ended(directory, output, expected):
     np.testing.assert_allclose(logits, expected["whole_logits"], **CLOSE)
 
 
+@pytest.mark.long
 def test_a_rank_continues_the_plan_of_a_queued_job(output, expected):
     directory = training_in(output)
     plan = json.loads((directory / "plan.json").read_text())

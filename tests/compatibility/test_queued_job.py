@@ -55,6 +55,7 @@ def node(output, tmp_path):
     return {**environment(output), **slurm, "SLURMD_NODENAME": "localhost", "PATH": path}
 
 
+@pytest.mark.long
 def test_its_batch_script_trains_to_the_end(output, expected, directory, node):
     record = JobRecord.read(directory)
     assert (record.job_id, record.restarts, record.state) == ("41", 1, JobState.PENDING)

@@ -77,10 +77,8 @@ def undisturbed(inputs, tmp_path_factory):
     return contents(place)
 
 
-LONG = pytest.mark.long
-
-
-@pytest.mark.parametrize(("seed", "workers"), [(3, 2), *(pytest.param(seed, 1, marks=LONG) for seed in (1, 2, 4))])
+@pytest.mark.long
+@pytest.mark.parametrize(("seed", "workers"), [(3, 2), (1, 1), (2, 1), (4, 1)])
 def test_killed_at_any_moment(inputs, undisturbed, tmp_path, seed, workers):
     folder, config = inputs
     rng = random.Random(seed)

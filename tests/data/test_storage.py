@@ -136,6 +136,7 @@ def test_any_range_and_columns(sets, bounds, name):
     np.testing.assert_array_equal(block.counts["vtx"], whole.counts["vtx"])
 
 
+@pytest.mark.long
 @settings(max_examples=12)
 @given(
     batch_size=st.integers(1, 400),

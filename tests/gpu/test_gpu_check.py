@@ -30,6 +30,7 @@ def test_rows_on_a_cpu(tmp_path):
     assert found["conditions"]["device"] == "cpu"
 
 
+@pytest.mark.long
 def test_an_unknown_row_is_refused(tmp_path):
     command = [sys.executable, SCRIPT, "--only", "atention", "--json", tmp_path / "found.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ from tests.helpers.commands import flat, write_config
 DATASET = {"--config": "offline_run3", "--dataset-version": "v1"}
 
 
+@pytest.mark.long
 def test_two_commands_make_one_dataset(sandbox, btag_lists):
     options = flat({**DATASET, "--filelist": btag_lists / "train.txt"})
     commands = [sandbox.start("DatasetConstructorTask", *options) for _ in range(2)]

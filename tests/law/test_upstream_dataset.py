@@ -5,6 +5,7 @@ import struct
 
 import lz4.frame
 import numpy as np
+import pytest
 
 from bhive_mltf import config
 from tests.helpers.commands import flat
@@ -46,6 +47,7 @@ def write_dataset(folder, loaded):
     (folder / "processed_files.txt").write_text("\n".join(str(folder / f"file_{k}.lz4") for k in range(2)))
 
 
+@pytest.mark.long
 def test_w14_an_upstream_dataset_written_by_hand_trains(sandbox):
     loaded = config.load("offline_run3")
     folder = sandbox.data_path / "DatasetConstructorTask/offline_run3/theirs"

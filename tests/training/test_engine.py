@@ -159,7 +159,7 @@ def test_a_cut_training_goes_on_to_the_same_bits(tmp_path, stop_at):
     same(*last)
 
 
-@pytest.mark.parametrize("optimizer", ["Ranger", "LBFGS"])
+@pytest.mark.parametrize("optimizer", ["Ranger", pytest.param("LBFGS", marks=pytest.mark.long)])
 def test_every_kind_of_optimizer_goes_on_to_the_same_bits(tmp_path, optimizer):
     kwargs = {"epochs": 2, "model_kwargs": {"dropout": 0.3}, "optimizer": optimizer, "learning_rate": 0.1}
     run(tmp_path / "whole", **kwargs)

@@ -200,7 +200,8 @@ def test_an_error_in_a_rank_is_one_sentence(tmp_path):
     assert not (tmp_path / "model_0.pt").exists()
 
 
-@pytest.mark.parametrize("how", ["raise", pytest.param("hang", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["raise", "hang"])
 def test_a_failing_rank_is_named_with_its_traceback(tmp_path, monkeypatch, how):
     monkeypatch.setenv("STANDIN_KILL", "1,0,3")
     monkeypatch.setenv("STANDIN_HOW", how)

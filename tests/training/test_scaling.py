@@ -44,9 +44,12 @@ class Slow(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(3, 3)
+        self.slept = []
 
     def forward(self, batch):
+        begun = time.perf_counter()
         time.sleep(0.02)
+        self.slept.append(time.perf_counter() - begun)
         return self.layer(batch.groups["global"].features[:, 0])
 
 
@@ -79,7 +82,8 @@ def test_the_time_of_a_step_is_counted_where_it_is_spent():
     timer.close()
     found = timer.result()
     assert found["loader"] >= 0.04
-    assert 0.08 <= found["forward"] < 0.12 + found["rest"]
+    # a sleep may take longer than asked for; the first step warms up
+    assert sum(model.slept[1:]) <= found["forward"] < sum(model.slept[1:]) + 0.5 * found["total"]
     # between the last gradient and the update
     assert found["communication"] >= 0.004
     assert sum(found[part] for part in PARTS) == pytest.approx(found["total"])
