@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from bhive_mltf import __version__
 from bhive_mltf.cli import (
@@ -19,7 +21,7 @@ from bhive_mltf.cli import (
     slurm,
     tracking,
 )
-from bhive_mltf.errors import BhiveError
+from bhive_mltf.errors import BhiveError, ConfigError
 from bhive_mltf.files import disk
 
 
@@ -38,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     join.add_to(commands)
     check.add_to(commands)
     convert_checkpoint.add_to(commands)
-    options = parser.parse_args(arguments)
+    text = "a gateway that takes trainings from anywhere: 'gateway serve --dev' tries it out"
+    commands.add_parser("gateway", help=text, add_help=False).set_defaults(run=_gateway)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # what follows `gateway` is read by a command line of its own
+    first = 1 if words[:1] == ["gateway"] else len(words)
+    options = parser.parse_args(words[:first])
+    options.rest = words[first:]
     try:
         options.run(options)
     except BhiveError as error:
@@ -52,3 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _gateway(options: argparse.Namespace) -> None:
+    """Become `python -m bhive_mltf.gateway`; ConfigError where its extra is not installed."""
+    if lacking := [name for name in ("fastapi", "httpx", "jwt", "sqlalchemy", "uvicorn") if find_spec(name) is None]:
+        raise ConfigError(f"the gateway needs {', '.join(lacking)}: pip install 'bhive_mltf[gateway]'")
+    os.execv(sys.executable, [sys.executable, "-m", "bhive_mltf.gateway", *options.rest])  # noqa: S606 - no shell

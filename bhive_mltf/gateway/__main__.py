@@ -1,4 +1,4 @@
-"""`python -m bhive_mltf.gateway`: the processes of a gateway, and its keys."""
+"""`bhive-mltf gateway`, or `python -m bhive_mltf.gateway`: the processes of a gateway, and its keys."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from bhive_mltf.gateway import settings as configuration
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bhive_mltf.gateway", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bhive-mltf gateway", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("gateway.yml"), help="settings (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="answer requests")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--dev", action="store_true", help="all of it on this machine, with a sign-on of its own")
+    serve.add_argument("--folder", type=Path, default=Path("gateway-dev"), help="files of --dev (default: %(default)s)")
     serve.set_defaults(run=_serve)
     commands.add_parser("worker", help="hand jobs in and follow them").set_defaults(run=_worker)
     db = commands.add_parser("db", help="tables of the database")
@@ -43,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    if options.dev:
+        from bhive_mltf.gateway.dev.site import Site
+
+        Site(options.folder, options.port).run(_stopped())
+        return
     import uvicorn
 
     from bhive_mltf.gateway import app
@@ -54,10 +61,15 @@ def _serve(options: argparse.Namespace) -> None:
 def _worker(options: argparse.Namespace) -> None:
     from bhive_mltf.gateway.worker import main as worker
 
+    worker.run(configuration.load(options.config), _stopped())
+
+
+def _stopped() -> threading.Event:
+    """Set by the signals that end a process."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker.run(configuration.load(options.config), stop)
+    return stop
 
 
 def _db(options: argparse.Namespace) -> None:
