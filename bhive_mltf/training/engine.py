@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch
 
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.errors import ParameterError, TrainingError
@@ -107,7 +108,7 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
     model: nn.Module = synchronise_batch_norms(parts.model, world.norm_group)
     model = model.to(world.device, dtype)
     if plan.use_torch_compile:
-        compile_model(model, plan.torch_compile_mode)
+        compile_model(model, plan.torch_compile_mode, keeps_graphs=not plan.attack_options.is_nominal)
     check_loss(plan.loss_function, plan.model_name, getattr(parts.model, "regression", ()))
     weights = None if parts.class_weights is None else parts.class_weights.to(world.device, dtype)
     optimizer = create_optimizer(
@@ -125,14 +126,20 @@ def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Steppe
     return stepper
 
 
-def compile_model(model: nn.Module, mode: str) -> None:
-    """Compile in place, so that the keys of the state dict stay; ParameterError for a mode that does not fit."""
+def compile_model(model: nn.Module, mode: str, *, keeps_graphs: bool = False) -> None:
+    """Compile in place, so that the keys of the state dict stay; ParameterError for a mode that does not fit.
+
+    keeps_graphs : several backwards go through one forward, as in attacks.
+    """
     if getattr(model, "padding", "") == "longest" and mode in choices.GRAPH_MODES:
         fitting = " or ".join(f"'{name}'" for name in choices.COMPILE_MODES if name not in choices.GRAPH_MODES)
         raise ParameterError(
             f"torch_compile_mode is '{mode}', which records a graph of the GPU for each shape, but each batch of "
             f"{type(model).__name__} has a shape of its own: take {fitting}"
         )
+    if keeps_graphs:
+        # a backward must not write its results over what the forward left for the next one
+        functorch.donated_buffer = False
     if isinstance(model, Tagger):
         model.compile_rows(mode)
     else:

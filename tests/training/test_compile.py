@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch._dynamo import reset
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch
 from torch.nn import functional as F
 
 from bhive_mltf.errors import ParameterError
@@ -108,6 +109,24 @@ def torchs_own(test):
     for mark in FILTERS:
         test = mark(test)
     return test
+
+
+@pytest.mark.long
+@needs_compiler
+@torchs_own
+def test_attacks_go_back_through_a_compiled_forward_twice(monkeypatch):
+    monkeypatch.setattr(functorch, "donated_buffer", True)
+    model = small("ParticleTransformer2_LT")
+    compile_model(model, "default", keeps_graphs=True)
+    batch = jets(model, BATCHES[0])
+    leaves = [group.features.requires_grad_() for group in batch.groups.values()]
+    logits = logits_of(model(batch))
+    first, second = (
+        torch.autograd.grad(logits[:, 0].sum(), leaves, retain_graph=kept, allow_unused=True) for kept in (True, False)
+    )
+    assert any(gradient is not None and gradient.any() for gradient in first)
+    for one, other in zip(first, second, strict=True):
+        assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.long
