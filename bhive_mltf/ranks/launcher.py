@@ -93,7 +93,8 @@ class LocalRanks:
         failure = _run_agent(config, [*self.entrypoint, str(request.plan)])
         if isinstance(failure, signal.Signals):
             raise TrainingInterruptedError(
-                f"The {self.what} in {request.directory} was stopped by {failure.name}: the same command goes on"
+                f"The {self.what} in {request.directory} was stopped by {failure.name}: the same command goes on",
+                received=failure,
             )
         if failure:
             raise explain(request.directory, size, failure, self.what)

@@ -16,11 +16,14 @@ INTERRUPTED_EXIT_CODE = 75  # EX_TEMPFAIL: not done, the same command goes on
 
 
 class TrainingInterruptedError(TrainingError):
-    """A training that was asked to stop, and saved where it was, after `step` steps."""
+    """A training that was asked to stop, and saved where it was, after `step` steps.
 
-    def __init__(self, message: str, step: int = -1) -> None:
+    received : the signal that this process got; None where another one was asked.
+    """
+
+    def __init__(self, message: str, step: int = -1, received: signal.Signals | None = None) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.received = step, received
 
 
 _early: list[signal.Signals] = []

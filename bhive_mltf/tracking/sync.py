@@ -86,7 +86,8 @@ def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",))
 
     try:
         record = RunRecord.read(directory)
-        if record is None or record.external or journal.last_status(directory) in ENDED:
+        # a server that does not answer may not know yet that the run waits for its job again
+        if record is None or record.external or journal.last_status(directory) in (*ENDED, "SCHEDULED"):
             return False
         if any(is_held(directory / folder) for folder in locks) or not _is_running(directory, record):
             return False

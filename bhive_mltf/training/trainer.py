@@ -269,6 +269,7 @@ class Trainer:
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "
             "and saved: the same command goes on from there",
             self._position.global_step,
+            self._signals.received,
         )
 
     def _tick(self) -> None:

@@ -22,8 +22,9 @@ def test_twelve_trials_two_workers_one_killed(cluster, shell, tmp_path):
     space = tmp_path / "space.yml"
     space.write_text("learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}\n")
     options = {
-        **shell.options,
-        "--training-version": "trial", "--study": "jobs", "--space": space, "--n-trials": N_TRIALS,
+        **{name: value for name, value in shell.options.items() if name != "--loss-weighting"},
+        "--TrainingTask-loss-weighting": True, "--training-version": "trial",
+        "--study": "jobs", "--space": space, "--n-trials": N_TRIALS,
         "--epochs": 1, "--prune": False, "--slurm": "local-lab", "--nodes": 1, "--ranks-per-node": 1,
     }  # fmt: skip
     before = cluster.submissions()

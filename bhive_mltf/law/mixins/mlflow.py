@@ -138,7 +138,7 @@ def status_of(error: BaseException) -> Literal["SCHEDULED", "KILLED", "FAILED"]:
     from bhive_mltf.ranks import srun
     from bhive_mltf.ranks.signals import TrainingInterruptedError
 
-    if isinstance(error, TrainingInterruptedError) and srun.goes_on(getattr(error, "received", None)):
+    if isinstance(error, TrainingInterruptedError) and srun.goes_on(error.received):
         return "SCHEDULED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | TrainingInterruptedError) else "FAILED"
 

@@ -51,8 +51,7 @@ class StoppedError(TrainingInterruptedError):
     """A signal stopped this rank, wherever it was: what the task had saved by then is what is left."""
 
     def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name}: the same command goes on")
-        self.received = received
+        super().__init__(f"stopped by {received.name}: the same command goes on", received=received)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
