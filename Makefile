@@ -21,6 +21,8 @@ ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking
 LONG ?= long or nightly
 # Tests at once: one more than processors, since many wait for others.
 JOBS ?= $(shell echo $$(($$(nproc 2> /dev/null || echo 1) + 1)))
+# Those that `make test-gateway` runs; `long`: the others.
+GATEWAY ?= not long and not nightly
 # Folders of tests whose long ones run; empty: all.
 ROOMS ?=
 
@@ -100,7 +102,7 @@ test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slurm and not gateway' --numprocesses 2 --dist loadfile
 
 test-gateway: $(VENV)/.gateway ## the gateway: real cluster, MLflow server, sign-on provider (node), sandbox (bubblewrap)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/gateway
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(GATEWAY)' tests/gateway
 
 $(VENV)/.gateway: $(VENV)/.installed client/pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway,gateway-test]' --editable client

@@ -48,6 +48,23 @@ def test_log_is_followed_while_the_job_runs(alice):
     assert "succeeded" in err
 
 
+def test_log_goes_on_when_the_api_was_killed(stack, alice):
+    job = alice.submit(EXAMPLE, "-P", "epochs=5", "-P", "pause=1")
+    process = alice.start("logs", "-f", job)
+    first = process.stdout.readline()
+    stack.stop("api", signal.SIGKILL)
+    # handed in while nobody answers
+    second = alice.start("submit", EXAMPLE, "--profile", "lab", "-P", "epochs=1")
+    stack.start_api()
+    rest, err = process.communicate(timeout=120)
+    assert [f"epoch {n}: loss" in first + rest for n in range(5)] == [True] * 5
+    assert (first + rest).count("epoch") == 5
+    assert process.returncode == 0, err
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    alice.wait(out.split()[1].rstrip(","), "succeeded")
+
+
 def test_cancelled_job_ends_in_a_minute_its_run_killed(stack, alice):
     job = alice.submit(EXAMPLE, "-P", "epochs=600", "-P", "pause=1")
     alice.wait(job, "running")
