@@ -33,11 +33,12 @@ from tests.helpers.waiting import wait_for
 RECOVERED_S = 60.0
 LOG = {"succeeded": "begin\nend\n", "failed": "begin\nend\n", "cancelled": "begin\n"}
 # the project: for a cluster that runs it
-CODE = b"""import sys, time
+CODE = b"""import os, sys, time
 print("begin", flush=True)
 if sys.argv[1] == "cancelled":
     time.sleep(600)
-time.sleep(0.3)
+while not os.path.exists("go"):
+    time.sleep(0.1)
 print("end", flush=True)
 sys.exit(sys.argv[1] == "failed")
 """
@@ -88,6 +89,9 @@ class ScriptedCluster:
         self.profile = {"environment": str(folder / "env")}
         self.variables = {"PATH": f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"}
 
+    def before_kill(self, visit):
+        pass
+
     def kill(self):
         for name in PROGRAMS:
             self.scheduler.fail(name, "Unable to contact slurm controller (connect failure)")
@@ -125,13 +129,18 @@ class RealCluster:
     )
 
     def __init__(self, lab):
-        self.lab, self.is_fresh = lab, True
+        self.lab, self.is_fresh, self.may_end = lab, True, True
         self.profile = {
             "environment": sys.prefix,
             "read_only": [sys.base_prefix],
             "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
         }
         self.variables = {"BHIVE_SLURM_LAB": str(lab.directory)}
+
+    def before_kill(self, visit):
+        """A controller that is killed while srun makes a step is SLURM's own affair: srun asks again a minute later."""
+        if not self.is_fresh:
+            wait_for(lambda: visit.log, 60, "the project")
 
     def kill(self):
         """As a crash; unless `is_fresh`, what happened so far is on its disk, where it comes every five seconds."""
@@ -144,7 +153,9 @@ class RealCluster:
         self.lab.start_controller()
 
     def go_on(self, rig, job, end):
-        """The cluster does it."""
+        """The cluster does it; the project ends when it may."""
+        if self.may_end and (rig.folder_of(job) / "work").is_dir():
+            (rig.folder_of(job) / "work" / "go").touch()
 
     def of(self, folder):
         listed = self.lab.run("squeue", "--states=all", "--noheader", "--Format=JobID:20,Name:200").stdout
@@ -252,6 +263,7 @@ class Rig:
         held = self.faults / f"{point}.held"
         visit.thread.start()
         wait_for(lambda: self.go_on(visit) or held.exists(), 60, point)
+        self.cluster.before_kill(visit)
         self.kill(victim)
         if victim in self.processes:
             held.unlink()
@@ -261,7 +273,7 @@ class Rig:
             held.unlink()
             time.sleep(0.2)
             self.start(victim)
-        recovered = time.monotonic()
+        self.cluster.may_end, recovered = True, time.monotonic()
         wait_for(lambda: self.go_on(visit), RECOVERED_S, "the end of the job")
         visit.took_s = time.monotonic() - recovered
         visit.thread.join(30)
