@@ -9,9 +9,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from bhive_mltf.errors import BhiveError
 from bhive_mltf.gateway import settings as configuration
+
+# An idle connection is kept longer than proxies keep theirs (60 s is common): else a request meets its end.
+_KEPT_S: Final = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +59,8 @@ def _serve(options: argparse.Namespace) -> None:
     from bhive_mltf.gateway import app
 
     made = app.make(configuration.load(options.config))
-    uvicorn.run(made, host=options.host, port=options.port, log_level="info", server_header=False)
+    address = {"host": options.host, "port": options.port}
+    uvicorn.run(made, **address, log_level="info", server_header=False, timeout_keep_alive=_KEPT_S)
 
 
 def _worker(options: argparse.Namespace) -> None:

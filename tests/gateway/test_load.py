@@ -24,6 +24,18 @@ def test_twenty_users_and_a_large_upload_meet_no_error(tmp_path):
     assert found["list_of_10000"] < 1000
 
 
+def test_idle_connections_outlive_those_of_a_proxy(monkeypatch, tmp_path):
+    from bhive_mltf.gateway import __main__ as program
+
+    asked = {}
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: asked.update(options))
+    monkeypatch.setattr("bhive_mltf.gateway.app.make", lambda settings: None)
+    monkeypatch.setattr("bhive_mltf.gateway.settings.load", lambda path: None)
+    assert program.main(["serve", "--port", "8123"]) == 0
+    assert (asked["host"], asked["port"]) == ("127.0.0.1", 8123)
+    assert asked["timeout_keep_alive"] > 60
+
+
 VERBS = {
     ("whoami",): 1,
     ("profiles",): 1,
