@@ -1,6 +1,7 @@
 """How the run of a study ends, whatever ended the study."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -58,8 +59,6 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Status and reason of the one run after each end of the study."""
-    import os
-
     folder = tmp_path_factory.mktemp("study")
     errors = json.dumps({name: error for name, (error, _, _) in ENDS.items()})
     environment = {**os.environ, "DATA_PATH": str(folder), "MPLBACKEND": "agg"}
@@ -74,3 +73,18 @@ def found(tmp_path_factory):
 def test_the_run_of_a_study_has_a_true_status(found, end):
     _, status, reason = ENDS[end]
     assert found[end] == [status, reason]
+
+
+BEGIN = CODE[: CODE.index("found = {}")] + "print(task.find_or_make_run(Path(task.local_path())).run_id)\n"
+
+
+@pytest.mark.long
+def test_commands_that_start_at_once_make_one_run(tmp_path):
+    environment = {**os.environ, "DATA_PATH": str(tmp_path)}
+    command = [sys.executable, "-c", BEGIN, str(tmp_path), "{}"]
+    started = [
+        subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len({text.splitlines()[-1] for text in said}) == 1

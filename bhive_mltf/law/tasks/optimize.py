@@ -13,7 +13,7 @@ import law
 import luigi
 
 from bhive_mltf.errors import LockedError, ParameterError
-from bhive_mltf.files.lock import COMMAND_FOLDER
+from bhive_mltf.files.lock import COMMAND_FOLDER, DirectoryLock
 from bhive_mltf.law.mixins.mlflow import sentence, status_of
 from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, law_command
 from bhive_mltf.law.parameters import AttackDependency, TrainingDependency, ValDatasetDependency, technical
@@ -88,15 +88,7 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         from bhive_mltf.training.studies.study import Study
 
         directory = Path(self.local_path())
-        goes_on = {"failure": ""} if (directory / "run.json").exists() else {}
-        record = tracking.prepare(
-            directory,
-            data_path=os.environ["DATA_PATH"],
-            run_name=f"study {self.study}",
-            params={"study": self.study, "space": {name: vars(found) for name, found in self.ranges().items()}},
-            tags={"task": self.task_family, **goes_on},
-            tracking=self.tracking,
-        )
+        record = self.find_or_make_run(directory)
         study = Study(self.request(record))
         with tracking.attach(directory, tracking=self.tracking) as run:
             run.begin()
@@ -111,6 +103,21 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
             draw(study.table(), directory)
             self.say(_sentence(summary))
             self.log(run, directory, summary)
+
+    def find_or_make_run(self, directory: Path) -> tracking.RunRecord | None:
+        """The one run of the study; commands that start at once would make one each."""
+        from bhive_mltf import tracking
+
+        with DirectoryLock(directory / COMMAND_FOLDER, wait_s=None):
+            goes_on = {"failure": ""} if (directory / "run.json").exists() else {}
+            return tracking.prepare(
+                directory,
+                data_path=os.environ["DATA_PATH"],
+                run_name=f"study {self.study}",
+                params={"study": self.study, "space": {name: vars(found) for name, found in self.ranges().items()}},
+                tags={"task": self.task_family, **goes_on},
+                tracking=self.tracking,
+            )
 
     def log(self, run: tracking.Run, directory: Path, summary: Mapping[str, Any]) -> None:
         """The results, into the run of the study."""
