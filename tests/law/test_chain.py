@@ -157,7 +157,7 @@ def test_the_run_has_parameters_metrics_data_model_and_figures(chain, client, ru
     models = client.search_logged_models([run.info.experiment_id])
     assert {m.name: m.source_run_id for m in models} == dict.fromkeys(("best_model", "last_model"), run.info.run_id)
     for model in models:
-        signature = Model.load(model.artifact_location).signature
+        signature = Model.load(model.artifact_location.removeprefix("file://")).signature
         assert "cpf_features" in signature.inputs.input_names()
         assert signature.outputs.input_names() == ["logits"]
     figures = {a.path for a in client.list_artifacts(run.info.run_id, "figures")}

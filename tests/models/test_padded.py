@@ -19,7 +19,7 @@ from tests.helpers.threads import as_ranks
 COUNTS = ([5, 1, 9, 3, 9], [1], [2], [1, 1], [0, 4, 2], [0, 0], [], [128, 1, 0, 2, 77, 50], [16] * 3)
 SIZES = {"embed_dims": (8, 12, 8), "pair_embed_dims": (6, 5), "num_layers": 2, "num_cls_layers": 2, "num_heads": 2}
 # of dropout, for its mean
-DRAWS = 100
+DRAWS = 300
 MASK = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
 
 
@@ -100,7 +100,9 @@ def test_dropout_has_the_same_mean_as_the_padded_one(rate):
         means = []
         for forward in (on_rows, padded_logits):
             torch.manual_seed(0)
-            draws = torch.stack([forward(copy.deepcopy(model), *arguments) for _ in range(DRAWS)])
+            # running statistics change, and nothing depends on them here
+            own = copy.deepcopy(model)
+            draws = torch.stack([forward(own, *arguments) for _ in range(DRAWS)])
             means.append((draws.mean(0), draws.std(0) / DRAWS**0.5))
     (first, of_first), (second, of_second) = means
     assert ((first - second).abs() < 5 * (of_first.square() + of_second.square()).sqrt()).all()

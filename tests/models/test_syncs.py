@@ -35,6 +35,8 @@ WAITING = {
     *("equal", "unique_consecutive", "bincount", "histc", "nonzero_static"),
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+# with the recurrent part of DeepJet, which takes long; the same code
+LIKE_DEEPJET = ("MoDJet", "DeepJetHLT")
 ATTACKS = {"pgd": {"magnitude": 0.1, "iterations": 2}, "jetfool": {"iterations": 2}, "optimizer": {"iterations": 2}}
 
 
@@ -156,6 +158,9 @@ def test_the_branches_of_a_gpu_wait_for_nothing(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_autocast")
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LIKE_DEEPJET else name for name in CONFIGS]
+)
 @pytest.mark.parametrize(
     "attack",
     ["pgd", pytest.param("jetfool", marks=pytest.mark.long), pytest.param("optimizer", marks=pytest.mark.long)],
