@@ -217,7 +217,7 @@ def test_m09_no_secret_of_the_service_is_in_state_or_logs(whole, alice, monkeypa
 def test_m10_state_is_plain_columns_and_damage_is_no_empty_list(tmp_path):
     assert not {"pickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"} & set(imported_names())
     kinds = {type(column.type).__name__ for table in Base.metadata.tables.values() for column in table.columns}
-    assert kinds == {"String", "Integer", "BigInteger", "Double", "JSON"}
+    assert kinds == {"String", "Integer", "BigInteger", "Boolean", "Double", "JSON"}
     (tmp_path / "gateway.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(ConfigError, match="not a database"):
         Database(f"sqlite:///{tmp_path}/gateway.db").create()

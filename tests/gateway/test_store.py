@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import MetaData, Table, func, inspect, select, text
 
 from bhive_mltf.errors import ConfigError
 from bhive_mltf.gateway.identity.provider import Caller
@@ -16,7 +16,7 @@ from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Base, Event, Owner, Project, ProjectRef, State, Submission
 from bhive_mltf.gateway.worker.leader import lead
 
-REVISIONS = ["0001", "0002"]
+REVISIONS = ["0001", "0002", "0003"]
 ALICE = Caller("https://provider.example", "alice", "cli", "Alice", frozenset(), 0.0)
 
 
@@ -49,6 +49,32 @@ def submit(database, **values):
         return job.id
 
 
+def value_of(row, name):
+    """The value of a row's column, or the default that the row would get."""
+    default, value = Base.metadata.tables[row.__tablename__].columns[name].default, getattr(row, name)
+    if value is not None or default is None:
+        return value
+    return default.arg(None) if default.is_callable else default.arg
+
+
+def submit_before(database):
+    """A submission as a program of an older revision wrote it, with the columns that there were."""
+    made = {
+        "owner": Owner(id="o1", iss=ALICE.issuer, sub=ALICE.subject, display="Alice", mlflow_name="u-1"),
+        "project": project(),
+        "submission": Submission(
+            id="j1", owner="o1", idem_key="key-1", request_hash="", state="accepted", digest="0" * 64,
+            entry_point="main", params={"a": "b"}, argv=["x"], profile="p", hours=1.0,
+        ),
+    }  # fmt: skip
+    with database.engine.begin() as connection:
+        for name, row in made.items():
+            # as it is there: without the defaults of columns that came later
+            there = Table(name, MetaData(), autoload_with=connection)
+            connection.execute(there.insert().values({one.name: value_of(row, one.name) for one in there.columns}))
+    return "j1"
+
+
 def to_revision(database, revision):
     with database.engine.begin() as connection:
         schema.upgrade(connection, revision)
@@ -74,8 +100,7 @@ def test_migrations_make_the_tables_of_the_code(database):
 @pytest.mark.parametrize("is_filled", [False, True])
 def test_upgrade_from_each_revision_keeps_the_rows(empty, revision, is_filled):
     to_revision(empty, revision)
-    # that revision has the columns of these tables as they are; a later one brings its own rows here
-    job = submit(empty) if is_filled else None
+    job = submit_before(empty) if is_filled else None
     empty.upgrade()
     empty.create()
     assert revision_of(empty) == schema.newest()
@@ -83,11 +108,12 @@ def test_upgrade_from_each_revision_keeps_the_rows(empty, revision, is_filled):
         found = session.scalars(select(Submission)).all()
         assert [one.id for one in found] == ([job] if is_filled else [])
         assert all(one.params == {"a": "b"} for one in found)
+        assert all((one.ranks_per_node, one.resume) == (1, False) for one in found)
 
 
 def test_database_made_before_revisions_is_taken_over(empty):
     to_revision(empty, "0001")
-    job = submit(empty)
+    job = submit_before(empty)
     with empty.engine.begin() as connection:
         connection.execute(text("DROP TABLE alembic_version"))
     with pytest.raises(ConfigError, match="has the schema 0001, and this program needs .* run 'db upgrade'"):
@@ -108,7 +134,7 @@ def test_database_of_a_newer_program_is_left_alone(database):
 
 def test_failed_upgrade_leaves_the_revision_before(empty, monkeypatch):
     to_revision(empty, "0001")
-    submit(empty)
+    submit_before(empty)
     with empty.writing() as session:
         session.execute(text("CREATE TABLE web_session (other INTEGER)"))
     with pytest.raises(Exception, match="web_session"):
