@@ -76,8 +76,23 @@ def mark_sent(path: Path, offset: int) -> None:
 
 def last_status(directory: Path, child: str = "") -> str | None:
     """The newest status of the run of a training, or of a child of it; None if there is none."""
-    found = [r["status"] for r in records(directory) if r.get("kind") == "status" and r.get("child", "") == child]
-    return str(found[-1]) if found else None
+    return newest_status(directory, child)[1]
+
+
+def newest_status(directory: Path, child: str = "") -> tuple[int, str | None]:
+    """When the newest status was (milliseconds since 1970), and the status.
+
+    By time, where several processes write at once: that of the record, else of the beginning of its file.
+    """
+    newest: tuple[int, str | None] = (0, None)
+    for path in files(directory):
+        begun = 0
+        for record, _ in read(path):
+            begun = int(record.get("time", 0)) if "journal" in record else begun
+            if record.get("kind") == "status" and record.get("child", "") == child:
+                when = int(record.get("time", begun))
+                newest = (when, str(record["status"])) if when >= newest[0] else newest
+    return newest
 
 
 class Journal:

@@ -52,6 +52,7 @@ class Sender:
         self._connect, self._client, self._label = connect, client, label
         self._condition = threading.Condition()
         self._flushing = self._stopped = False
+        self._is_ended = False  # a status from memory was sent, which is newer than those of the journal
         self._failures = 0  # rounds in a row that MLflow did not answer
         self._tries = 0  # of the batch that is delivered next
         self._sent: dict[Path, int] = {}  # a full disk keeps no `.sent` file
@@ -142,16 +143,19 @@ class Sender:
     def _deliver_all(self) -> None:
         """Send what the journal holds, file by file in the order in which they were begun; raises to try later."""
         with connection.quiet():
-            for path in journal.files(self.runs.directory):
-                if path.stat().st_size > (position := self._position(path)):
-                    for records, end in batches(journal.read(path, position)):
-                        if self._stopped:
-                            return
-                        self._deliver(records)
-                        self._done(path, records, end)
-            if self.in_memory is not None:
-                self._deliver([self.in_memory])
-                self.in_memory = None
+            try:
+                for path in journal.files(self.runs.directory):
+                    if path.stat().st_size > (position := self._position(path)):
+                        for records, end in batches(journal.read(path, position)):
+                            if self._stopped:
+                                return
+                            self._deliver(records)
+                            self._done(path, records, end)
+            finally:
+                # not behind a file for which there is no room either
+                if self.in_memory is not None:
+                    self._deliver([self.in_memory])
+                    self.in_memory, self._is_ended = None, True
 
     def _done(self, path: Path, records: Sequence[Record], end: int) -> None:
         for record in records:
@@ -179,9 +183,11 @@ class Sender:
             self._leave_out(records, failure, error)
 
     def _is_superseded(self, record: Record) -> bool:
-        """Whether a newer status stands in the journal: an old one must not come after it."""
+        """Whether a newer status was sent or stands in the journal: an old one must not come after it."""
         if record["kind"] != "status" or record is self.in_memory:
             return False
+        if self._is_ended and not record.get("child"):
+            return True
         return str(record["status"]) != journal.last_status(self.runs.directory, record.get("child", ""))
 
     def _leave_out(self, records: Sequence[Record], failure: Failure, error: Exception) -> None:

@@ -95,7 +95,8 @@ def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",))
         own = journal.Journal(directory)
         if status == "KILLED":
             own.append("tags", values={"failure": GONE})
-        own.append("status", status=status, time=int(last * 1000))
+        # a file server may have another clock than those who wrote
+        own.append("status", status=status, time=max(int(last * 1000), journal.newest_status(directory)[0]))
         own.close()
     except Exception as error:  # noqa: BLE001 - tracking ends nothing
         logger.warning("the run of %s cannot be closed now (%s)", directory, one_line(error))

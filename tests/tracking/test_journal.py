@@ -92,6 +92,41 @@ def test_a_run_ends_though_the_disk_is_full(tmp_path, data_path, client, said, m
     assert said() == []
 
 
+def test_a_run_ends_though_a_file_of_it_finds_no_room(tmp_path, data_path, client, said, monkeypatch):
+    """The artifacts lie on the full disk too: the status does not wait behind them."""
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    run = attach(tmp_path)
+    run.begin()
+    run.flush()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", full)
+    run.json({"a": 1}, "a.json")
+    monkeypatch.setattr(journal, "mark_sent", full)
+    monkeypatch.setattr(Journal, "append", full)
+    run.finish("FAILED", timeout=3)
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert not any("could not be told that it ended" in line for line in said())
+
+
+def test_the_end_of_a_process_that_began_first_is_the_newest_status(tmp_path, data_path, client):
+    """Two commands work on one run, and the one that began later is killed."""
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    first, second = attach(tmp_path), attach(tmp_path)
+    for run in (first, second):
+        run.begin()
+        run.flush()
+    assert journal.last_status(tmp_path) == "RUNNING"
+    time.sleep(0.01)
+    first.finish("FINISHED")
+    assert journal.last_status(tmp_path) == "FINISHED"
+    assert client.get_run(run_id).info.status == "FINISHED"
+    second.finish()
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_a_run_that_can_be_told_nothing_says_so(tmp_path, data_path, said, monkeypatch):
     prepare(tmp_path, data_path=data_path, run_name="t")
     (tmp_path / "journal").write_text("in the way")
@@ -281,7 +316,8 @@ def test_an_old_status_never_comes_after_a_new_one(tmp_path, data_path, client):
     run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
     first, last = Journal(tmp_path), Journal(tmp_path)
     first.append("status", status="RUNNING")
-    last.append("status", status="FAILED", time=5000)
+    ended = int(time.time() * 1000) + 5000
+    last.append("status", status="FAILED", time=ended)
     client.set_terminated(run_id, "FAILED")  # by a process that delivered both
     statuses = []
     real = type(client).update_run
@@ -295,7 +331,7 @@ def test_an_old_status_never_comes_after_a_new_one(tmp_path, data_path, client):
         attach(tmp_path).finish()
     assert statuses == []
     assert client.get_run(run_id).info.status == "FAILED"
-    assert client.get_run(run_id).info.end_time == 5000
+    assert client.get_run(run_id).info.end_time == ended
 
 
 def internal_errors(monkeypatch, of):
