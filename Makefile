@@ -23,6 +23,8 @@ LONG ?= long or nightly
 JOBS ?= $(shell echo $$(($$(nproc 2> /dev/null || echo 1) + 1)))
 # Those that `make test-gateway` runs; `long`: the others.
 GATEWAY ?= not long and not nightly
+# Markers of what `make test-slurm` runs; `SLURM=slurm`: the long ones too.
+SLURM ?= slurm and not long
 # Folders of tests whose long ones run; empty: all.
 ROOMS ?=
 
@@ -99,7 +101,7 @@ gpu-check: venv ## what to run first on a GPU; without one its part for CPUs (ON
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python benchmarks/gpu_check.py --only "$(or $(ONLY),all)"
 
 test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts and stops itself
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'slurm and not gateway' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(SLURM) and not gateway' --numprocesses 2 --dist loadfile
 
 test-gateway: $(VENV)/.gateway ## the gateway: real cluster, MLflow server, sign-on provider (node), sandbox (bubblewrap)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(GATEWAY)' tests/gateway
