@@ -11,6 +11,7 @@ import pytest
 
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.worker.main import tick
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
 from tests.gateway import needs
 from tests.gateway.stack import REPOSITORY
 from tests.gateway.test_api import User
@@ -43,7 +44,6 @@ class Launcher:
             token_file=str(self.job / "private" / "token"),
             run_id="run",
             experiment_id="1",
-            slurm=str(self.job / "slurm"),
             ranks_per_node=ranks,
             resume=resume,
         )
@@ -51,7 +51,12 @@ class Launcher:
         path.write_text(plan.to_json())
         return subprocess.Popen(
             [sys.executable, "-m", "bhive_mltf.gateway.inside.launch", str(path)],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                JOB_FOLDER_VARIABLE: str(self.job / "slurm"),
+                **variables,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

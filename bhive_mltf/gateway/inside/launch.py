@@ -23,14 +23,14 @@ from typing import Final
 from bhive_mltf.gateway.inside import disk, sandbox, spawn
 from bhive_mltf.gateway.inside.plan import BEGUN, LaunchPlan
 from bhive_mltf.gateway.inside.relay import Relay
+from bhive_mltf.ranks import srun
+from bhive_mltf.ranks.files import RankError
 
 logger = logging.getLogger(__name__)
 _START_FAILED: Final = 126
 # How long a project that was told to end may take; SLURM's own KillWait is the site's.
 _GRACE_S: Final = 5.0
 _LOOK_S: Final = 2.0
-# Exit code of a project that was warned and has saved (EX_TEMPFAIL).
-SAVED: Final = 75
 STOP_NAME: Final = "stop"
 # Where ranks of one node meet; with a network of its own every job may have the same.
 _PORT: Final = "29500"
@@ -55,8 +55,8 @@ def run(plan: LaunchPlan, rank: int) -> int:
         code = _START_FAILED
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if code == SAVED and plan.resume and warning.came:
-        _leave_stopped_note(plan)
+    if code == spawn.SAVED and plan.resume and warning.came:
+        srun.leave_stopped_note(-1, signal.SIGUSR2)
         return 0
     if code:
         _leave_word(plan, rank, code, what)
@@ -141,7 +141,7 @@ def _variables(plan: LaunchPlan, place: str) -> dict[str, str]:
 
 def _of_attempt(plan: LaunchPlan, stop_file: str) -> dict[str, str]:
     """What a project that goes on from its checkpoints wants to know of this start."""
-    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0) + 1
+    number = srun.attempt()
     found = {"MLTF_ATTEMPT": str(number), "MLTF_RESUME": "1" if plan.resume and number > 1 else "0"}
     deadline = os.environ.get("SLURM_JOB_END_TIME", "")
     found |= {"MLTF_DEADLINE": deadline} if deadline.isdecimal() else {}
@@ -186,27 +186,13 @@ def _wait(process: subprocess.Popen[bytes], plan: LaunchPlan) -> tuple[int, str]
         return 128 - code if code < 0 else code, what
 
 
-def _leave_stopped_note(plan: LaunchPlan) -> None:
-    """Tell the batch step that all is saved, and that the job goes back into the queue."""
-    number = int(os.environ.get("SLURM_RESTART_COUNT") or 0) + 1
-    note = {"attempt": number, "step": -1, "signal": "SIGUSR2", "time": time.time()}
-    _write(Path(plan.slurm) / "stopped.json", note)
-
-
 def _leave_word(plan: LaunchPlan, rank: int, code: int, what: str) -> None:
     """Tell the batch step that the project failed by itself, so that the same is not tried again."""
     if not what:
         is_killed = code > 128
         what = f"its command {f'was killed by signal {code - 128}' if is_killed else f'ended with exit code {code}'}"
-    word = {"rank": rank, "kind": "ProjectFailed", "message": what, "by_user": True, "time": time.time()}
-    _write(Path(plan.logs) / f"rank_{rank}.error.json", word)
-
-
-def _write(path: Path, content: dict[str, object]) -> None:
-    # the nodes of a job may write the same file
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)
+    word = RankError(rank=rank, time=time.time(), kind="ProjectFailed", message=what, by_user=True)
+    word.write(Path(plan.logs).parent)
 
 
 def main(arguments: Sequence[str]) -> int:

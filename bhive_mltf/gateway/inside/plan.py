@@ -21,7 +21,6 @@ class LaunchPlan:
     environment : prepared Python environment, read-only inside.
     read_only : further folders, read-only inside.
     variables : of the project's command.
-    slurm : folder of the batch step's own files, where it looks for the note of ranks that stopped in order.
     ranks_per_node : how often the command is started on each node.
     resume : the command is warned before the time limit, and exit code 75 then says that it goes on later.
     tracking_url : the tracking server, as the node reaches it.
@@ -41,7 +40,6 @@ class LaunchPlan:
     run_id: str
     experiment_id: str
     read_only: tuple[str, ...] = ()
-    slurm: str = ""
     ranks_per_node: int = 1
     resume: bool = False
     variables: dict[str, str] = field(default_factory=dict)

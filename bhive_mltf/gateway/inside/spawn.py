@@ -16,7 +16,7 @@ import time
 from typing import IO, Any
 
 CHUNK = 2**18
-# Exit code of a command that was warned and has saved.
+# Exit code of a command that was warned and has saved (EX_TEMPFAIL).
 SAVED = 75
 # How long ranks have to end when another one failed; time between two warnings, which may meet no handler yet.
 END_WITHIN_S = 15.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from dataclasses import replace
 
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store.tables import Submission
@@ -17,8 +17,6 @@ from bhive_mltf.slurm.record import JobRecord
 from bhive_mltf.slurm.states import JobState
 
 logger = logging.getLogger(__name__)
-# What a job that was put back looks like until the scheduler says it itself.
-_WAITING: Final = JobState.PENDING
 
 
 def after_time_limit(
@@ -37,4 +35,5 @@ def after_time_limit(
     if not what:
         return record, info
     logger.info("%s: %s", submission.id, what)
-    return record, JobInfo(info.job_id, _WAITING)
+    # until the scheduler says it itself
+    return record, replace(info, state=JobState.PENDING)

@@ -104,7 +104,6 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
         network=profile.network,
         environment=str(profile.environment),
         read_only=tuple(map(str, profile.read_only)),
-        slurm=str(folder / job.FOLDER),
         ranks_per_node=submission.ranks_per_node,
         resume=submission.resume,
         variables=dict(profile.variables),
