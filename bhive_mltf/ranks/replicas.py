@@ -7,6 +7,7 @@ without a task at hand (a data set, a loader's worker) can ask too.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -146,22 +147,23 @@ class Buckets:
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        self._n_bytes: Counter[tuple[torch.dtype, torch.device]] = Counter()
         self._sent: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
 
     def add(self, gradient: Tensor, share: float) -> None:
         """Take a gradient, which is summed with `share` of this rank; a full bucket is sent."""
         kind = gradient.dtype, gradient.device
-        bucket = self._waiting.setdefault(kind, [])
-        bucket.append(gradient)
-        if sum(one.numel() * one.element_size() for one in bucket) >= BUCKET_BYTES:
-            self._send(self._waiting.pop(kind), share)
+        self._waiting.setdefault(kind, []).append(gradient)
+        self._n_bytes[kind] += gradient.nbytes
+        if self._n_bytes[kind] >= BUCKET_BYTES:
+            self._send(kind, share)
 
     def finish(self, share: float) -> None:
         """Send what waits, and put all sums in place of the gradients."""
         import torch
 
         while self._waiting:
-            self._send(self._waiting.pop(next(iter(self._waiting))), share)
+            self._send(next(iter(self._waiting)), share)
         sent, self._sent = self._sent, []
         for work, flat, gradients in sent:
             work.wait()
@@ -169,10 +171,12 @@ class Buckets:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def _send(self, gradients: list[Tensor], share: float) -> None:
+    def _send(self, kind: tuple[torch.dtype, torch.device], share: float) -> None:
         import torch
         import torch.distributed as dist
 
+        gradients = self._waiting.pop(kind)
+        del self._n_bytes[kind]
         flat = torch.cat([one.reshape(-1) for one in gradients]).mul_(share)
         work = dist.all_reduce(flat, async_op=True)
         assert work is not None
