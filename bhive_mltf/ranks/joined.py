@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,7 @@ class Place:
     """Where a process stands among those that were started together.
 
     rank, size : of all; local_rank, local_size : of those on its machine; address, port : where they meet.
+    hosts_store : rank 0 makes the store there; torchrun has made one.
     """
 
     rank: int
@@ -168,7 +169,7 @@ def join(command: Sequence[str]) -> int:
 def _lead(place: Place, command: Sequence[str]) -> int:
     store = place.store(is_master=True)
     kept = {name: value for name, value in os.environ.items() if name not in _NAMES}
-    given = {VARIABLE: json.dumps(place.__dict__ | {"hosts_store": False})}
+    given = {VARIABLE: json.dumps(asdict(place))}
     # outside a start of ranks nothing is there to save: the warning must not end the command
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:

@@ -58,12 +58,14 @@ def prepare(
     (`record.pending`, `run_id` empty), parameters and tags go to the journal, and the first process that delivers it
     makes the run. A run given from outside that cannot be asked becomes the parent of that one.
 
-    status : SCHEDULED for a training that waits for its job.
+    tags : a run that goes on loses its tag `failure`. status : SCHEDULED for a training that waits for its job.
     """
     if not tracking:
         return None
-    params = without_secrets(dict(params or {}))
-    wanted = _Wanted(Path(directory).absolute(), Path(data_path), run_name, without_secrets(dict(tags or {})), status)
+    directory, params = Path(directory).absolute(), without_secrets(dict(params or {}))
+    # a run that goes on has not failed
+    begun = {"failure": ""} if (directory / store.FILE_NAME).exists() else {}
+    wanted = _Wanted(directory, Path(data_path), run_name, without_secrets({**begun, **(tags or {})}), status)
     record, journal = None, None
     try:
         journal = Journal(wanted.directory)

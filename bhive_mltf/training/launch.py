@@ -138,8 +138,7 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     """
     place = joined.Place.of_leader() if launcher is None else None
     if place is not None:
-        _train_joined(plan, place)
-        return
+        plan, launcher = _joined(plan, place), JoinedRanks(place, ENTRYPOINT)
     ranks = ranks_here(plan.ranks_per_node)
     plan = plan.model_copy(update={"ranks_per_node": ranks, "directory": plan.directory.absolute()})
     with disk.writing(plan.directory):
@@ -157,19 +156,15 @@ def launch(plan: TrainingPlan, launcher: Launcher | None = None) -> None:
     launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
 
 
-def _train_joined(plan: TrainingPlan, place: joined.Place) -> None:
-    """Train on the ranks of `bhive-mltf join`, which decides how many there are."""
+def _joined(plan: TrainingPlan, place: joined.Place) -> TrainingPlan:
+    """The plan for the ranks of `bhive-mltf join`, which decides how many there are."""
     asked, there = (plan.nodes, plan.ranks_per_node), (place.nodes, place.local_size)
     if asked[0] not in (1, there[0]) or asked[1] not in (0, 1, there[1]):
         raise ParameterError(
             f"nodes and ranks_per_node are {asked[0]} and {asked[1]}, but this command was joined by {there[0]} nodes "
             f"with {there[1]} ranks each: leave both out"
         )
-    values = {"nodes": there[0], "ranks_per_node": there[1], "directory": plan.directory.absolute()}
-    plan = plan.model_copy(update=values)
-    with disk.writing(plan.directory):
-        plan.write()
-    JoinedRanks(place, ENTRYPOINT).launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
+    return plan.model_copy(update={"nodes": there[0], "ranks_per_node": there[1]})
 
 
 def _train_here(plan: TrainingPlan) -> None:
@@ -198,13 +193,12 @@ def create_run(request: TrainingRequest, plan: TrainingPlan, status: Literal["RU
     if not plan.tracking:
         return None
     facts = {**tracking.environment.facts(), "system": tracking.provenance.system()}
-    goes_on = {"failure": ""} if (plan.directory / "run.json").exists() else {}
     record = tracking.prepare(
         plan.directory,
         data_path=request.data_path,
         run_name=request.run_name,
         params={**request.params, **plan.model_dump(mode="json", include=set(RESULT_FIELDS))},
-        tags={"task": request.task, **_start_tags(plan), **tracking.environment.tags(facts), **goes_on},
+        tags={"task": request.task, **_start_tags(plan), **tracking.environment.tags(facts)},
         status=status,
         tracking=plan.tracking,
     )

@@ -79,13 +79,12 @@ class MLflowMixin(RunMixin):
         directory = Path(self.local_path())
         directory.mkdir(parents=True, exist_ok=True)
         facts = tracking.environment.facts()
-        goes_on = {"failure": ""} if (directory / "run.json").exists() else {}
         record = tracking.prepare(
             directory,
             data_path=os.environ.get("DATA_PATH") or directory,
             run_name=self.run_name(),
             params=self.tracked_params(),
-            tags={"task": self.task_family, **tracking.environment.tags(facts), **goes_on},
+            tags={"task": self.task_family, **tracking.environment.tags(facts)},
             status=status,
         )
         if record is not None:

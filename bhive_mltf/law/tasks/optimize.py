@@ -109,13 +109,12 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         from bhive_mltf import tracking
 
         with DirectoryLock(directory / COMMAND_FOLDER, wait_s=None):
-            goes_on = {"failure": ""} if (directory / "run.json").exists() else {}
             return tracking.prepare(
                 directory,
                 data_path=os.environ["DATA_PATH"],
                 run_name=f"study {self.study}",
                 params={"study": self.study, "space": {name: vars(found) for name, found in self.ranges().items()}},
-                tags={"task": self.task_family, **goes_on},
+                tags={"task": self.task_family},
                 tracking=self.tracking,
             )
 
