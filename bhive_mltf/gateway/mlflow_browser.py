@@ -20,10 +20,8 @@ from flask import Response, current_app, request
 from itsdangerous import BadData, URLSafeSerializer
 
 from bhive_mltf.gateway import mlflow_tokens
+from bhive_mltf.gateway.mlflow_tokens import BROWSER_KIND, CODE
 
-CODE: Final = "mltf_code"
-"""Parameter of the address at which the gateway sends a browser back."""
-KIND: Final = "browser"
 _ATTEMPT_S: Final = 600
 _NO_CODE: Final = """<!doctype html><html lang="en"><title>Not signed in</title>
 <p>This sign-in was begun elsewhere, or too long ago, or the browser keeps no cookies: <a href="/">begin again</a>.
@@ -63,7 +61,7 @@ def _leave() -> Response:
 
 
 def _enter(code: str) -> Response:
-    claims = mlflow_tokens.claims(code, {KIND})
+    claims = mlflow_tokens.claims(code, {BROWSER_KIND})
     wanted = _hash(request.cookies.get(_name("attempt"), ""))
     if claims is None or not hmac.compare_digest(str(claims.get("state", "")).encode(), wanted.encode()):
         return _to("/") if person() is not None else Response(_NO_CODE, 403, mimetype="text/html")

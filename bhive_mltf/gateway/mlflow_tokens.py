@@ -1,4 +1,7 @@
-"""Checks the gateway's tokens on the side of the MLflow server, which holds public keys only."""
+"""Checks the gateway's tokens on the side of the MLflow server, which holds public keys only.
+
+Neither Flask nor FastAPI here: what both sides call the code of a browser's sign-in stands here too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ import jwt
 
 ISSUER_VARIABLE: Final = "MLTF_ISSUER"
 JWKS_VARIABLE: Final = "MLTF_JWKS_FILE"
+CODE: Final = "mltf_code"
+"""Parameter of the address at which the gateway sends a browser back."""
+BROWSER_KIND: Final = "browser"
+"""Kind of the token that this code is."""
 _ALGORITHM: Final = "ES256"
 _AUDIENCE: Final = "mlflow"
 _keys: dict[str, Any] = {}

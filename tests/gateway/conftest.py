@@ -56,3 +56,21 @@ def database_url(request, tmp_path):
     if request.param == "postgresql":
         return request.getfixturevalue("postgres").new()
     return f"sqlite:///{tmp_path}/gateway.db"
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """A gateway in one process, whose worker does a step when it is told to."""
+    from tests.gateway.whole import Whole
+
+    made = Whole(tmp_path, monkeypatch)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def alice(whole):
+    """A person of that gateway."""
+    from tests.gateway.test_api import User
+
+    return User(whole.client, whole.provider, "alice")

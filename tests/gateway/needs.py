@@ -42,34 +42,36 @@ def node_modules():
     text = (PROVIDER / "package.json").read_bytes()
     base = Path(os.environ.get("BHIVE_NODE_CACHE") or Path(tempfile.gettempdir()) / f"bhive-node-{os.getuid()}")
     folder = base / hashlib.sha256(text).hexdigest()[:12]
-    if not (folder / "node_modules" / "oidc-provider").is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+
+    def command(temporary):
         (temporary / "package.json").write_bytes(text)
-        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False, timeout=300)
-        if done.returncode:
-            shutil.rmtree(temporary, ignore_errors=True)
-            missing(f"npm cannot install oidc-provider: {done.stderr.strip()[-200:]}")
-        if not folder.exists():
-            temporary.rename(folder)
-    return folder
+        return [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+
+    return installed_once(folder, "npm cannot install oidc-provider", command)
 
 
 def mlflow_before():
     """A folder with an earlier MLflow, without the packages that it needs, for the front of PYTHONPATH."""
-    base = Path(tempfile.gettempdir()) / f"bhive-mlflow-{os.getuid()}"
-    folder = base / MLFLOW_BEFORE
+    packages = [f"{name}=={MLFLOW_BEFORE}" for name in ("mlflow", "mlflow-skinny", "mlflow-tracing")]
+
+    def command(temporary):
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        return [*pip, "--target", str(temporary), *packages]
+
+    folder = Path(tempfile.gettempdir()) / f"bhive-mlflow-{os.getuid()}" / MLFLOW_BEFORE
+    return installed_once(folder, f"pip cannot install mlflow {MLFLOW_BEFORE}", command)
+
+
+def installed_once(folder, trouble, command):
+    """A folder that is kept for later sessions, filled by the command that installs into a temporary one."""
     if not folder.is_dir():
-        base.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=base))
-        packages = [f"{name}=={MLFLOW_BEFORE}" for name in ("mlflow", "mlflow-skinny", "mlflow-tracing")]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        command += ["--target", str(temporary), *packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        options = {"cwd": temporary, "capture_output": True, "text": True, "check": False, "timeout": 300}
+        done = subprocess.run(command(temporary), **options)
         if done.returncode:
             shutil.rmtree(temporary, ignore_errors=True)
-            missing(f"pip cannot install mlflow {MLFLOW_BEFORE}: {done.stderr.strip()[-200:]}")
+            missing(f"{trouble}: {done.stderr.strip()[-200:]}")
         if not folder.exists():
             temporary.rename(folder)
     return folder

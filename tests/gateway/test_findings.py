@@ -25,7 +25,6 @@ from bhive_mltf_client import credentials, packing
 from bhive_mltf_client import main as command
 from bhive_mltf_client.errors import ClientError
 from tests.gateway.test_api import MLPROJECT, User, archive
-from tests.gateway.whole import Whole
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = [*Path(gateway.__file__).parent.rglob("*.py"), *(REPOSITORY / "client" / "bhive_mltf_client").rglob("*.py")]
@@ -36,18 +35,6 @@ OTHER_ENTRY = (
     command: python a.py {lines}
 """
 )
-
-
-@pytest.fixture
-def whole(tmp_path, monkeypatch):
-    made = Whole(tmp_path, monkeypatch)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def alice(whole):
-    return User(whole.client, whole.provider, "alice")
 
 
 def submitted(user, key="key-00001", content=None, **request):

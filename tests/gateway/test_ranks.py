@@ -14,8 +14,6 @@ from bhive_mltf.gateway.worker.main import tick
 from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE
 from tests.gateway import needs
 from tests.gateway.stack import REPOSITORY
-from tests.gateway.test_api import User
-from tests.gateway.whole import Whole
 
 pytestmark = pytest.mark.gateway
 
@@ -146,18 +144,6 @@ def test_later_attempt_is_told_to_go_on(launcher):
     code = "import os\nprint(*(os.environ[n] for n in ('MLTF_RESUME', 'MLTF_ATTEMPT', 'MLTF_DEADLINE')))"
     variables = {"SLURM_RESTART_COUNT": "1", "SLURM_JOB_END_TIME": "1790000000"}
     assert launcher.run(code, resume=True, **variables)[1] == "1 2 1790000000\n"
-
-
-@pytest.fixture
-def whole(tmp_path, monkeypatch):
-    made = Whole(tmp_path, monkeypatch)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def alice(whole):
-    return User(whole.client, whole.provider, "alice")
 
 
 def limit(whole, job):

@@ -71,8 +71,8 @@ def test_the_lock_has_every_package_once():
     }
 
 
-class Direct:
-    """A package as pip installed it."""
+class Installed:
+    """A package with one file of what is noted beside it."""
 
     def __init__(self, text):
         self.text = text
@@ -84,19 +84,11 @@ class Direct:
 def test_where_a_package_came_from():
     commit = '{"url": "https://x/y.git", "vcs_info": {"vcs": "git", "commit_id": "ab", "requested_revision": "main"}}'
     folder = '{"url": "file:///a%20b", "dir_info": {"editable": true}}'
-    found = [provenance.origin(Direct(text)) for text in (commit, folder, None, "no JSON", "{}")]
+    found = [provenance.origin(Installed(text)) for text in (commit, folder, None, "no JSON", "{}")]
     assert found == ["git+https://x/y.git@ab", "file:///a%20b", "", "", ""]
     text = "a==1  # contents ab12  # from git+https://x/y.git@ab\nB_c==2  # from file:///a%20b\nd==3  # contents ff\n"
     assert provenance.read_origins(text) == {"a": "git+https://x/y.git@ab", "b-c": "file:///a%20b"}
     assert provenance.read_lock(text) == {"a": ("1", "ab12"), "b-c": ("2", ""), "d": ("3", "ff")}
-
-
-class Installed:
-    def __init__(self, record):
-        self.record = record
-
-    def read_text(self, _):
-        return self.record
 
 
 def test_contents_are_those_of_the_wheel():

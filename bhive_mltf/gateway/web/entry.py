@@ -13,6 +13,7 @@ from fastapi.responses import RedirectResponse
 from bhive_mltf.gateway.api.services import Parts, Services
 from bhive_mltf.gateway.errors import TokenError, UpstreamError
 from bhive_mltf.gateway.identity import policy
+from bhive_mltf.gateway.mlflow_tokens import BROWSER_KIND, CODE
 from bhive_mltf.gateway.store import queries, web_sessions
 from bhive_mltf.gateway.web import sign_in, visitor
 from bhive_mltf.gateway.web.sign_in import Attempt
@@ -20,9 +21,6 @@ from bhive_mltf.gateway.web.visitor import Form, Looking, PageError
 
 router = APIRouter(include_in_schema=False, prefix="/auth")
 _Text = Annotated[str, Query(max_length=4096)]
-# what `mlflow_browser` calls them; not imported, since Flask is not in the image of the API
-CODE: Final = "mltf_code"
-KIND: Final = "browser"
 _CODE_S: Final = 60.0
 _AGAIN: Final = "this sign-in was begun elsewhere, or too long ago: begin again"
 
@@ -78,7 +76,7 @@ def mlflow(request: Request, parts: Parts, state: _Text = "") -> Response:
             raise
         return _to_the_provider(parts, Attempt.new(state))
     until = int(time.time() + parts.settings.token_s)
-    code = parts.minter.mint(who.owner.mlflow_name, KIND, _CODE_S, state=state, until=str(until))
+    code = parts.minter.mint(who.owner.mlflow_name, BROWSER_KIND, _CODE_S, state=state, until=str(until))
     return RedirectResponse(f"{place}?{urlencode({CODE: code})}", 303)
 
 
