@@ -8,7 +8,9 @@ The last line is one JSON object, medians over the rounds:
 
 ddp_2_over_1 : jets/s of two ranks over jets/s of one with the same number of jets per rank.
 ddp_over_independent : jets/s of two ranks over those of two single-rank trainings running at once, the same jets.
-weaver_ddp_2_over_1, weaver_ddp_over_independent : the same of weaver-core's own model and DDP.
+ddp_cpu_over_independent : CPU time of the two single-rank trainings over that of the two ranks, the same jets: what is
+    below 1 is work, the rest of what is missing in ddp_over_independent is waiting for the slower rank.
+weaver_ddp_* : the same of weaver-core's own model and DDP.
 *_jets_per_s : of each configuration.
 """
 
@@ -61,6 +63,7 @@ class Contestant:
         self.groups = {"one": alone[:1], "independent": alone, "ddp": ddp}
         self.batch_size = batch_size
         self.speeds: dict[str, list[float]] = {name: [] for name in self.groups}
+        self.cpu: dict[str, list[float]] = {name: [] for name in self.groups}
 
     def warm_up(self) -> None:
         for partners in (self.groups["independent"], self.groups["ddp"]):
@@ -70,13 +73,14 @@ class Contestant:
 
     def round(self, start: int, steps: int) -> None:
         for name, partners in self.groups.items():
-            seconds = self._run(partners, start, steps)
-            self.speeds[name].append(sum(self.batch_size * steps / spent for spent in seconds))
+            answers = self._run(partners, start, steps)
+            self.speeds[name].append(sum(self.batch_size * steps / answer["seconds"] for answer in answers))
+            self.cpu[name].append(sum(answer["cpu_seconds"] for answer in answers))
 
-    def _run(self, partners: Sequence[Partner], start: int, steps: int) -> list[float]:
+    def _run(self, partners: Sequence[Partner], start: int, steps: int) -> list[dict[str, float]]:
         for partner in partners:
             partner.send(start=start, steps=steps)
-        return [partner.answer()["seconds"] for partner in partners]
+        return [partner.answer() for partner in partners]
 
     def ratios(self, over: str) -> list[float]:
         return [ddp / other for ddp, other in zip(self.speeds["ddp"], self.speeds[over], strict=True)]
@@ -85,6 +89,9 @@ class Contestant:
         found = {
             f"{prefix}ddp_2_over_1": statistics.median(self.ratios("one")),
             f"{prefix}ddp_over_independent": statistics.median(self.ratios("independent")),
+            f"{prefix}ddp_cpu_over_independent": statistics.median(
+                alone / ddp for alone, ddp in zip(self.cpu["independent"], self.cpu["ddp"], strict=True)
+            ),
         }
         return found | {f"{prefix}{name}_jets_per_s": statistics.median(s) for name, s in self.speeds.items()}
 
