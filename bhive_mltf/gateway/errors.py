@@ -4,6 +4,7 @@ GatewayError
 ├── TokenError        a token that is not accepted
 ├── ArchiveError      an archive that is not a project
 ├── ProjectError      a project or its parameters that cannot be run
+├── EnvironmentBuildError  an environment that cannot be built
 └── UpstreamError     the sign-on provider or the tracking server does not answer as it should
 """
 
@@ -26,6 +27,10 @@ class ArchiveError(GatewayError, ValueError):
 
 class ProjectError(GatewayError, ValueError):
     """A project, or parameters given to it, that cannot be run."""
+
+
+class EnvironmentBuildError(GatewayError, RuntimeError):
+    """An environment that cannot be built; the message is for its owner."""
 
 
 class UpstreamError(GatewayError, RuntimeError):

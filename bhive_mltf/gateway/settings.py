@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -66,6 +68,53 @@ class Role(_Frozen):
     """Jobs that are not over."""
 
 
+class Builds(_Frozen):
+    """How environments are built from what projects ask for, on the host of the worker."""
+
+    index_url: str
+    """The one package index: https://..., or file:///... for a folder of wheels."""
+    index_hosts: tuple[str, ...] = ()
+    """Further hosts, or host:port, that serve the files of that index."""
+    certificates: Path | None = None
+    """File of the authorities that the index is trusted by; None: those that uv brings along."""
+    pythons: dict[str, Path] = Field(min_length=1)
+    """Interpreters by version, such as `3.11: /usr/bin/python3.11`, at the same path on the nodes; the first is taken
+    where a project names none."""
+    uv: Path | None = None
+    """The program uv; None: beside the interpreter of the worker, or on PATH."""
+    minutes: float = Field(default=15.0, gt=0)
+    """How long a build may take."""
+    at_once: int = Field(default=2, ge=1)
+    """Builds at the same time."""
+    environment_gb: float = Field(default=20.0, gt=0)
+    """Largest environment."""
+    all_gb: float = Field(default=200.0, gt=0)
+    """All environments together: those that no job needs go first, the longest unused before others."""
+    cache_gb: float = Field(default=50.0, gt=0)
+    """Wheels that uv keeps; environments have the same files by hard links."""
+
+    @field_validator("index_url")
+    @classmethod
+    def _check_index(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme == "file":
+            if not parts.path.startswith("/") or parts.netloc:
+                raise ValueError("must be file:///, followed by the path of a folder")
+        elif parts.scheme not in ("https", "http") or not parts.hostname:
+            raise ValueError("must begin with https:// or file:///")
+        elif parts.username is not None:
+            raise ValueError("must not hold a password: this file is no secret")
+        return value
+
+    @field_validator("pythons")
+    @classmethod
+    def _check_pythons(cls, value: dict[str, Path]) -> dict[str, Path]:
+        for version, path in value.items():
+            if not re.fullmatch(r"3\.\d+", version) or not path.is_absolute():
+                raise ValueError(f"{version!r} must be a version such as '3.11', with an absolute path")
+        return value
+
+
 class JobProfile(_Frozen):
     """A kind of job that people may ask for, on top of a facility profile."""
 
@@ -78,6 +127,10 @@ class JobProfile(_Frozen):
     """`own`: only the tracking server is reached, by the relay."""
     environment: Path
     """Prepared Python environment; its `bin` comes first on PATH."""
+    environments: dict[str, Path] = Field(default_factory=dict)
+    """Further prepared environments, which jobs ask for by `profile:NAME`."""
+    builds: bool = False
+    """Whether jobs may have an environment that is built from files of their project, see `Builds`."""
     read_only: tuple[Path, ...] = ()
     """Further folders that the job sees, such as data, and the installation of Python below the environment."""
     max_hours: float = Field(default=12.0, gt=0)
@@ -143,6 +196,8 @@ class Settings(_Frozen):
     roles: dict[str, Role]
     profiles: dict[str, JobProfile]
     limits: Limits = Limits()
+    builds: Builds | None = None
+    """None: jobs run in prepared environments only."""
     tick_s: float = Field(default=5.0, gt=0)
     """Time between two looks of the worker."""
     submit_timeout_s: float = Field(default=60.0, gt=0)
@@ -171,6 +226,8 @@ class Settings(_Frozen):
         bare = [name for name, profile in self.profiles.items() if profile.runtime == "none"]
         if bare and not self.allow_no_sandbox:
             raise ValueError(f"profile {bare[0]} has no sandbox: set `runtime: bubblewrap`")
+        if self.builds is None and (wanting := [name for name, one in self.profiles.items() if one.builds]):
+            raise ValueError(f"profile {wanting[0]} has `builds: true`, which needs the section `builds`")
         if not self.provider.issuer.startswith("https://") and not self.provider.allow_http:
             raise ValueError("the issuer of the provider must begin with https://")
         return self
@@ -183,6 +240,11 @@ class Settings(_Frozen):
     def job_folder(self, submission: str) -> Path:
         """The folder of a job."""
         return self.spool / "jobs" / submission
+
+    @property
+    def environments(self) -> Path:
+        """The folder of environments that were built."""
+        return self.spool / "environments"
 
 
 def load(path: str | Path) -> Settings:

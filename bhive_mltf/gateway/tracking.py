@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -26,7 +27,7 @@ class Tracking:
     """
 
     def __init__(self, url: str, token: Callable[[], str], transport: httpx.BaseTransport | None = None) -> None:
-        self._token = token
+        self._token, self._url = token, url
         base = f"{url}/api/2.0/mlflow/"
         self._client = httpx.Client(base_url=base, timeout=TIMEOUT_S, transport=transport, verify=_certificates())
 
@@ -94,6 +95,24 @@ class Tracking:
         """Set tags of a run."""
         rows = [{"key": key, "value": value[:5000]} for key, value in tags.items()]
         self._ask("POST", "runs/log-batch", {"run_id": run_id, "tags": rows})
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        """Keep a text as an artifact of a run; the same again changes nothing.
+
+        Raises
+        ------
+        UpstreamError : the server does not answer, or keeps no artifacts itself.
+        """
+        info = self._ask("GET", "runs/get", {"run_id": run_id})["run"]["info"]
+        place = urlsplit(str(info.get("artifact_uri", "")))
+        if place.scheme != "mlflow-artifacts":
+            raise UpstreamError(f"the tracking server hands out no artifacts: {place.scheme or 'nothing'}")
+        address = f"{self._url}/api/2.0/mlflow-artifacts/artifacts/{place.path.strip('/')}/{name}"
+        headers = {"Authorization": f"Bearer {self._token()}", "Content-Type": "text/plain; charset=utf-8"}
+        try:
+            self._client.put(address, content=text.encode(), headers=headers).raise_for_status()
+        except httpx.HTTPError as error:
+            raise UpstreamError(f"the tracking server does not take {name} ({type(error).__name__})") from None
 
     def set_status(self, run_id: str, status: Status, ended: float | None = None) -> None:
         """Set the status of a run, and when it ended."""

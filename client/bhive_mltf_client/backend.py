@@ -22,7 +22,10 @@ from bhive_mltf_client.errors import ClientError
 from bhive_mltf_client.gateway import FINAL, Gateway
 from bhive_mltf_client.tracking_auth import NAME
 
-KEYS = ("profile", "hours", "nodes", "ranks_per_node", "resume", "experiment", "name", "label", "allow", "wait")
+KEYS = (
+    *("profile", "environment", "hours", "nodes", "ranks_per_node", "resume"),
+    *("experiment", "name", "label", "allow", "wait"),
+)
 # mlflow's own, which every backend gets
 _OF_MLFLOW = frozenset({"ENV_MANAGER", "SYNCHRONOUS", "DOCKER_ARGS", "STORAGE_DIR", "build_image", "docker_auth"})
 _DEFAULT_EXPERIMENTS = (None, "", "0")

@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("-e", "--entry-point", default="main")
     submit.add_argument("-P", "--param", action="append", default=[], metavar="NAME=VALUE")
     submit.add_argument("--profile", required=True)
+    text = "a file of the project (python_env.yaml, requirements.txt), 'profile' for what is there, or 'profile:NAME'"
+    submit.add_argument("--environment", default="", metavar="FILE", help=text)
     submit.add_argument("--hours", type=float)
     submit.add_argument("--nodes", type=int, default=1)
     submit.add_argument("--ranks-per-node", type=int, default=1, help="how often the command is started on each node")
@@ -129,7 +131,8 @@ def _profiles(_: argparse.Namespace) -> None:
     with _gateway() as gateway:
         for one in gateway.profiles():
             size = f"{one['max_nodes']} x {one['gpus_per_node']} GPUs, {one['max_hours']:g} h"
-            sys.stdout.write(f"{one['name']:20} {size:24} {one['description']}\n")
+            built = f"; builds environments for Python {', '.join(one['pythons'])}" if one.get("builds") else ""
+            sys.stdout.write(f"{one['name']:20} {size:24} {one['description']}{built}\n")
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -139,6 +142,7 @@ def _submit(options: argparse.Namespace) -> int:
         "profile": options.profile,
         **{name: getattr(options, name) for name in ("nodes", "ranks_per_node", "resume")},
         **({"hours": options.hours} if options.hours is not None else {}),
+        **({"environment": options.environment} if options.environment else {}),
         **{name: getattr(options, name) for name in ("experiment", "name", "label")},
     }
     with _gateway() as gateway:

@@ -11,6 +11,7 @@ class FakeMlflow(ThreadingHTTPServer):
 
     def __init__(self):
         self.experiments, self.runs, self.is_away = {}, {}, False
+        self.artifacts = {}
         super().__init__(("127.0.0.1", 0), _Handler)
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
@@ -55,7 +56,8 @@ class FakeMlflow(ThreadingHTTPServer):
             run["status"] = asked["status"]
             run["statuses"].append(asked["status"])
             return 200, {}
-        return 200, {"run": {"info": {"status": run["status"]}}}
+        place = f"mlflow-artifacts:/1/{run['id']}/artifacts"
+        return 200, {"run": {"info": {"status": run["status"], "artifact_uri": place}}}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -67,12 +69,21 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self._answer(urlsplit(self.path).path, json.loads(body or b"{}"))
 
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self.server.is_away:
+            self.server.artifacts[self.path.removeprefix("/api/2.0/mlflow-artifacts/artifacts/")] = body
+        self._send(503 if self.server.is_away else 200, {})
+
     def do_GET(self):
         parts = urlsplit(self.path)
         self._answer(parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()})
 
     def _answer(self, path, asked):
         code, content = (503, {}) if self.server.is_away else self.server.answer(path.split("/mlflow/", 1)[1], asked)
+        self._send(code, content)
+
+    def _send(self, code, content):
         data = json.dumps(content).encode()
         self.send_response(code)
         self.send_header("Content-Length", str(len(data)))

@@ -27,6 +27,7 @@ from tests.gateway import children
 from tests.gateway.fake_mlflow import FakeMlflow
 from tests.gateway.keys import FakeProvider
 from tests.gateway.stack import REPOSITORY, free_port, wait_for_url
+from tests.gateway.wheels import make_wheel
 from tests.helpers.fake_scheduler import PROGRAMS, FakeScheduler
 from tests.helpers.waiting import wait_for
 
@@ -108,10 +109,12 @@ class ScriptedCluster:
             log = rig.folder_of(job) / "logs" / "rank_0.log"
             if one["state"] == "PENDING":
                 log.parent.mkdir(exist_ok=True)
-                log.write_text("begin\n")
+                with log.open("a") as file:
+                    file.write("begin\n")
                 self.scheduler.change(job_id, state="RUNNING")
             elif one["state"] == "RUNNING" and end != "cancelled" and job.state == "running":
-                log.write_text(LOG[end])
+                with log.open("a") as file:
+                    file.write(LOG[end].removeprefix("begin\n"))
                 is_good = end == "succeeded"
                 self.scheduler.change(job_id, state="COMPLETED" if is_good else "FAILED", status=0 if is_good else 256)
 
@@ -174,7 +177,8 @@ class Rig:
         self.faults = folder / "faults"
         self.faults.mkdir()
         (folder / "site.yml").write_text(cluster.facility)
-        self.config = folder / "gateway.yml"
+        self.config, self.wheels = folder / "gateway.yml", folder / "wheels"
+        self.wheels.mkdir()
         content = {
             "public_url": self.url,
             "tracking_url": self.mlflow.url,
@@ -188,7 +192,8 @@ class Rig:
                 "allow_http": True,
             },
             "roles": {"user": {"profiles": ["small"], "jobs": 100}},
-            "profiles": {"small": {"facility": str(folder / "site.yml"), **cluster.profile}},
+            "profiles": {"small": {"facility": str(folder / "site.yml"), "builds": True, **cluster.profile}},
+            "builds": {"index_url": f"file://{self.wheels}", "pythons": {"3.11": sys.executable}},
             "tick_s": cluster.tick_s,
             "submit_timeout_s": 2,
         }
@@ -256,9 +261,9 @@ class Rig:
             self.restarts += 1
             self.start("worker")
 
-    def strike(self, point, victim, end):
+    def strike(self, point, victim, end, environment="profile"):
         """Hand a project in whose job ends so, and kill the victim at a point; the visit, once the job is over."""
-        visit = Visit(self, end)
+        visit = Visit(self, end, environment)
         (self.faults / point).touch()
         held = self.faults / f"{point}.held"
         visit.thread.start()
@@ -294,14 +299,17 @@ class Rig:
 class Visit:
     """What a person does, in a thread: upload, hand in, read the log to its end, and cancel if the job shall end so."""
 
-    def __init__(self, rig, end):
-        self.rig, self.end = rig, end
+    def __init__(self, rig, end, environment):
+        self.rig, self.end, self.environment = rig, end, environment
         self.label, self.log, self.error, self.id = uuid.uuid4().hex, b"", None, ""
         self.thread = threading.Thread(target=self._run, daemon=True)
         content = io.BytesIO()
+        # each has a project of its own, and a package that no other one has
+        files = {"MLproject": MLPROJECT, "a.py": CODE, "need.txt": f"p{self.label}\n".encode()}
+        if environment in files:
+            make_wheel(rig.wheels, f"p{self.label}")
         with tarfile.open(fileobj=content, mode="w") as tar:
-            # each has a project of its own
-            for name, data in (("MLproject", MLPROJECT), ("a.py", CODE), ("label", self.label.encode())):
+            for name, data in files.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -311,7 +319,8 @@ class Visit:
     def _run(self):
         try:
             self._ask("PUT", f"/v1/projects/{self.digest}", content=self.archive)
-            asked = {"project": self.digest, "profile": "small", "label": self.label, "parameters": {"end": self.end}}
+            asked = {"project": self.digest, "profile": "small", "environment": self.environment}
+            asked |= {"label": self.label, "parameters": {"end": self.end}}
             job = self._ask("POST", "/v1/submissions", json=asked, headers={"Idempotency-Key": self.label}).json()
             self.id = job["id"]
             self._follow()

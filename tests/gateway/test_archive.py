@@ -63,7 +63,7 @@ HOSTILE = {
     "MLproject is no text": [("MLproject", b"\xff\xfe")],
     "MLproject is an object": [("MLproject", b"!!python/object/apply:os.system ['id']")],
     "MLproject needs a shell": [("MLproject", b"entry_points: {main: {command: 'python a.py | tee b'}}")],
-    "MLproject asks for conda": [("MLproject", b"conda_env: c.yaml")],
+    "MLproject asks for two environments": [("MLproject", b"conda_env: c.yaml\npython_env: e.yaml")],
 }
 
 

@@ -8,19 +8,22 @@ import pytest
 
 from bhive_mltf import gateway
 from bhive_mltf.gateway.store.tables import State
+from tests.gateway import needs
 from tests.gateway.rig import LOG, RealCluster, Rig, ScriptedCluster
 
 pytestmark = pytest.mark.gateway
 PACKAGE = Path(gateway.__file__).parent
 STATUS = {"succeeded": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
+# while an environment is built
+OF_A_BUILD = ("after_lock", "in_build", "after_build")
 # point -> how its job ends
 OF_THE_WORKER = {
     **dict.fromkeys(
         (
             *("in_unpack", "after_unpack", "before_sbatch", "after_sbatch", "after_record", "after_end"),
             *("after_status", "at_preparing", "at_submitting", "at_queued", "at_running", "at_closing"),
-            "at_succeeded",
+            *("at_succeeded", *OF_A_BUILD),
         ),
         "succeeded",
     ),
@@ -109,13 +112,26 @@ def check(rig, visit):
     assert list(rig.cluster.of(rig.folder_of(job))) == [job.job_id]
     (run,) = rig.mlflow.of(job.id)
     assert run["status"] == STATUS[visit.end]
+    # a build comes first, if there is one
+    built, _, log = visit.log.decode().partition("begin\n")
+    log = f"begin\n{log}"
+    assert ("mltf: environment" in built) == (job.env_key != "") == (job.environment != "profile")
     # a real cluster adds that it cancels
-    assert visit.log.decode().startswith(LOG[visit.end])
-    assert visit.log.decode().count("\n") == LOG[visit.end].count("\n") or "CANCELLED" in visit.log.decode()
+    assert log.startswith(LOG[visit.end])
+    assert log.count("\n") == LOG[visit.end].count("\n") or "CANCELLED" in log
     events = rig.events(job)
     assert [before for before, _ in events[1:]] == [after for _, after in events[:-1]]
     assert len([after for _, after in events if after == visit.end]) == 1
     assert not (rig.folder_of(job) / "private" / "token").exists()
+
+
+def environment_of(point):
+    """What the project asks for, so that the point is reached."""
+    if point not in OF_A_BUILD:
+        return "profile"
+    needs.program("bwrap", "apt-get install bubblewrap")
+    needs.program("uv", "pip install uv")
+    return "need.txt"
 
 
 def is_long(point, victim):
@@ -135,7 +151,7 @@ def test_nothing_is_lost_and_nothing_doubled(rigs, point, victim):
     # a file has no server that could be killed: the others share the two kinds of databases
     one = rigs["postgresql" if victim in ("database", "scheduler") else "sqlite"]
     rig = one.take()
-    check(rig, rig.strike(point, victim, POINTS[point]))
+    check(rig, rig.strike(point, victim, POINTS[point], environment_of(point)))
     one.is_used = False
 
 
@@ -161,7 +177,7 @@ def test_controller_killed_on_a_real_cluster(stack, lab_rigs, point):
     # a project that has begun is not begun again: there the controller must know its job
     rig.cluster.is_fresh = "sbatch" in point or point in ("after_record", "at_queued")
     rig.cluster.may_end = point in ENDED
-    visit = rig.strike(point, "scheduler", POINTS[point])
+    visit = rig.strike(point, "scheduler", POINTS[point], environment_of(point))
     check(rig, visit)
     # what the controller took in its last seconds it has forgotten
     lost = rig.events(rig.newest(visit.label)).count(("queued", "submitting"))

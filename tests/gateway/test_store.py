@@ -16,7 +16,7 @@ from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Base, Event, Owner, Project, ProjectRef, State, Submission
 from bhive_mltf.gateway.worker.leader import lead
 
-REVISIONS = ["0001", "0002", "0003"]
+REVISIONS = ["0001", "0002", "0003", "0004"]
 ALICE = Caller("https://provider.example", "alice", "cli", "Alice", frozenset(), 0.0)
 
 
@@ -109,6 +109,7 @@ def test_upgrade_from_each_revision_keeps_the_rows(empty, revision, is_filled):
         assert [one.id for one in found] == ([job] if is_filled else [])
         assert all(one.params == {"a": "b"} for one in found)
         assert all((one.ranks_per_node, one.resume) == (1, False) for one in found)
+        assert all((one.environment, one.env_key) == ("", "") for one in found)
 
 
 def test_database_made_before_revisions_is_taken_over(empty):

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 class Whole:
     """The two processes as objects; the worker does a step when it is told to."""
 
-    def __init__(self, folder, monkeypatch):
+    def __init__(self, folder, monkeypatch, builds=None):
         self.folder, self.provider, self.mlflow = folder, FakeProvider(), FakeMlflow()
         self.scheduler = FakeScheduler(folder / "bin").install()
         monkeypatch.setenv("PATH", f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}")
@@ -34,6 +34,7 @@ class Whole:
         (folder / "env" / "bin").mkdir(parents=True)
         mint.rotate(folder / "keys")
         profile = {"facility": str(folder / "site.yml"), "environment": str(folder / "env"), "gpus_per_node": 2}
+        profile |= {"builds": builds is not None, "environments": {"second": str(folder / "env")}}
         self.settings = Settings(
             public_url="https://gateway.example",
             tracking_url=self.mlflow.url,
@@ -44,6 +45,7 @@ class Whole:
             roles={"user": {"profiles": ["gpu"]}},
             profiles={"gpu": profile},
             limits={"archive_bytes": 100_000},
+            builds=builds,
             tick_s=0.01,
         )
         self.app = application.make(self.settings, self.provider.verifier())
@@ -73,8 +75,12 @@ class Whole:
         for _ in range(40):
             if (found := self.row(job)).state in states:
                 return found
-            tick(self.steps, self.database, self.office)
+            self.tick()
         raise AssertionError(f"{found.state}: {found.reason}")
+
+    def tick(self):
+        """Let the worker look once."""
+        return tick(self.steps, self.database, self.office)
 
     def end(self, job, state, status=0):
         """Let the scheduler end the job; how the gateway sees it."""

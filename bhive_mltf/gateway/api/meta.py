@@ -49,6 +49,7 @@ def me(person: Me, parts: Parts) -> dict[str, Any]:
 @router.get("/v1/profiles")
 def profiles(person: Me, parts: Parts) -> list[dict[str, Any]]:
     """The kinds of jobs that the caller may ask for."""
+    builds = parts.settings.builds
     return [
         {
             "name": name,
@@ -59,6 +60,9 @@ def profiles(person: Me, parts: Parts) -> list[dict[str, Any]]:
             "max_attempts": profile.max_attempts,
             "gpus_per_node": profile.gpus_per_node,
             "network": profile.network,
+            "environments": ["profile", *(f"profile:{one}" for one in profile.environments)],
+            "builds": profile.builds,
+            "pythons": list(builds.pythons) if profile.builds and builds is not None else [],
         }
         for name, profile in parts.settings.profiles.items()
         if name in person.rights.profiles

@@ -93,6 +93,7 @@ def _keep(parts: Services, owner: str, digest: str, temporary: Path, contents: C
             files=contents.files,
             name=contents.name,
             entry_points=contents.entry_points,
+            environment=contents.environment,
         )
         project = queries.remember_project(session, owner, made)
         shown = _shown(project)
@@ -107,4 +108,5 @@ def _shown(project: Project) -> dict[str, Any]:
         "files": project.files,
         "name": project.name,
         "entry_points": sorted(project.entry_points),
+        "environment": project.environment,
     }

@@ -25,6 +25,7 @@ class SubmissionRequest(BaseModel):
 
     ranks_per_node : how often the command is started on each node.
     resume : a promise that the command goes on from its checkpoints; it is started again after a time limit.
+    environment : a file of the project, `profile`, `profile:NAME`, or empty, see `environments.choose`.
     hours : time limit of each start; None takes the profile's longest.
     experiment : below the caller's own name; empty takes the project's name.
     label : for finding several submissions together.
@@ -36,6 +37,7 @@ class SubmissionRequest(BaseModel):
     entry_point: _Name = "main"
     parameters: dict[str, str] = Field(default_factory=dict, max_length=200)
     profile: _Name
+    environment: Annotated[str, Field(max_length=240, pattern=r"^[^\x00-\x1f\x7f\\]*$")] = ""
     nodes: int = Field(default=1, ge=1, le=1024)
     ranks_per_node: int = Field(default=1, ge=1, le=1024)
     resume: bool = False
@@ -47,7 +49,9 @@ class SubmissionRequest(BaseModel):
 
     def digest(self) -> str:
         """A hash of the whole request."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # a request that was made before there was a choice of environments stays the same one
+        left_out = set() if self.environment else {"environment"}
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -97,7 +101,18 @@ def shown(job: Submission) -> dict[str, Any]:
     """A submission as the interface shows it."""
     fields = (
         *("id", "name", "label", "state", "reason_code", "reason", "entry_point", "params", "argv", "profile"),
-        *("nodes", "ranks_per_node", "resume", "gpus", "hours", "experiment", "experiment_id", "run_id"),
+        *(
+            "environment",
+            "env_key",
+            "nodes",
+            "ranks_per_node",
+            "resume",
+            "gpus",
+            "hours",
+            "experiment",
+            "experiment_id",
+            "run_id",
+        ),
         *("job_id", "job_state", "restarts", "exit_code"),
         *("created_at", "submitted_at", "started_at", "ended_at", "cancel_at"),
     )

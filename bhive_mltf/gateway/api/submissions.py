@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 
 from bhive_mltf.gateway import faults
-from bhive_mltf.gateway.api import requests
+from bhive_mltf.gateway.api import environments, requests
 from bhive_mltf.gateway.api.problems import Problem, not_found
 from bhive_mltf.gateway.api.requests import SubmissionRequest
 from bhive_mltf.gateway.api.services import Me, Parts, Person, Services
@@ -36,8 +36,10 @@ def submit(  # noqa: PLR0917 - parameters of the request
         raise Problem(422, "project", "you have not uploaded this project: PUT it to /v1/projects/{digest} first")
     if dry_run:
         argv = requests.argv_of(request, project)
+        environment = environments.choose(request.environment, project, request.profile, parts.settings)
         response.status_code = 200
-        return {"argv": argv, "profile": request.profile, "hours": request.hours or profile.max_hours}
+        hours = request.hours or profile.max_hours
+        return {"argv": argv, "profile": request.profile, "environment": environment, "hours": hours}
     job, is_new = _insert(request, person, parts, project, idempotency_key)
     if job.state == State.CREATING.value:
         job = _track(job.id, request, person, parts)
@@ -110,6 +112,7 @@ def _insert(
     """The row of this key, new or as it is; quota and row are one transaction."""
     profile = parts.settings.profiles[request.profile]
     argv = requests.argv_of(request, project)
+    environment = environments.choose(request.environment, project, request.profile, parts.settings)
     hours = request.hours or profile.max_hours
     gpus = request.nodes * profile.gpus_per_node
     with parts.database.writing() as session:
@@ -131,6 +134,7 @@ def _insert(
             params=request.parameters,
             argv=argv,
             profile=request.profile,
+            environment=environment,
             nodes=request.nodes,
             ranks_per_node=request.ranks_per_node,
             resume=request.resume,
@@ -160,6 +164,7 @@ def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Servi
         "mlflow.project.entryPoint": job.entry_point,
         "mlflow.project.backend": "mltf",
         "mltf.profile": job.profile,
+        "mltf.environment": job.environment,
         "mltf.project_digest": job.digest,
     }
     with parts.tracking(person.owner) as tracking:

@@ -16,14 +16,15 @@ BLOCK: Final = 512
 FILE_BYTES: Final = 4096
 
 
-def used(folders: Iterable[str], sandbox: int) -> int:
+def used(folders: Iterable[str], sandbox: int | None = None) -> int:
     """Bytes on disk of all that is below the folders, and of removed files that the sandbox still has open.
 
     Parameters
     ----------
-    sandbox : process id of bubblewrap, or of the project itself without a sandbox.
+    sandbox : process id of bubblewrap, or of the project itself without a sandbox; None for none.
     """
-    return sum(map(_below, folders)) + sum(_size(one) for one in _removed(sandbox))
+    removed = _removed(sandbox) if sandbox is not None else ()
+    return sum(map(_below, folders)) + sum(map(_size, removed))
 
 
 def _below(folder: str) -> int:

@@ -7,9 +7,9 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 
@@ -55,14 +55,26 @@ def start(plan: LaunchPlan, folder: Path, arguments: Sequence[str]) -> subproces
     ------
     OSError : there is no bubblewrap, or it cannot be started.
     """
-    options = os.memfd_create("options")
+    return enter(_options(plan, folder), arguments)
+
+
+def enter(options: Iterable[str], arguments: Sequence[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start `arguments` with these options of bubblewrap; what they print goes to `output`, if given.
+
+    Raises
+    ------
+    OSError : as for `start`.
+    """
+    file = os.memfd_create("options")
     try:
-        os.write(options, b"".join(os.fsencode(one) + b"\0" for one in _options(plan, folder)))
-        os.lseek(options, 0, os.SEEK_SET)
-        command = [program(), "--args", str(options), "--", *arguments]
-        return subprocess.Popen(command, env={}, stdin=subprocess.DEVNULL, pass_fds=(options,))
+        os.write(file, b"".join(os.fsencode(one) + b"\0" for one in options))
+        os.lseek(file, 0, os.SEEK_SET)
+        command = [program(), "--args", str(file), "--", *arguments]
+        return subprocess.Popen(
+            command, env={}, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(file,)
+        )
     finally:
-        os.close(options)
+        os.close(file)
 
 
 def leave_keyring() -> None:
@@ -84,9 +96,10 @@ def write_etc(folder: Path) -> None:
         (etc / name).write_text(text, encoding="ascii")
 
 
-def _options(plan: LaunchPlan, folder: Path) -> Iterator[str]:
+def closed(folder: Path, *, own_network: bool) -> Iterator[str]:
+    """Options of a sandbox with the programs of this machine and nothing else; `folder` as `write_etc` left it."""
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup")
-    if plan.network == "own":
+    if own_network:
         yield "--unshare-net"
     yield from ("--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
     yield from ("--uid", USER_ID, "--gid", USER_ID, "--hostname", "job", "--clearenv")
@@ -97,15 +110,20 @@ def _options(plan: LaunchPlan, folder: Path) -> Iterator[str]:
             yield from ("--symlink", str(path.readlink()), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
-    yield from ("--proc", "/proc", "--dev", "/dev")
-    for name in _OF_THE_KERNEL:
-        yield from ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
+    yield from ("--dev", "/dev")
     yield from ("--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev/shm")  # noqa: S108 - of the sandbox
     yield from ("--size", str(_TMP_BYTES), "--tmpfs", "/tmp")  # noqa: S108 - of the sandbox
     for name in _ETC:
         yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
     for name in _TEXTS:
         yield from ("--ro-bind", str(folder / "etc" / name), f"/etc/{name}")
+
+
+def _options(plan: LaunchPlan, folder: Path) -> Iterator[str]:
+    yield from closed(folder, own_network=plan.network == "own")
+    yield from ("--proc", "/proc")
+    for name in _OF_THE_KERNEL:
+        yield from ("--ro-bind-try", f"/proc/{name}", f"/proc/{name}")
     if plan.network == "shared":
         yield from ("--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf")
     for place in (plan.environment, *plan.read_only):

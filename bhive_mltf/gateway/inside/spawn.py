@@ -30,7 +30,7 @@ def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123 - a small program
         plan = json.load(file)
     server = socket.create_server(("127.0.0.1", 0), backlog=64)
-    threading.Thread(target=_serve, args=(server, plan["socket"]), daemon=True).start()
+    threading.Thread(target=serve, args=(server, plan["socket"]), daemon=True).start()
     port = server.getsockname()[1]
     variables = {**plan["variables"], "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}/{plan['secret']}"}
     resource.setrlimit(resource.RLIMIT_NPROC, (plan["processes"], plan["processes"]))
@@ -114,7 +114,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], stop_file: str) -> int:
     return 128 - code if code < 0 else code
 
 
-def _serve(server: socket.socket, path: str) -> None:
+def serve(server: socket.socket, path: str) -> None:
+    """Join each connection to the loopback interface with one to the socket file, for ever."""
     while True:
         connection, _ = server.accept()
         threading.Thread(target=_join, args=(connection, path), daemon=True).start()
@@ -129,13 +130,14 @@ def _join(connection: socket.socket, path: str) -> None:
             relay.connect(path)
         except OSError:
             return
-        back = threading.Thread(target=_pump, args=(relay, connection), daemon=True)
+        back = threading.Thread(target=pump, args=(relay, connection), daemon=True)
         back.start()
-        _pump(connection, relay)
+        pump(connection, relay)
         back.join()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Hand on what comes from one side until it ends."""
     try:
         while data := source.recv(CHUNK):
             target.sendall(data)

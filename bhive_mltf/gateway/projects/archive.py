@@ -37,12 +37,14 @@ class Contents:
     """What an archive holds.
 
     entry_points : of its `MLproject`, by name; empty without that file.
+    environment : what that file asks for, see `MLproject`.
     """
 
     files: int
     bytes: int
     name: str = ""
     entry_points: dict[str, Any] = field(default_factory=dict)
+    environment: str = ""
 
 
 def check(path: Path, limits: Limits) -> Contents:
@@ -97,7 +99,22 @@ def inspect(path: Path, limits: Limits) -> Contents:
         project = mlproject.parse(text)
     except ProjectError as error:
         raise ArchiveError(str(error)) from None
-    return Contents(files, total, project.name, {one.name: one.as_dict() for one in project.entry_points.values()})
+    points = {one.name: one.as_dict() for one in project.entry_points.values()}
+    return Contents(files, total, project.name, points, project.environment)
+
+
+def read_text(path: Path, name: str, largest: int) -> str | None:
+    """A text file of an inspected archive; None where it has none of this name.
+
+    Raises
+    ------
+    ArchiveError : it is larger than `largest` bytes, or no text in UTF-8.
+    """
+    with _opened(path) as archive:
+        for member in _members(archive):
+            if member.name == name and member.isfile():
+                return _text(archive, member, largest)
+    return None
 
 
 def unpack(path: Path, folder: Path, limits: Limits) -> None:
@@ -174,14 +191,14 @@ def _check_parents(is_file: dict[str, bool], folded: set[str]) -> None:
                 raise ArchiveError(f"{parent!r} is there in another spelling")
 
 
-def _text(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    if member.size > mlproject.LARGEST_BYTES:
-        raise ArchiveError(f"{mlproject.NAME} is larger than {mlproject.LARGEST_BYTES:,} bytes")
+def _text(archive: tarfile.TarFile, member: tarfile.TarInfo, largest: int = mlproject.LARGEST_BYTES) -> str:
+    if member.size > largest:
+        raise ArchiveError(f"{member.name} is larger than {largest:,} bytes")
     file: IO[bytes] | None = archive.extractfile(member)
     try:
         return file.read().decode("utf-8") if file is not None else ""
     except UnicodeDecodeError:
-        raise ArchiveError(f"{mlproject.NAME} is no text in UTF-8") from None
+        raise ArchiveError(f"{member.name} is no text in UTF-8") from None
 
 
 def main() -> int:

@@ -25,7 +25,9 @@ _PARAMETER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TYPES: Final = ("string", "float", "path", "uri")
 # what a shell would read in a template that is not quoted
 _SHELL: Final = re.compile(r"[|&;<>`$()\n]")
-_KEYS: Final = frozenset({"name", "entry_points", "python_env", "conda_env", "docker_env"})
+_ENVIRONMENTS: Final = ("python_env", "conda_env", "docker_env")
+_KEYS: Final = frozenset({"name", "entry_points", *_ENVIRONMENTS})
+_FILE: Final = re.compile(r"[^\x00-\x1f\x7f\\]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class MLproject:
 
     name: str
     entry_points: dict[str, EntryPoint]
+    environment: str = ""
+    """`python_env: FILE`, `conda_env: FILE` or `docker_env: IMAGE`; empty where it asks for none."""
 
 
 def parse(text: str) -> MLproject:
@@ -104,14 +108,26 @@ def parse(text: str) -> MLproject:
     for key in content:
         if key not in _KEYS:
             raise ProjectError(f"{NAME} has the key {key!r}; there are {', '.join(sorted(_KEYS))}")
-    if "conda_env" in content:
-        raise ProjectError(f"{NAME} asks for conda_env, which is not here: use python_env")
     points = content.get("entry_points") or {}
     if not isinstance(points, dict):
         raise ProjectError(f"entry_points of {NAME} is no mapping")
     name = content.get("name")
     found = {str(key): _entry_point(str(key), value) for key, value in points.items()}
-    return MLproject(str(name)[:100] if name is not None else "", found)
+    return MLproject(str(name)[:100] if name is not None else "", found, _environment(content))
+
+
+def _environment(content: Mapping[str, Any]) -> str:
+    asked = [key for key in _ENVIRONMENTS if content.get(key) is not None]
+    if len(asked) > 1:
+        raise ProjectError(f"{NAME} has {' and '.join(asked)}: keep one of them")
+    for key in asked:
+        value = content[key]
+        if key == "docker_env" and isinstance(value, dict):
+            value = value.get("image", "")
+        if not isinstance(value, str) or not _FILE.fullmatch(value):
+            raise ProjectError(f"{key} of {NAME} is {str(value)[:80]!r}, but must be a name")
+        return f"{key}: {value}"
+    return ""
 
 
 def choose(entry_points: Mapping[str, Any], name: str) -> EntryPoint:

@@ -67,7 +67,10 @@ class Owner(Base):
 
 
 class Project(Base):
-    """An uploaded project, by the SHA-256 of its archive."""
+    """An uploaded project, by the SHA-256 of its archive.
+
+    environment : what its `MLproject` asks for, such as `python_env: python_env.yaml`.
+    """
 
     __tablename__ = "project"
 
@@ -76,6 +79,7 @@ class Project(Base):
     files: Mapped[int]
     name: Mapped[str]
     entry_points: Mapped[dict[str, Any]]
+    environment: Mapped[str] = mapped_column(default="", server_default="")
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
@@ -94,6 +98,8 @@ class Submission(Base):
 
     request_hash : of the request, so that an idempotency key with another request is noticed.
     argv : what runs, one string per argument.
+    environment : a file of the project that it is built from, or `profile` or `profile:NAME`; empty: `profile`.
+    env_key : of the environment that was built for it.
     ranks_per_node : how often the command is started on each node.
     resume : the command goes on from its checkpoints when it is started again.
     cancel_at, cancel_by : the wish to cancel it.
@@ -123,6 +129,8 @@ class Submission(Base):
     params: Mapped[dict[str, Any]]
     argv: Mapped[list[str]]
     profile: Mapped[str]
+    environment: Mapped[str] = mapped_column(default="", server_default="")
+    env_key: Mapped[str] = mapped_column(default="", server_default="")
     nodes: Mapped[int] = mapped_column(default=1)
     ranks_per_node: Mapped[int] = mapped_column(default=1, server_default="1")
     resume: Mapped[bool] = mapped_column(default=False, server_default=false())

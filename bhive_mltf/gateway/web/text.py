@@ -52,9 +52,10 @@ def duration(seconds: float) -> str:
 def command(job: Submission) -> str:
     """The command that hands the same in again, typed in the folder of the project."""
     options = {"profile": job.profile, "hours": f"{job.hours:g}", "entry-point": job.entry_point}
+    options |= {"environment": job.environment}
     options |= {"name": job.name, "label": job.label, "nodes": str(job.nodes)}
     options |= {"ranks-per-node": str(job.ranks_per_node)}
-    left_out = {"entry-point": "main", "nodes": "1", "ranks-per-node": "1"}
+    left_out = {"entry-point": "main", "nodes": "1", "ranks-per-node": "1", "environment": "profile"}
     # with `=`, a value that begins with a dash stays a value
     given = [f"--{name}={value}" for name, value in options.items() if value and value != left_out.get(name)]
     given += [f"--param={name}={value}" for name, value in job.params.items()]

@@ -12,14 +12,19 @@ import contextlib
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Final
 
+from bhive_mltf.errors import ProfileError
 from bhive_mltf.files import atomic
 from bhive_mltf.gateway import faults
+from bhive_mltf.gateway.environments import builder
+from bhive_mltf.gateway.environments.store import Store
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.settings import JobProfile, Settings
 from bhive_mltf.gateway.store.tables import Submission
+from bhive_mltf.ranks.files import log_path
 from bhive_mltf.slurm import job, profiles
 from bhive_mltf.slurm.job import JobSpec
 from bhive_mltf.slurm.profiles import Profile
@@ -90,6 +95,36 @@ def facility_of(profile: JobProfile, submission: Submission) -> Profile:
     return found.model_copy(update={"environment": {**found.environment, **profile.launcher_variables}})
 
 
+def environment_of(settings: Settings, submission: Submission, profile: JobProfile) -> Path:
+    """Where the environment of a job lies: one that was built, or one of its profile.
+
+    Raises
+    ------
+    ProfileError : the profile has no environment of that name any more.
+    """
+    if submission.env_key:
+        return Store(settings.environments).path(submission.env_key)
+    kind, _, name = submission.environment.partition(":")
+    if kind != "profile" or not name:
+        return profile.environment
+    if name not in profile.environments:
+        raise ProfileError(f"profile {submission.profile} has no environment {name!r} any more")
+    return profile.environments[name]
+
+
+def _interpreters(environment: Path, submission: Submission, profile: JobProfile) -> list[Path]:
+    """The installations of Python that a built environment needs, unless the job sees them anyway."""
+    if not submission.env_key:
+        return []
+    found = builder.bases_of(environment / "bin" / "python")
+    return [path for path in found if path != environment and path not in profile.read_only]
+
+
+def log_of(settings: Settings, submission: Submission) -> Path:
+    """The log that people read: that of rank 0, to which a build adds what it prints, before there are ranks."""
+    return log_path(settings.job_folder(submission.id), 0)
+
+
 def spec_of(settings: Settings, submission: Submission, profile: JobProfile, facility: Profile) -> JobSpec:
     """The batch job: one launcher per node, which has all that the job gets of that node.
 
@@ -102,8 +137,8 @@ def spec_of(settings: Settings, submission: Submission, profile: JobProfile, fac
         logs=str(folder / "logs"),
         runtime=profile.runtime,
         network=profile.network,
-        environment=str(profile.environment),
-        read_only=tuple(map(str, profile.read_only)),
+        environment=str(environment := environment_of(settings, submission, profile)),
+        read_only=tuple(map(str, (*profile.read_only, *_interpreters(environment, submission, profile)))),
         ranks_per_node=submission.ranks_per_node,
         resume=submission.resume,
         variables=dict(profile.variables),

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from bhive_mltf.errors import ProfileError, QueryFailedError, SlurmError, SubmissionError
 from bhive_mltf.gateway import faults
-from bhive_mltf.gateway.errors import ArchiveError, UpstreamError
+from bhive_mltf.gateway.environments.store import LOCK_NAME
+from bhive_mltf.gateway.errors import ArchiveError, EnvironmentBuildError, UpstreamError
 from bhive_mltf.gateway.identity.mint import Minter
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store import queries
@@ -20,6 +21,7 @@ from bhive_mltf.gateway.tracking import Status, Tracking
 from bhive_mltf.gateway.worker import attempts, batch, job_folder
 from bhive_mltf.gateway.worker.endings import Ending, ending_of
 from bhive_mltf.gateway.worker.leader import Office
+from bhive_mltf.gateway.worker.preparing import Environments
 from bhive_mltf.slurm import dispatch
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.outcome import ConfirmedEnd
@@ -48,6 +50,10 @@ class Steps:
     minter: Minter
     clients: dict[str, Slurm] = field(default_factory=dict)
     ends: dict[str, ConfirmedEnd] = field(default_factory=dict)
+    environments: Environments = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.environments = Environments(self.settings)
 
     def do(self, submission: Submission) -> None:
         """One step of one submission."""
@@ -80,13 +86,34 @@ class Steps:
 
     def _preparing(self, submission: Submission) -> None:
         if self._is_cancelled_early(submission):
+            self.environments.cancel(submission)
             return
-        profile = self.settings.profiles[submission.profile]
-        if not (profile.environment / "bin").is_dir():
-            reason = f"the environment of profile {submission.profile} is not there: ask the operator"
-            self._close(submission, Ending(State.FAILED, "environment", reason))
+        try:
+            key = self.environments.prepare(submission)
+            if key:
+                with self.database.reading() as session:
+                    in_use = {one.env_key for one in queries.alive(session) if one.id != submission.id}
+                self.environments.make_room(key, in_use)
+        except (EnvironmentBuildError, ProfileError) as error:
+            self._close(submission, Ending(State.FAILED, "environment", str(error)))
             return
-        self._move(submission, State.SUBMITTING)
+        if key is not None:
+            self._move(submission, State.SUBMITTING, f"environment {key}" if key else "", env_key=key)
+            self._log_environment(submission)
+
+    def _log_environment(self, submission: Submission) -> None:
+        """Leave the lock of a built environment with the run; without an answer it is done at the end of the job."""
+        is_left = self.settings.job_folder(submission.id) / job_folder.PRIVATE / "lock_is_left"
+        if not submission.env_key or is_left.exists():
+            return
+        try:
+            lock = (self.environments.store.path(submission.env_key) / LOCK_NAME).read_text(encoding="utf-8")
+            with self._tracking(submission) as tracking:
+                tracking.set_tags(submission.run_id, {"mltf.env_key": submission.env_key})
+                tracking.log_text(submission.run_id, f"environment/{LOCK_NAME}", lock)
+            is_left.touch()
+        except (UpstreamError, OSError) as error:
+            logger.warning("%s: %s", submission.id, error)
 
     def _submitting(self, submission: Submission) -> None:
         folder = self.settings.job_folder(submission.id)
@@ -155,6 +182,7 @@ class Steps:
     def _closing(self, submission: Submission) -> None:
         state = State(submission.outcome)
         status = _RUN_STATUS[state]
+        self._log_environment(submission)
         with self._tracking(submission) as tracking:
             run_id = submission.run_id or self._stray_run(submission, tracking)
             if run_id:
