@@ -35,6 +35,13 @@ def program(name, how):
     return found
 
 
+def builds():
+    """What environments are built with."""
+    program("bwrap", "apt-get install bubblewrap")
+    if not Path(sys.executable).with_name("uv").is_file():
+        program("uv", "pip install uv")
+
+
 def node_modules():
     """A folder with the sign-on provider and what it needs, installed once for each version of `package.json`."""
     program("node", "apt-get install nodejs")

@@ -24,8 +24,7 @@ def with_environment(line):
 @pytest.fixture
 def building(tmp_path, monkeypatch):
     """A gateway in one process that builds from a folder of two wheels."""
-    needs.program("bwrap", "apt-get install bubblewrap")
-    needs.program("uv", "pip install uv")
+    needs.builds()
     (tmp_path / "wheels").mkdir()
     wheels.make_wheel(tmp_path / "wheels", "alpha", requires=["beta"])
     wheels.make_wheel(tmp_path / "wheels", "beta")

@@ -33,8 +33,7 @@ class Workshop:
     """A folder of wheels that is also an index, and a store of environments."""
 
     def __init__(self, folder):
-        needs.program("bwrap", "apt-get install bubblewrap")
-        needs.program("uv", "pip install uv")
+        needs.builds()
         self.folder, self.wheels = folder, folder / "wheels"
         self.wheels.mkdir()
         self.store, self.log = Store(folder / "environments"), folder / "log"

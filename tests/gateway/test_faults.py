@@ -129,8 +129,7 @@ def environment_of(point):
     """What the project asks for, so that the point is reached."""
     if point not in OF_A_BUILD:
         return "profile"
-    needs.program("bwrap", "apt-get install bubblewrap")
-    needs.program("uv", "pip install uv")
+    needs.builds()
     return "need.txt"
 
 

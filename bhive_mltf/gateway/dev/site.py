@@ -121,6 +121,7 @@ class Site:
             "facility": str(self.folder / "facility.yml"),
             "environment": sys.prefix,
             "read_only": [sys.base_prefix],
+            "builds": True,
             "max_hours": 0.5,
             "launcher_variables": {"PYTHONPATH": program},
         }
@@ -133,6 +134,11 @@ class Site:
             "keys": str(self.folder / "keys"),
             "provider": {**sign_on, "web_client": provider.WEB, "allow_http": True},
             "roles": {"user": {"profiles": ["lab"]}, "admin": {"profiles": ["lab"], "admin": True}},
+            "builds": {
+                "index_url": "https://pypi.org/simple",
+                "index_hosts": ["files.pythonhosted.org"],
+                "pythons": {f"3.{sys.version_info.minor}": sys.executable},
+            },
             "profiles": {"lab": profile},
             "tick_s": 1.0,
         }
