@@ -93,6 +93,9 @@ class Stack:
                 "cluster: lab\npartition: main\nmemory_per_cpu_gb: 0.5\nhours: 0.5\n"
                 "signal_seconds: 40\npoll_seconds: 1\n"
             )
+        # of environments that jobs ask for
+        self.wheels = folder / "wheels"
+        self.wheels.mkdir(exist_ok=True)
         content = {
             "public_url": self.url,
             "tracking_url": self.tracking,
@@ -111,9 +114,11 @@ class Stack:
                 "user": {"profiles": ["lab", "two-nodes"], "jobs": 50},
                 "admin": {"profiles": ["lab"], "admin": True},
             },
+            "builds": {"index_url": f"file://{self.wheels}", "pythons": {"3.11": sys.executable}},
             "profiles": {
                 "lab": {
                     "facility": str(facility),
+                    "builds": True,
                     "environment": sys.prefix,
                     "read_only": [sys.base_prefix],
                     "max_hours": 0.5,

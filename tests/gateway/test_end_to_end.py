@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.gateway import needs, wheels
 from tests.gateway.stack import EXAMPLE, installed_client
 from tests.helpers.waiting import wait_for
 
@@ -33,6 +34,41 @@ def test_project_runs_and_its_run_is_finished(stack, alice):
     log, _ = alice.run("logs", job)
     assert "epoch 3: loss" in log
     assert not (stack.folder / "spool" / "jobs" / job / "private" / "token").exists()
+
+
+def test_project_runs_in_an_environment_that_was_built_for_it(stack, alice, tmp_path):
+    needs.builds()
+    wheels.make_wheel(stack.wheels, "alpha", script=True)
+    (tmp_path / "MLproject").write_text("python_env: env.yaml\nentry_points: {main: {command: alpha}}\n")
+    (tmp_path / "env.yaml").write_text("python: 3.11\ndependencies: [alpha]\n")
+    job = alice.submit(tmp_path)
+    found = alice.wait(job, "succeeded")
+    log = alice.run("logs", job)[0]
+    # a script of the environment, which sees nothing but that environment
+    assert log.index(f"environment {found['env_key']} is ready") < log.index("\nalpha1.0\n")
+    run = alice.tracked(job)
+    assert {"key": "mltf.env_key", "value": found["env_key"]} in run["data"]["tags"]
+    place = run["info"]["artifact_uri"].partition(":/")[2]
+    lock = alice.mlflow("GET", f"/api/2.0/mlflow-artifacts/artifacts/{place}/environment/requirements.lock")
+    assert lock.text == wheels.locked(stack.wheels / "alpha-1.0-py3-none-any.whl")
+    assert "no usable wheels" in alice.wait(failing(alice, stack, tmp_path), "failed")["reason"]
+
+
+def failing(person, stack, folder):
+    """A job that needs a package without wheels."""
+    wheels.make_source(stack.wheels, "gamma")
+    (folder / "env.yaml").write_text("dependencies: [gamma]\n")
+    return person.submit(folder)
+
+
+def test_plain_ddp_runs_on_ranks_of_a_job(alice):
+    options = ("--environment", "profile", "--nodes", "2", "--resume", "-P", "epochs=3")
+    job = alice.submit(EXAMPLE.parent / "ddp_project", *options, profile="two-nodes")
+    alice.wait(job, "succeeded")
+    metrics = {one["key"]: one for one in alice.tracked(job)["data"]["metrics"]}
+    assert int(metrics["loss"]["step"]) == 2
+    assert metrics["accuracy"]["value"] > 0.8
+    assert alice.run("logs", job)[0].count("epoch 2: loss") == 1
 
 
 def test_log_is_followed_while_the_job_runs(alice):

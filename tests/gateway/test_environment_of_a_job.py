@@ -12,6 +12,7 @@ from bhive_mltf.gateway.environments import builder
 from tests.gateway import needs, wheels
 from tests.gateway.test_api import MLPROJECT, User, archive
 from tests.gateway.whole import Whole
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
 PYTHON_ENV = b"python: 3.11\ndependencies: [alpha]\n"
@@ -78,6 +79,34 @@ def test_environment_is_built_and_the_job_runs_in_it(building, person):
     second = submit(person, {"need.txt": b"alpha\n"}, "key-00002", environment="need.txt").json()["id"]
     assert after(building, second).env_key == row.env_key
     assert "is there already" in person.ask("GET", f"/v1/submissions/{second}/log").text
+
+
+def test_two_people_with_the_same_needs_share_one_build(building, person):
+    bob = User(building.client, building.provider, "bob")
+    jobs = [submit(one, {"need.txt": b"alpha\n"}, environment="need.txt").json()["id"] for one in (person, bob)]
+    first, second = (after(building, job).env_key for job in jobs)
+    assert first == second != ""
+    logs = [building.settings.job_folder(job) / "logs" / "rank_0.log" for job in jobs]
+    assert sum(path.read_text().count("building environment") for path in logs) == 1
+
+
+def test_one_person_leaves_a_build_for_others(building, person, monkeypatch):
+    go_on, begun = threading.Event(), []
+
+    def stuck(self, wanted, lock_file):
+        begun.append(wanted.requirements)
+        go_on.wait(20)
+        raise builder.EnvironmentBuildError("enough")
+
+    monkeypatch.setattr(builder.Builder, "build", stuck)
+    bob = User(building.client, building.provider, "bob")
+    for number, one in enumerate((person, person, bob)):
+        submit(one, {"need.txt": f"alpha=={number}\n".encode()}, f"key-0000{number}", environment="need.txt")
+    for _ in range(10):
+        building.tick()
+    wait_for(lambda: len(begun) == 2, 10)
+    go_on.set()
+    assert sorted(begun) == [("alpha==0",), ("alpha==2",)]
 
 
 def test_failed_build_ends_the_job_with_the_sentence_of_uv(building, person):

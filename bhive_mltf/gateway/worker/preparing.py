@@ -27,10 +27,10 @@ _WORDS_OF_PROFILE: Final = ("", "profile")
 class _Running(threading.Thread):
     """One build: its key at the end, or its error, or neither when it is to be asked for again."""
 
-    def __init__(self, builder: Builder, work: Path, name: str, lock_file: Path) -> None:
+    def __init__(self, builder: Builder, work: Path, name: str, lock_file: Path, owner: str) -> None:
         # a daemon: a worker that ends does not wait for it, and the sandbox ends with the worker
         super().__init__(name=f"build {name}", daemon=True)
-        self.builder, self._work, self._file, self._lock_file = builder, work, name, lock_file
+        self.owner, self.builder, self._work, self._file, self._lock_file = owner, builder, work, name, lock_file
         self.key, self.error, self.is_done = "", "", False
 
     def run(self) -> None:
@@ -38,6 +38,8 @@ class _Running(threading.Thread):
             self._build()
         finally:
             self.is_done = True
+        if not self.key and not self.error:
+            return
         try:
             self.builder.store.sweep(int(self.builder.builds.cache_gb * 1e9))
         except OSError as error:
@@ -111,6 +113,11 @@ class Environments:
         if (running := self._running.pop(submission.id, None)) is not None:
             running.builder.stop.set()
 
+    def note_end(self, submission: Submission) -> None:
+        """Note that a job was in an environment until now."""
+        if submission.env_key and self.store.is_ready(submission.env_key):
+            self.store.use(submission.env_key)
+
     def make_room(self, key: str, in_use: AbstractSet[str]) -> None:
         """Note that an environment is used now, and take away what is unused and too much, the longest unused first.
 
@@ -140,13 +147,16 @@ class Environments:
             )
 
     def _start(self, submission: Submission, builds: Builds) -> None:
-        if sum(one.is_alive() for one in self._running.values()) >= builds.at_once:
+        alive = [one.owner for one in self._running.values() if one.is_alive()]
+        # nobody keeps all others waiting
+        if len(alive) >= builds.at_once or alive.count(submission.owner) >= max(1, builds.at_once - 1):
             return
         folder = self._settings.job_folder(submission.id)
         private = folder / job_folder.PRIVATE
         private.mkdir(exist_ok=True, mode=0o700)
         builder = Builder(builds, self.store, job_folder.log_of(self._settings, submission))
         builder.log.parent.mkdir(exist_ok=True)
-        made = _Running(builder, folder / job_folder.WORK, submission.environment, private / LOCK_NAME)
+        work, lock_file = folder / job_folder.WORK, private / LOCK_NAME
+        made = _Running(builder, work, submission.environment, lock_file, submission.owner)
         self._running[submission.id] = made
         made.start()

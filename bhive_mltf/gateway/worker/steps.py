@@ -182,6 +182,7 @@ class Steps:
     def _closing(self, submission: Submission) -> None:
         state = State(submission.outcome)
         status = _RUN_STATUS[state]
+        self.environments.note_end(submission)
         self._log_environment(submission)
         with self._tracking(submission) as tracking:
             run_id = submission.run_id or self._stray_run(submission, tracking)
