@@ -176,6 +176,17 @@ def uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
+def set_cuda_allocator(settings: str) -> None:
+    """Settings of CUDA's allocator for what is allocated from now on, as its environment variable has them.
+
+    From torch 2.9 on the variable is read when torch is loaded; `torch.cuda` had the function before 2.10.
+    """
+    import torch
+
+    newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (newer or torch.cuda.memory._set_allocator_settings)(settings)
+
+
 def uuid_of(device: torch.device) -> str:
     """Of a GPU; its number as this process counts, where torch (before 2.5) does not tell."""
     import torch

@@ -80,10 +80,13 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight, mean, variance, count = ctx.saved_tensors
+        inverse = torch.rsqrt(variance + ctx.eps)
         of_weight, of_bias = torch.zeros_like(mean), torch.zeros_like(mean)
         if x.numel():
+            # CUDA's kernel refuses to be without saved statistics, which a CPU does not look at, and takes the type of
+            # its results from a weight, whose values nobody looks at
             _, of_weight, of_bias = aten.native_batch_norm_backward(
-                grad, x, None, mean, variance, None, None, False, ctx.eps, [False, True, True]
+                grad, x, mean, mean, variance, mean, inverse, False, ctx.eps, [False, True, True]
             )
         parameters = (None, None) if weight is None else (of_weight.to(weight.dtype), of_bias.to(weight.dtype))
         if not ctx.needs_input_grad[0]:
@@ -91,7 +94,6 @@ class _Normalise(torch.autograd.Function):
         sums = torch.stack((of_weight, of_bias)).double()
         dist.all_reduce(sums, group=ctx.group)
         slope, offset = (sums / count).to(mean.dtype)
-        inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else inverse * weight
         # scale * (grad - offset - slope * (x - mean) / std)
         shape = (1, -1) + (1,) * (x.dim() - 2)

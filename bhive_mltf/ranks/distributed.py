@@ -29,7 +29,7 @@ TIMEOUT_VARIABLE = "BHIVE_MLTF_RANK_TIMEOUT"
 TIMEOUT = 600.0
 MAX_TIMEOUT = 1e7
 CPU = torch.device("cpu")
-# Batches differ in size from step to step: without it CUDA's memory would fall into pieces. torch 2.9 renamed it.
+# With which a user sets up CUDA's allocator; torch 2.9 renamed it, and reads it when it is loaded.
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class World:
 
 
 def pick_device(local_rank: int) -> torch.device:
-    """The accelerator of this local rank, or the CPU when there is none.
+    """The accelerator of this local rank, from now on the current one of this thread; the CPU when there is none.
 
     Raises
     ------
@@ -88,18 +88,20 @@ def pick_device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         _without_gpu(local_rank)
         return CPU
-    if not any(name in os.environ for name in _ALLOCATOR):
-        os.environ[_ALLOCATOR[1]] = "expandable_segments:True"
     count = torch.cuda.device_count()
-    if count == 1 and "SLURM_STEP_ID" in os.environ:
-        # SLURM may show each task a GPU of its own; that no two have the same one is looked at when ranks meet
-        return torch.device("cuda", 0)
-    if local_rank >= count:
+    # SLURM may show each task a GPU of its own; that no two have the same one is looked at when ranks meet
+    number = 0 if count == 1 and "SLURM_STEP_ID" in os.environ else local_rank
+    if number >= count:
         raise ParameterError(
             f"ranks_per_node asks for local rank {local_rank}, but this node has {count} visible GPUs: "
             f"take at most {count} ranks per node"
         )
-    return torch.device("cuda", local_rank)
+    if not any(name in os.environ for name in _ALLOCATOR):
+        # batches differ in size from step to step: CUDA's memory would fall into pieces
+        compat.set_cuda_allocator("expandable_segments:True")
+    # events, pinned memory and NCCL go by the current device, not by where tensors are
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _without_gpu(local_rank: int) -> None:
@@ -153,8 +155,6 @@ def join_world() -> Iterator[World]:
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     size = size_from_environment()
     device = pick_device(local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if size == 1:
         yield World(device=device)
         return

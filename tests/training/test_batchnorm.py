@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bhive_mltf.ranks import batchnorm
 from bhive_mltf.ranks.batchnorm import GlobalBatchNorm1d, plain_batch_norms, synchronise_batch_norms
@@ -149,6 +150,40 @@ def test_an_empty_rank_under_autocast_sends_what_the_others_send(dtype):
     plain = nn.BatchNorm1d(3)
     plain(x.float())
     torch.testing.assert_close(variance, plain.running_var, rtol=1e-5, atol=1e-6)
+
+
+class _Backward(TorchDispatchMode):
+    """Notes what CUDA's backward kernel would get."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm_backward.default:
+            self.calls.append(args)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_backward_gets_all_that_cuda_asks_for(affine):
+    """Its kernel asserts saved statistics, in the type it adds in, and makes its results like the weight."""
+    norm = nn.BatchNorm1d(3, affine=affine)
+    x = torch.randn(8, 3).bfloat16().requires_grad_()
+
+    def rank_pass(group, rank):
+        synchronise_batch_norms(norm, group)
+        out = norm(x).float().square().sum()
+        with _Backward() as seen:
+            out.backward()
+        return seen.calls
+
+    ((found,),) = as_ranks(1, rank_pass)
+    _, rows, weight, mean, variance, saved_mean, saved_inverse = found[:7]
+    assert rows.dtype == torch.bfloat16
+    assert {t.dtype for t in (weight, mean, variance, saved_mean, saved_inverse)} == {torch.float32}
+    assert torch.equal(saved_mean, mean)
+    torch.testing.assert_close(saved_inverse, (variance + norm.eps).rsqrt())
 
 
 def test_many_rows_far_from_zero_keep_their_digits():

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from bhive_mltf import compat
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.ranks import distributed
 from bhive_mltf.ranks.distributed import World, backends, conflict, pick_device
@@ -140,7 +141,7 @@ def test_backends():
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """A node with so many GPUs, and an environment that may be changed."""
+    """A node with so many GPUs, an environment that may be changed, and what CUDA was told."""
     monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PYTORCH"))})
 
     def see(number):
@@ -148,13 +149,17 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
         monkeypatch.setattr(distributed, "count_gpus", lambda environment: number)
 
+    see.told = []
+    monkeypatch.setattr(torch.cuda, "set_device", see.told.append)
+    monkeypatch.setattr(compat, "set_cuda_allocator", see.told.append)
     return see
 
 
 def test_each_local_rank_has_a_gpu_and_memory_that_grows(gpus):
     gpus(2)
     assert pick_device(1) == torch.device("cuda", 1)
-    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    # the device also in ranks that join no group: events of another one would not guard its copies
+    assert gpus.told == ["expandable_segments:True", 1]
     with pytest.raises(ParameterError, match="local rank 2, but this node has 2 visible GPUs"):
         pick_device(2)
 
@@ -163,7 +168,18 @@ def test_what_the_user_says_of_the_allocator_stays(gpus):
     gpus(1)
     os.environ["PYTORCH_ALLOC_CONF"] = "backend:cudaMallocAsync"
     pick_device(0)
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    assert gpus.told == [0]
+
+
+def test_settings_of_the_allocator_reach_torch(monkeypatch):
+    """By the call: newer ones have read the environment long before."""
+    older, newer = [], []
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", older.append)
+    monkeypatch.delattr(torch._C, "_accelerator_setAllocatorSettings", raising=False)
+    compat.set_cuda_allocator("expandable_segments:True")
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", newer.append, raising=False)
+    compat.set_cuda_allocator("expandable_segments:False")
+    assert (older, newer) == (["expandable_segments:True"], ["expandable_segments:False"])
 
 
 def test_a_task_of_slurm_that_sees_one_gpu_takes_it(gpus):
@@ -173,6 +189,7 @@ def test_a_task_of_slurm_that_sees_one_gpu_takes_it(gpus):
         pick_device(3)
     os.environ["SLURM_STEP_ID"] = "0"
     assert pick_device(3) == torch.device("cuda", 0)
+    assert gpus.told[-1] == 0
 
 
 def test_a_job_with_gpus_never_computes_on_a_processor(gpus, monkeypatch):
