@@ -37,6 +37,16 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # with CUDA graphs
 
 
+def check_compile_mode(mode: str, model: str, padding: str) -> None:
+    """ParameterError for a mode that records graphs of the GPU, with a model whose batches differ in shape."""
+    if padding == "longest" and mode in GRAPH_MODES:
+        fitting = " or ".join(f"'{name}'" for name in COMPILE_MODES if name not in GRAPH_MODES)
+        raise ParameterError(
+            f"torch_compile_mode is '{mode}', which records a graph of the GPU for each shape, but each batch of "
+            f"{model} has a shape of its own: take {fitting}"
+        )
+
+
 def check_loss(loss: str, model: str, outputs: Sequence[str]) -> None:
     """ParameterError unless the loss fits a model with these regression outputs (none: a plain model)."""
     wanted = [name for name in LOSSES if len(REGRESSION_LOSSES.get(name, ())) == len(outputs)]

@@ -11,7 +11,7 @@ from torch import nn
 from torch._functorch import config as functorch
 
 from bhive_mltf.attacks.attack import pick_attack
-from bhive_mltf.errors import ParameterError, TrainingError
+from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import disk
 from bhive_mltf.files.lock import STALE_AFTER_S, DirectoryLock
 from bhive_mltf.gc_freeze import frozen_gc
@@ -22,9 +22,8 @@ from bhive_mltf.ranks.distributed import World, set_threads
 from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import build as making
-from bhive_mltf.training import choices
 from bhive_mltf.training.build import Ingredients
-from bhive_mltf.training.choices import check_loss
+from bhive_mltf.training.choices import check_compile_mode, check_loss
 from bhive_mltf.training.losses import create_loss
 from bhive_mltf.training.monitoring.observers import Observer, Observers
 from bhive_mltf.training.optim.optimisers import create_optimizer
@@ -131,12 +130,7 @@ def compile_model(model: nn.Module, mode: str, *, keeps_graphs: bool = False) ->
 
     keeps_graphs : several backwards go through one forward, as in attacks.
     """
-    if getattr(model, "padding", "") == "longest" and mode in choices.GRAPH_MODES:
-        fitting = " or ".join(f"'{name}'" for name in choices.COMPILE_MODES if name not in choices.GRAPH_MODES)
-        raise ParameterError(
-            f"torch_compile_mode is '{mode}', which records a graph of the GPU for each shape, but each batch of "
-            f"{type(model).__name__} has a shape of its own: take {fitting}"
-        )
+    check_compile_mode(mode, type(model).__name__, getattr(model, "padding", ""))
     if keeps_graphs:
         # a backward must not write its results over what the forward left for the next one
         functorch.donated_buffer = False

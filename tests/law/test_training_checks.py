@@ -46,6 +46,15 @@ REFUSED = {
         {"config": "hlt_run3", "model_name": "ParticleTransformer"},
         "model ParticleTransformer needs the group 'npf', which config 'hlt_run3' does not have",
     ),
+    "graphs of shapes": (
+        {
+            "config": "part_run3",
+            "model_name": "ParticleTransformer",
+            "use_torch_compile": True,
+            "torch_compile_mode": "reduce-overhead",
+        },
+        "each batch of ParticleTransformer has a shape of its own: take 'default' or 'max-autotune-no-cudagraphs'",
+    ),
     "negative": ({"epochs": -1}, "--epochs -1: it must be 0 or more"),
 }
 
@@ -60,6 +69,12 @@ ACCEPTED = {
         "model_name": "UParticleNet_InProHLT",
         "loss_function": "CrossEntropyLogCoshHLT",
         "loss_weighting": True,
+    },
+    "graphs": {"use_torch_compile": True, "torch_compile_mode": "reduce-overhead"},
+    "graphs that are not asked for": {
+        "config": "part_run3",
+        "model_name": "ParticleTransformer",
+        "torch_compile_mode": "reduce-overhead",
     },
     "on and on": {"resume_epoch": 1, "extend_training": 2, "resume_training": True},
 }

@@ -143,13 +143,15 @@ class TrainingTask(
 
     def check_to_run(self) -> None:
         from bhive_mltf.models import registry
-        from bhive_mltf.training.choices import check_loss
+        from bhive_mltf.training.choices import check_compile_mode, check_loss
 
         plan = self.plan()
         model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
         if plan.start_from:
             checks.refuse_other_weights(model, plan)
         check_loss(plan.loss_function, plan.model_name, model.regression)
+        if plan.use_torch_compile:
+            check_compile_mode(plan.torch_compile_mode, plan.model_name, model.padding)
 
     def refuse_contradictions(self) -> None:
         """ParameterError for parameters that exclude each other, or leave nothing to train."""
