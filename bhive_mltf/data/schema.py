@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bhive_mltf.config import Config
 
 GLOBAL = "global"
-CANDIDATE_GROUPS = ("cpf", "npf", "vtx", "lt")
 
 
 @dataclass(frozen=True)

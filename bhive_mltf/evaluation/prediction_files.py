@@ -107,12 +107,6 @@ def read_predictions(directory: str | Path) -> Predictions:
     return predictions
 
 
-def read_files(directory: str | Path) -> dict[int, str]:
-    """Index -> path of the files that the jet ids in `directory` speak of."""
-    files = json.loads((Path(directory) / "files.json").read_text(encoding="utf-8"))["files"]
-    return {int(index): str(file["path"]) for index, file in files.items()}
-
-
 def _regression_names(directory: Path) -> tuple[str, ...]:
     path = directory / "files.json"
     return tuple(json.loads(path.read_text(encoding="utf-8")).get("regression", ())) if path.exists() else ()

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bhive_mltf.errors import DataError, ParameterError
+from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.discriminators import FLAVOUR, VS_REFERENCE, Discriminator, discriminators
 from bhive_mltf.evaluation.predictions import Predictions
@@ -82,49 +81,6 @@ def make_working_points(
     _write_points(directory, found, {**left_out, **{k: str(n) for k, n in jets.left_out.items()}})
     figures.save(figures.roc_figure(found, "all processes", style), directory, "working_point")
     return WorkingPointSummary({m.discriminator.label: m.points for m in found}, left_out)
-
-
-def calculate_efficiency_curve(
-    discriminator: NDArray[np.floating], truth: NDArray[np.integer] | NDArray[np.bool_], n_points: int = 201
-) -> tuple[Values, Values, Values]:
-    """Upstream's curve: thresholds linspace(0, 1, n_points), efficiency and mistag rate of `discriminator > threshold`.
-
-    truth : true or 1 for a signal jet.
-    """
-    is_signal = np.asarray(truth).astype(bool)
-    values = np.asarray(discriminator, dtype=np.float64)
-    thresholds = np.linspace(0.0, 1.0, n_points)
-    if is_signal.all() or not is_signal.any():
-        raise DataError(f"An efficiency curve needs signal and background, {int(is_signal.sum())} of {len(values)} "
-                        "jets are signal")  # fmt: skip
-    return (
-        thresholds,
-        passing_fraction(values[is_signal], thresholds),
-        passing_fraction(values[~is_signal], thresholds),
-    )
-
-
-def calculate_working_point(
-    threshold: NDArray[np.floating], efficiency: NDArray[np.floating], mistag: NDArray[np.floating], wp: float
-) -> tuple[float, float, float]:
-    """Upstream's working point (threshold, efficiency, wp), on straight lines between the points of a curve.
-
-    The curve is the one of `calculate_efficiency_curve`; `make_working_points` uses all jets instead.
-
-    Raises
-    ------
-    ParameterError
-        The curve does not reach a mistag rate of `wp`.
-    """
-    if not mistag.min() <= wp <= mistag.max():
-        raise ParameterError(
-            f"The working point {wp:g} is outside the curve, whose mistag rates go from {mistag.min():g} to "
-            f"{mistag.max():g}: choose one inside"
-        )
-    order = np.lexsort((-threshold, mistag))
-    at = float(np.interp(wp, mistag[order], threshold[order]))
-    by_threshold = np.argsort(threshold)
-    return at, float(np.interp(at, threshold[by_threshold], efficiency[by_threshold])), wp
 
 
 def _chosen(available: Sequence[Discriminator]) -> list[Discriminator]:

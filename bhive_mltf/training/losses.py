@@ -6,7 +6,7 @@ B: jets; C: classes; R: regression outputs; K: truth labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -22,8 +22,6 @@ from bhive_mltf.training import choices
 if TYPE_CHECKING:
     from bhive_mltf.interface import Batch
     from bhive_mltf.models.base import Tagger
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class JetLosses(NamedTuple):

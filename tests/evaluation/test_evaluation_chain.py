@@ -65,7 +65,8 @@ def chain(tmp_path_factory):
 def test_w38_predictions_join_the_ntuples_by_file_and_entry(chain):
     base, config, dataset, predictions = chain
     assert len(predictions) == len(dataset) == dataset.manifest.n_jets
-    paths = prediction_files.read_files(base / "inference")
+    files = json.loads((base / "inference/files.json").read_text())["files"]
+    paths = {int(index): file["path"] for index, file in files.items()}
     assert list(paths.values()) == list(dataset.manifest.filelist)
     with uproot.open(base / "inference" / "output.root") as file:
         predicted = file["tree"].arrays(library="np")

@@ -58,7 +58,7 @@ def test_files_json_names_path_and_content(tmp_path, fake, six, dataset):
     written = json.loads((tmp_path / "files.json").read_text())
     assert written["jet_id"] == "file and entry"
     assert written["files"]["2"] == {"path": "data/file_2.root", "content_id": "0000000000000002"}
-    assert prediction_files.read_files(tmp_path)[1] == "data/file_1.root"
+    assert written["files"]["1"]["path"] == "data/file_1.root"
 
 
 def test_a_set_without_ids_says_that_it_has_shards_and_rows(dataset):

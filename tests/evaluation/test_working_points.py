@@ -4,15 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from bhive_mltf.errors import DataError, ParameterError
+from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.discriminators import softmax
-from bhive_mltf.evaluation.working_points import (
-    MISTAG_RATES,
-    calculate_efficiency_curve,
-    calculate_working_point,
-    make_working_points,
-)
+from bhive_mltf.evaluation.working_points import MISTAG_RATES, make_working_points
 
 
 @pytest.fixture
@@ -102,23 +97,3 @@ def test_nothing_to_measure_is_refused(tmp_path, fake, six):
     with pytest.raises(DataError, match="No working point"):
         make_working_points(predictions.take(predictions.truth < 4), six, tmp_path / "wp")
     assert not (tmp_path / "wp").exists()
-
-
-def test_upstreams_curve_counts_strictly_above_each_threshold():
-    value, truth = np.array([0.0, 0.25, 0.5, 1.0]), np.array([0, 1, 0, 1])
-    thresholds, efficiency, mistag = calculate_efficiency_curve(value, truth, n_points=5)
-    np.testing.assert_allclose(thresholds, [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(efficiency, [1, 0.5, 0.5, 0.5, 0])
-    np.testing.assert_allclose(mistag, [0.5, 0.5, 0, 0, 0])
-    assert len(calculate_efficiency_curve(value, truth)[0]) == 201
-    with pytest.raises(DataError, match="2 of 2 jets are signal"):
-        calculate_efficiency_curve(value[:2], np.array([1, 1]))
-
-
-def test_upstreams_working_point_lies_on_the_curve():
-    threshold = np.linspace(0, 1, 11)
-    at, efficiency, wp = calculate_working_point(threshold, 1 - threshold**2, 1 - threshold, 0.25)
-    assert (at, wp) == (pytest.approx(0.75), 0.25)
-    assert efficiency == pytest.approx((1 - 0.7**2 + 1 - 0.8**2) / 2)
-    with pytest.raises(ParameterError, match="outside the curve"):
-        calculate_working_point(threshold, 1 - threshold, 0.5 - 0.4 * threshold, 0.05)

@@ -64,10 +64,6 @@ class Lab:
         daemons.start_controller(self.settings)
         daemons.wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld", self.settings)
 
-    def kill_node(self, number: int) -> None:
-        """SIGKILL to the daemon of a node, as a crash."""
-        daemons.stop(self.settings, f"slurmd.{self.settings.nodes[number][0]}", signal.SIGKILL)
-
     def start_node(self, number: int) -> None:
         """Start the daemon of a node again."""
         daemons.start_node(self.settings, self.settings.nodes[number][0])
