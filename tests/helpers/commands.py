@@ -20,7 +20,7 @@ OTHER_LAW = os.environ.get("BHIVE_TEST_LAW")
 class Sandbox:
     """A shell as a user has it after `source setup.sh`, with a folder of its own for outputs.
 
-    forks : socket of the server of `law_forks.py`; without one each command is a process from the start.
+    forks : folder of the servers of `law_forks.py`; without them each command is a process from the start.
     """
 
     forks = None

@@ -1,40 +1,81 @@
-"""Law commands in forks of one process that has imported what takes seconds; all else is as in a shell.
+"""Law commands in forks of processes that have imported what takes seconds; all else is as in a shell.
 
-`python -m tests.helpers.law_forks SOCKET`: each connection brings a command and the file for its output.
+`python -m tests.helpers.law_forks FOLDER PID` returns when two servers listen at sockets in the folder, which end with
+the process PID: `bare` has not imported law, which reads the environment as it is imported; `law` has, with this
+process's environment. Each connection brings a command and the file for its output.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any, NoReturn
 
-# Not law and luigi: they read the environment of the command when they are imported.
 SLOW_IMPORTS = (
-    "torch", "torch.distributed.launcher.api", "mlflow", "pandas", "uproot", "awkward", "pyarrow.ipc", "pydantic",
-    "matplotlib.pyplot", "mplhep", "scipy.stats", "yaml",
+    "torch", "torch._dynamo", "torch.distributed.launcher.api", "mlflow", "mlflow.store.tracking.sqlalchemy_store",
+    "pandas", "uproot", "awkward", "pyarrow.ipc", "pydantic", "matplotlib.pyplot", "mplhep", "scipy.stats", "yaml",
+    "bhive_mltf.training.engine", "bhive_mltf.data.build.construct", "bhive_mltf.data.build.stage",
 )  # fmt: skip
+LAW_IMPORTS = ("law.cli", "bhive_mltf.law.tasks")
+LOOK_S = 1.0
 
 
-def serve(address: str) -> None:
-    """Take commands until the socket's other side is gone for good."""
+def start(folder: Path, runner: int) -> None:
+    """Start both servers; returns when they listen."""
     for name in SLOW_IMPORTS:
         __import__(name)
-    # children are reaped by the system
+    _in_background(folder / "bare", runner, ())
+    _in_background(folder / "law", runner, LAW_IMPORTS)
+
+
+def _in_background(address: Path, runner: int, imports: tuple[str, ...]) -> None:
+    listens, says = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setsid()
+            for name in imports:
+                __import__(name)
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(address))
+                listener.listen()
+                os.write(says, b"!")
+                os.close(says)
+                _serve(listener, runner)
+            shutil.rmtree(address.parent, ignore_errors=True)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(0)
+    os.close(says)
+    assert os.read(listens, 1), f"the server of {address.name} commands has ended"
+    os.close(listens)
+
+
+def _serve(listener: socket.socket, runner: int) -> None:
+    # ended processes are waited for by the system
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        while True:
+    listener.settimeout(LOOK_S)
+    while True:
+        try:
             connection, _ = listener.accept()
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                _attend(connection)
-                os._exit(0)
-            connection.close()
+        except TimeoutError:
+            if not Path("/proc", str(runner)).exists():
+                return
+            continue
+        connection.setblocking(True)
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            _attend(connection)
+            os._exit(0)
+        connection.close()
 
 
 def _attend(connection: socket.socket) -> None:
@@ -76,10 +117,25 @@ def _become(command: dict[str, Any], output: int) -> NoReturn:
         leave(code)
 
 
-def run(address, argv, env, cwd, output, timeout):
+def start_servers(environment, runner):
+    """Start both for the time that the process `runner` lives; the folder of their sockets, whose path is short."""
+    folder = tempfile.mkdtemp(prefix="bhive-law-")
+    command = [sys.executable, "-m", "tests.helpers.law_forks", folder, str(runner)]
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
+    (Path(folder) / "settings").write_text(json.dumps(_law_settings(environment)))
+    return folder
+
+
+def _law_settings(environment):
+    """What law and luigi read of an environment when they are imported."""
+    return {name: value for name, value in environment.items() if name.startswith(("LAW_", "LUIGI_", "PYTHONPATH"))}
+
+
+def run(folder, argv, env, cwd, output, timeout):
     """Run a law command in a fork; its exit code. Kills it after `timeout` seconds and raises TimeoutError."""
+    settings = json.loads((Path(folder) / "settings").read_text())
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(address))
+        connection.connect(f"{folder}/{'law' if _law_settings(env) == settings else 'bare'}")
         connection.settimeout(timeout)
         message = json.dumps({"argv": argv, "env": env, "cwd": str(cwd)}).encode()
         socket.send_fds(connection, [message], [output])
@@ -93,4 +149,4 @@ def run(address, argv, env, cwd, output, timeout):
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    start(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,46 +1,31 @@
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-
 import pytest
 
 from bhive_mltf.testing import jets
-from tests.helpers.commands import REPOSITORY, Sandbox
-
-
-@pytest.fixture(scope="session", autouse=True)
-def server_of_forks():
-    """One server for all commands, told to the sandboxes."""
-    with tempfile.TemporaryDirectory() as folder:
-        address = Path(folder, "socket")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.law_forks", address],
-            cwd=REPOSITORY,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-        )
-        try:
-            while not address.exists():
-                assert process.poll() is None, "the server of forks has ended"
-                time.sleep(0.1)
-            Sandbox.forks = address
-            yield
-        finally:
-            Sandbox.forks = None
-            process.kill()
-            process.wait()
+from tests.helpers import law_forks, sharing
+from tests.helpers.commands import Sandbox
 
 
 @pytest.fixture(scope="session")
 def law_home(tmp_path_factory):
     """The index of the tasks."""
-    home = tmp_path_factory.mktemp("law")
-    sandbox = Sandbox(tmp_path_factory.mktemp("index"), home)
-    done = sandbox.law("index")
-    assert "written 15 task(s)" in done.stdout, done.stdout
-    return home
+
+    def make(folder):
+        sandbox = Sandbox(folder, folder)
+        environment = {**sandbox.environment, "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
+        (folder / "forks").write_text(law_forks.start_servers(environment, sharing.runner()))
+        sandbox.forks = (folder / "forks").read_text()
+        done = sandbox.law("index")
+        assert "written 15 task(s)" in done.stdout, done.stdout
+
+    return sharing.made_once(tmp_path_factory, "law", make)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def servers_of_forks(law_home):
+    """Servers for all commands, told to the sandboxes."""
+    Sandbox.forks = (law_home / "forks").read_text()
+    yield
+    Sandbox.forks = None
 
 
 @pytest.fixture
@@ -51,14 +36,16 @@ def sandbox(tmp_path, law_home):
 @pytest.fixture(scope="session")
 def btag_lists(tmp_path_factory):
     """Lists of toy AK4 jets: `train.txt` (1200 jets in two files) and `test.txt` (400 jets in two files)."""
-    folder = tmp_path_factory.mktemp("ntuples")
-    for part, n_jets, seed in (("train", 600, 1), ("test", 200, 3)):
-        paths = [
-            jets.write_btag(folder / f"{part}_{process}.root", n_jets, seed + number, process=process)
-            for number, process in enumerate(("TT", "QCD"))
-        ]
-        (folder / f"{part}.txt").write_text("".join(f"{path}\n" for path in paths))
-    return folder
+
+    def make(folder):
+        for part, n_jets, seed in (("train", 600, 1), ("test", 200, 3)):
+            paths = [
+                jets.write_btag(folder / f"{part}_{process}.root", n_jets, seed + number, process=process)
+                for number, process in enumerate(("TT", "QCD"))
+            ]
+            (folder / f"{part}.txt").write_text("".join(f"{path}\n" for path in paths))
+
+    return sharing.made_once(tmp_path_factory, "ntuples", make)
 
 
 @pytest.fixture(scope="session")
