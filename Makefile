@@ -104,7 +104,8 @@ test-slurm: venv ## the suite on a real two-node SLURM cluster, which it starts 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(SLURM) and not gateway' --numprocesses 2 --dist loadfile
 
 test-gateway: $(VENV)/.gateway ## the gateway: real cluster, MLflow server, sign-on provider (node), sandbox (bubblewrap)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(GATEWAY)' tests/gateway
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '$(GATEWAY)' tests/gateway \
+		--numprocesses 2 --dist loadfile
 
 $(VENV)/.gateway: $(VENV)/.installed client/pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gateway,gateway-test]' --editable client

@@ -12,8 +12,33 @@ from bhive_mltf.testing.slurm_lab import packages
 from tests.gateway import needs
 
 _LACKING = needs.lacks_packages()
+OF_STACK = {"test_controller_killed", "test_end_to_end", "test_hostile", "test_mlflow_pages", "test_several_nodes"}
 # as a string of patterns: collection works without the packages, and says nothing about these files
 collect_ignore_glob = ["test_*.py"] if _LACKING and not os.environ.get(needs.REQUIRED) else []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For processes that share the tests: modules of the stack go to one of them, each other module to any."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class _OneStack(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            module = super()._split_scope(nodeid)
+            return "stack" if Path(module).stem in OF_STACK else module
+
+    # as they were collected: the stack's come first
+    config.option.loadscopereorder = False
+    return _OneStack(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the stack, which take longest, come first."""
+    ours = {item: item.path.stem for item in items if item.path.parent == Path(__file__).parent}
+    using = {name for item, name in ours.items() if "stack" in getattr(item, "fixturenames", ())}
+    if using - OF_STACK:
+        raise pytest.UsageError(f"{', '.join(using - OF_STACK)} use the stack: add them to OF_STACK in {__file__}")
+    items.sort(key=lambda item: ours.get(item) not in OF_STACK)
 
 
 @pytest.fixture(scope="session")

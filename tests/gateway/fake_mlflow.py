@@ -7,10 +7,10 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class FakeMlflow(ThreadingHTTPServer):
-    """Keeps experiments and runs; while `is_away` every call gets 503."""
+    """Keeps experiments and runs; while `is_away` every call gets 503, which `refused` counts."""
 
     def __init__(self):
-        self.experiments, self.runs, self.is_away = {}, {}, False
+        self.experiments, self.runs, self.is_away, self.refused = {}, {}, False, 0
         self.artifacts = {}
         super().__init__(("127.0.0.1", 0), _Handler)
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
@@ -80,8 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(parts.path, {name: values[0] for name, values in parse_qs(parts.query).items()})
 
     def _answer(self, path, asked):
-        code, content = (503, {}) if self.server.is_away else self.server.answer(path.split("/mlflow/", 1)[1], asked)
-        self._send(code, content)
+        if self.server.is_away:
+            self.server.refused += 1
+            self._send(503, {})
+        else:
+            self._send(*self.server.answer(path.split("/mlflow/", 1)[1], asked))
 
     def _send(self, code, content):
         data = json.dumps(content).encode()

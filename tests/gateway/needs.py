@@ -79,6 +79,11 @@ def installed_once(folder, trouble, command):
         if done.returncode:
             shutil.rmtree(temporary, ignore_errors=True)
             missing(f"{trouble}: {done.stderr.strip()[-200:]}")
-        if not folder.exists():
+        try:
             temporary.rename(folder)
+        except OSError:
+            # another process was faster
+            shutil.rmtree(temporary)
+            if not folder.is_dir():
+                raise
     return folder

@@ -4,12 +4,12 @@ import warnings
 from urllib.parse import parse_qs, urlsplit
 
 from bhive_mltf.gateway import app as application
-from bhive_mltf.gateway.identity import mint
 from bhive_mltf.gateway.identity.provider import Caller
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.tables import Project, State, Submission
 from bhive_mltf.gateway.web import sign_in
+from tests.gateway import configuration
 from tests.gateway.keys import ISSUER, FakeProvider
 
 with warnings.catch_warnings():
@@ -25,19 +25,15 @@ class Page:
     """The application, its provider, and rows in its database."""
 
     def __init__(self, folder, url="https://gateway.example"):
-        mint.rotate(folder / "keys")
         self.provider = FakeProvider()
-        provider = {"issuer": ISSUER, "audiences": ["mltf"], "cli_client": "cli", "web_client": "web"}
-        self.settings = Settings(
+        content = configuration.content(
+            folder,
+            {"gpu": {"facility": "x", "environment": "/env", "gpus_per_node": 2, "description": HOSTILE}},
+            {"web_client": "web", "allow_http": True},
             public_url=url,
-            tracking_url="https://mlflow.example",
-            spool=folder / "spool",
-            database_url=f"sqlite:///{folder}/gateway.db",
-            keys=folder / "keys",
-            provider={**provider, "allow_http": True},
             roles={"user": {"profiles": ["gpu"], "jobs": 3}, "admin": {"profiles": ["gpu"], "admin": True}},
-            profiles={"gpu": {"facility": "x", "environment": "/env", "gpus_per_node": 2, "description": HOSTILE}},
         )
+        self.settings = Settings(**content)
         self.app = application.make(self.settings, self.provider.verifier(web_client="web"))
         self.database = self.app.state.services.database
         self.provider.person, self.provider.changes = "alice", {}

@@ -3,12 +3,12 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
 
 from tests.gateway import needs
+from tests.helpers.ports import free_port
 from tests.helpers.waiting import wait_for
 
 
@@ -33,9 +33,7 @@ class Postgres:
         self.user = {"user": one.pw_uid, "group": one.pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
         os.chown(self.folder, one.pw_uid, one.pw_gid)
         self.folder.chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.environment = {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "PGHOST": "127.0.0.1",

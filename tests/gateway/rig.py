@@ -15,21 +15,20 @@ from pathlib import Path
 
 import httpx
 import sqlalchemy
-import yaml
 
-from bhive_mltf.gateway import settings as configuration
-from bhive_mltf.gateway.identity import mint
+from bhive_mltf.gateway import settings
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Submission
 from bhive_mltf.slurm.record import JobRecord
-from tests.gateway import children
+from tests.gateway import children, configuration
 from tests.gateway.fake_mlflow import FakeMlflow
 from tests.gateway.keys import FakeProvider
-from tests.gateway.stack import REPOSITORY, free_port, wait_for_url
+from tests.gateway.stack import REPOSITORY, wait_for_url
 from tests.gateway.wheels import make_wheel
 from tests.helpers.fake_scheduler import PROGRAMS, FakeScheduler
-from tests.helpers.waiting import wait_for
+from tests.helpers.ports import free_port
+from tests.helpers.waiting import ends, wait_for
 
 RECOVERED_S = 60.0
 LOG = {"succeeded": "begin\nend\n", "failed": "begin\nend\n", "cancelled": "begin\n"}
@@ -81,14 +80,15 @@ class ServedProvider(FakeProvider):
 class ScriptedCluster:
     """A scheduler of scripts; `kill` makes its programs fail as they do without a controller."""
 
-    tick_s = 0.1
-    facility = "hours: 1\nsignal_seconds: 30\npoll_seconds: 0.1\naccounting: false\n"
+    tick_s, logs = 0.1, ()
 
     def __init__(self, folder):
         self.scheduler = FakeScheduler(folder / "bin").install()
-        (folder / "env" / "bin").mkdir(parents=True)
-        self.profile = {"environment": str(folder / "env")}
+        self.profile = configuration.scripted(folder, poll_s=0.1)
         self.variables = {"PATH": f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"}
+
+    def before(self):
+        pass
 
     def before_kill(self, visit):
         pass
@@ -127,18 +127,26 @@ class RealCluster:
     """A lab, whose controller is killed."""
 
     tick_s = 0.3
-    facility = (
-        "cluster: lab\npartition: main\nmemory_per_cpu_gb: 0.5\nhours: 0.5\nsignal_seconds: 40\npoll_seconds: 0.3\n"
-    )
 
-    def __init__(self, lab):
+    def __init__(self, folder, lab):
         self.lab, self.is_fresh, self.may_end = lab, True, True
+        (folder / "site.yml").write_text(
+            "cluster: lab\npartition: main\nmemory_per_cpu_gb: 0.5\nhours: 0.5\nsignal_seconds: 40\npoll_seconds: 0.3\n"
+        )
         self.profile = {
+            "facility": str(folder / "site.yml"),
             "environment": sys.prefix,
             "read_only": [sys.base_prefix],
             "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
         }
         self.variables = {"BHIVE_SLURM_LAB": str(lab.directory)}
+        self.logs = [lab.settings.folder("log") / f"{name}.log" for name in ("slurmctld", "slurmd.n1", "slurmd.n2")]
+
+    def before(self):
+        """Until it is started again, a controller that forgets a job does not let it begin, which would be its end."""
+        if self.is_fresh:
+            done = self.lab.run("scontrol", "update", "partitionname=main", "state=down")
+            assert done.returncode == 0, done.stderr
 
     def before_kill(self, visit):
         """A controller that is killed while srun makes a step is SLURM's own affair: srun asks again a minute later."""
@@ -176,30 +184,21 @@ class Rig:
         self.url = f"http://127.0.0.1:{self.port}"
         self.faults = folder / "faults"
         self.faults.mkdir()
-        (folder / "site.yml").write_text(cluster.facility)
-        self.config, self.wheels = folder / "gateway.yml", folder / "wheels"
-        self.wheels.mkdir()
-        content = {
-            "public_url": self.url,
-            "tracking_url": self.mlflow.url,
-            "spool": str(folder / "spool"),
-            "database_url": postgres.new() if postgres else f"sqlite:///{folder}/gateway.db",
-            "keys": str(folder / "keys"),
-            "provider": {
-                "issuer": self.provider.issuer,
-                "audiences": ["mltf"],
-                "cli_client": "cli",
-                "allow_http": True,
-            },
-            "roles": {"user": {"profiles": ["small"], "jobs": 100}},
-            "profiles": {"small": {"facility": str(folder / "site.yml"), "builds": True, **cluster.profile}},
-            "builds": {"index_url": f"file://{self.wheels}", "pythons": {"3.11": sys.executable}},
-            "tick_s": cluster.tick_s,
-            "submit_timeout_s": 2,
-        }
-        self.config.write_text(yaml.safe_dump(content))
-        mint.rotate(folder / "keys")
-        self.settings = configuration.load(self.config)
+        self.wheels = folder / "wheels"
+        content = configuration.content(
+            folder,
+            {"small": {**cluster.profile, "builds": True}},
+            {"issuer": self.provider.issuer, "allow_http": True},
+            public_url=self.url,
+            tracking_url=self.mlflow.url,
+            roles={"user": {"profiles": ["small"], "jobs": 100}},
+            builds=configuration.builds(self.wheels),
+            tick_s=cluster.tick_s,
+            submit_timeout_s=2,
+            **({"database_url": postgres.new()} if postgres else {}),
+        )
+        self.config = configuration.write(folder, content)
+        self.settings = settings.load(self.config)
         self.database = Database(self.settings.database_url)
         self.database.create()
         self.processes, self.restarts = {}, 0
@@ -266,8 +265,9 @@ class Rig:
         visit = Visit(self, end, environment)
         (self.faults / point).touch()
         held = self.faults / f"{point}.held"
+        self.cluster.before()
         visit.thread.start()
-        wait_for(lambda: self.go_on(visit) or held.exists(), 60, point)
+        self.wait_for(visit, lambda: self.go_on(visit) or held.exists(), point)
         self.cluster.before_kill(visit)
         self.kill(victim)
         if victim in self.processes:
@@ -279,11 +279,28 @@ class Rig:
             time.sleep(0.2)
             self.start(victim)
         self.cluster.may_end, recovered = True, time.monotonic()
-        wait_for(lambda: self.go_on(visit), RECOVERED_S, "the end of the job")
+        self.wait_for(visit, lambda: self.go_on(visit), "the end of the job")
         visit.took_s = time.monotonic() - recovered
         visit.thread.join(30)
         assert not visit.thread.is_alive()
         return visit
+
+    def wait_for(self, visit, condition, what):
+        """Wait for it; if in vain, all that is known of the job is shown."""
+        try:
+            wait_for(condition, RECOVERED_S, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.account_of(self.newest(visit.label))}") from None
+
+    def account_of(self, job):
+        """All that is known of a job, for the message of a test."""
+        paths = [self.folder / "worker.log", *self.cluster.logs]
+        known = "no job"
+        if job is not None:
+            folder = self.folder_of(job)
+            known = f"{job.id} ({job.job_id}): {job.state} {job.reason} {self.events(job)}"
+            paths += [*sorted(folder.glob("logs/*")), *sorted(folder.glob("slurm/**/*.json"))]
+        return "\n".join([known, *ends(paths)])
 
     def go_on(self, visit):
         """Let the cluster go on; whether the job is over."""

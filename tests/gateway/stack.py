@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,27 +14,26 @@ import time
 from pathlib import Path
 
 import httpx
-import yaml
 
-from bhive_mltf.gateway.identity import mint
-from tests.gateway import needs
+from bhive_mltf.files import atomic
+from bhive_mltf.gateway.dev.tracking_server import TrackingServer
+from tests.gateway import configuration, needs
 from tests.gateway.people import approve
+from tests.helpers.ports import free_port
+from tests.helpers.waiting import ends, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = REPOSITORY / "examples" / "mlproject"
-MLFLOW_INI = """[mlflow]
-default_permission = NO_PERMISSIONS
-database_uri = {store}
-admin_username = admin
-authorization_function = bhive_mltf.gateway.mlflow_auth:authorize
-grant_default_workspace_access = false
+OVER = ("failed", "cancelled", "refused", "succeeded")
+# it prints a line, and eight more once it may
+HELD = """
+import os, time
+print("line 0", flush=True)
+while not os.path.exists("go"):
+    time.sleep(0.1)
+for number in range(1, 9):
+    print("line", number, flush=True)
 """
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def wait_for_url(url, seconds=90):
@@ -81,72 +79,55 @@ class Stack:
         self.folder, self.lab = folder, lab
         self.processes = {}
         # of MLflow: what it tracks, and its users
-        self.stores = {"tracking": f"sqlite:///{folder}/mlflow.db", "users": f"sqlite:///{folder}/auth.db"}
+        self.stores = {"tracking": f"sqlite:///{folder}/mlflow.db", "users": f"sqlite:///{folder}/users.db"}
         self.ports = {name: free_port() for name in ("provider", "mlflow", "api")}
         self.url = f"http://127.0.0.1:{self.ports['api']}"
         self.tracking = f"http://127.0.0.1:{self.ports['mlflow']}"
         self.issuer = f"http://127.0.0.1:{self.ports['provider']}"
-        self.config = folder / "gateway.yml"
         facility = folder / "facility.yml"
         if lab is not None:
             facility.write_text(
                 "cluster: lab\npartition: main\nmemory_per_cpu_gb: 0.5\nhours: 0.5\n"
-                "signal_seconds: 40\npoll_seconds: 1\n"
+                "signal_seconds: 40\npoll_seconds: 0.5\n"
             )
         # of environments that jobs ask for
         self.wheels = folder / "wheels"
-        self.wheels.mkdir(exist_ok=True)
-        content = {
-            "public_url": self.url,
-            "tracking_url": self.tracking,
-            "spool": str(folder / "spool"),
-            "database_url": f"sqlite:///{folder}/gateway.db",
-            "keys": str(folder / "keys"),
-            "provider": {
-                "issuer": self.issuer,
-                "audiences": ["mltf"],
-                "cli_client": "mltf-cli",
-                "web_client": "mltf-web",
-                "clients": ["robot"],
-                "allow_http": True,
+        common = {
+            "facility": str(facility),
+            "environment": sys.prefix,
+            "max_hours": 0.5,
+            "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
+        }
+        profiles = {
+            "lab": {**common, "builds": True, "read_only": [sys.base_prefix], **(profile or {})},
+            "two-nodes": {
+                **common,
+                "read_only": [sys.base_prefix, str(REPOSITORY)],
+                "network": "shared",
+                "max_nodes": 2,
+                "max_attempts": 5,
+                "variables": {
+                    "PYTHONPATH": str(REPOSITORY),
+                    "OMP_NUM_THREADS": "1",
+                    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
+                },
             },
-            "roles": {
+        }
+        clients = {"cli_client": "mltf-cli", "web_client": "mltf-web", "clients": ["robot"]}
+        content = configuration.content(
+            folder,
+            profiles,
+            {"issuer": self.issuer, "allow_http": True, **clients},
+            public_url=self.url,
+            tracking_url=self.tracking,
+            roles={
                 "user": {"profiles": ["lab", "two-nodes"], "jobs": 50},
                 "admin": {"profiles": ["lab"], "admin": True},
             },
-            "builds": {"index_url": f"file://{self.wheels}", "pythons": {"3.11": sys.executable}},
-            "profiles": {
-                "lab": {
-                    "facility": str(facility),
-                    "builds": True,
-                    "environment": sys.prefix,
-                    "read_only": [sys.base_prefix],
-                    "max_hours": 0.5,
-                    "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
-                    **(profile or {}),
-                },
-                "two-nodes": {
-                    "facility": str(facility),
-                    "environment": sys.prefix,
-                    "read_only": [sys.base_prefix, str(REPOSITORY)],
-                    "network": "shared",
-                    "max_hours": 0.5,
-                    "max_nodes": 2,
-                    "max_attempts": 5,
-                    "variables": {
-                        "PYTHONPATH": str(REPOSITORY),
-                        "OMP_NUM_THREADS": "1",
-                        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",
-                    },
-                    "launcher_variables": {"PYTHONPATH": str(REPOSITORY)},
-                },
-            },
-            "tick_s": 0.5,
-            "submit_timeout_s": 4,
-            **settings,
-        }
-        self.config.write_text(yaml.safe_dump(content))
-        mint.rotate(folder / "keys")
+            builds=configuration.builds(self.wheels),
+            **{"tick_s": 0.5, "submit_timeout_s": 4, **settings},
+        )
+        self.config = configuration.write(folder, content)
 
     def start(self, name, command, **variables):
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -163,27 +144,23 @@ class Stack:
 
     def start_provider(self):
         modules = needs.node_modules()
-        (modules / "provider.mjs").write_bytes((needs.PROVIDER / "provider.mjs").read_bytes())
+        # other test processes start the same
+        atomic.write_bytes(modules / "provider.mjs", (needs.PROVIDER / "provider.mjs").read_bytes())
         command = [needs.program("node", "apt-get install nodejs"), str(modules / "provider.mjs")]
         self.start("provider", [*command, str(self.ports["provider"]), "mltf", f"{self.url}/auth/callback"])
         wait_for_url(f"{self.issuer}/.well-known/openid-configuration")
 
     def start_mlflow(self):
-        ini = self.folder / "auth.ini"
-        ini.write_text(MLFLOW_INI.format(store=self.stores["users"]))
-        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
-        command += ["--port", str(self.ports["mlflow"]), "--workers", "1", "--serve-artifacts"]
-        command += ["--backend-store-uri", self.stores["tracking"]]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        variables = {
-            "MLFLOW_AUTH_CONFIG_PATH": str(ini),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": "only of this test",
-            "MLFLOW_AUTH_ADMIN_PASSWORD": "only-of-this-test",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLTF_ISSUER": self.url,
-            "MLTF_JWKS_FILE": str(self.folder / "keys" / "jwks.json"),
-        }
-        return self.start("mlflow", command, **variables)
+        server = TrackingServer(
+            self.folder,
+            self.ports["mlflow"],
+            runs=self.stores["tracking"],
+            users=self.stores["users"],
+            issuer=self.url,
+            jwks=self.folder / "keys" / "jwks.json",
+        )
+        server.write()
+        return self.start("mlflow", server.command, **server.variables("only of this test"))
 
     def start_api(self):
         self.start("api", [*self._gateway(), "serve", "--port", str(self.ports["api"])])
@@ -230,6 +207,7 @@ class Person:
         self.stack, self.name = stack, name
         self.home = stack.folder / "homes" / name
         self.home.mkdir(parents=True, exist_ok=True)
+        self._tracking_until = 0.0
 
     @property
     def environment(self):
@@ -260,22 +238,47 @@ class Person:
         return out.split()[1].rstrip(",")
 
     def show(self, job):
-        return json.loads(self.run("show", job)[0])
+        """All about a job, as the command `show` prints it, without the time that a command takes to start."""
+        answer = self.ask("GET", f"/v1/submissions/{job}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def folder_of(self, job):
+        return self.stack.folder / "spool" / "jobs" / job
+
+    def let_go(self, job):
+        """Let a project go on that waits for a file `go`."""
+        (self.folder_of(job) / "work" / "go").touch()
 
     def wait(self, job, *states, seconds=120):
-        deadline = time.monotonic() + seconds
-        while (found := self.show(job))["state"] not in states:
-            assert time.monotonic() < deadline, f"{found}\n{self.stack_logs()}"
-            assert found["state"] not in ("failed", "cancelled", "refused", "succeeded"), found
-            time.sleep(0.5)
-        return found
+        """What the job is like once it is in one of the states; a job that is over is not waited for."""
 
-    def stack_logs(self):
-        return "\n".join((self.stack.folder / f"{n}.log").read_text()[-3000:] for n in ("worker", "api"))
+        def reached(found):
+            assert found["state"] in states or found["state"] not in OVER, f"{found['state']}: {found['reason']}"
+            return found["state"] in states and found
+
+        return self.wait_for(job, reached, seconds, " or ".join(states))
+
+    def wait_for(self, job, condition, seconds=90.0, what="it"):
+        """The first true value of `condition` of what `show` says; without one, or an error, all about the job."""
+        try:
+            return wait_for(lambda: condition(self.show(job)), seconds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.account_of(job)}") from None
+
+    def account_of(self, job):
+        """The job with its events, the ends of its logs, and the ends of the logs of worker and API."""
+        folder = self.folder_of(job)
+        paths = [*sorted(folder.glob("logs/*")), *sorted(folder.glob("slurm/**/*.json"))]
+        paths += [self.stack.folder / f"{name}.log" for name in ("worker", "api")]
+        return "\n".join([self.ask("GET", f"/v1/submissions/{job}").text, *ends(paths)])
 
     def token(self):
-        content = json.loads((self.home / ".config" / "bhive-mltf" / "tokens.json").read_text())
-        return content["access_token"]
+        """The access token of the sign-in, renewed by the command where it would be over soon."""
+        path = self.home / ".config" / "bhive-mltf" / "tokens.json"
+        if json.loads(path.read_text())["expires_at"] < time.time() + 90:
+            self.run("whoami")
+        return json.loads(path.read_text())["access_token"]
 
     def ask(self, method, path, **given):
         """A request to the gateway as this person."""
@@ -284,8 +287,11 @@ class Person:
 
     def mlflow(self, method, path, **given):
         """A request to the tracking server as this person."""
-        token = self.run("token")[0].strip()
-        headers = {"Authorization": f"Bearer {token}"}
+        # each is a start of the command
+        if self._tracking_until < time.monotonic():
+            self._tracking_token = self.run("token")[0].strip()
+            self._tracking_until = time.monotonic() + 60
+        headers = {"Authorization": f"Bearer {self._tracking_token}"}
         return httpx.request(method, f"{self.stack.tracking}{path}", headers=headers, timeout=60, **given)
 
     def tracked(self, job):

@@ -20,11 +20,11 @@ import uvicorn
 from bhive_mltf.gateway import app as application
 from bhive_mltf.gateway.api import services
 from bhive_mltf.gateway.errors import UpstreamError
-from bhive_mltf.gateway.identity import mint
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.tables import State, Submission
-from tests.gateway.keys import ISSUER, FakeProvider
+from tests.gateway import configuration
+from tests.gateway.keys import FakeProvider
 from tests.gateway.test_tokens import _unsigned
 
 MLPROJECT = b"""name: demo
@@ -71,24 +71,21 @@ def provider():
 
 @pytest.fixture
 def settings(tmp_path, database_url):
-    mint.rotate(tmp_path / "keys")
-    return Settings(
-        public_url="https://gateway.example",
-        tracking_url="https://mlflow.example",
-        spool=tmp_path / "spool",
+    content = configuration.content(
+        tmp_path,
+        {
+            "gpu": {"facility": "x", "environment": "/env", "max_hours": 5, "gpus_per_node": 2},
+            "large": {"facility": "x", "environment": "/env"},
+        },
+        {"clients": ["robot"]},
         database_url=database_url,
-        keys=tmp_path / "keys",
-        provider={"issuer": ISSUER, "audiences": ["mltf"], "cli_client": "cli", "clients": ["robot"]},
         roles={
             "user": {"profiles": ["gpu"], "jobs": 3, "gpu_hours": 10},
             "admin": {"profiles": ["gpu"], "admin": True},
         },
-        profiles={
-            "gpu": {"facility": "x", "environment": "/env", "max_hours": 5, "gpus_per_node": 2},
-            "large": {"facility": "x", "environment": "/env"},
-        },
         limits={"archive_bytes": 200_000},
     )
+    return Settings(**content)
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from bhive_mltf.gateway.settings import Provider, load
 from bhive_mltf.testing.slurm_lab import packages
 from tests.gateway import needs
 from tests.gateway.page import TestClient
-from tests.gateway.stack import EXAMPLE, Person, free_port
+from tests.gateway.stack import EXAMPLE, Person
+from tests.helpers.ports import free_port
 
 ISSUER, REDIRECT = "http://127.0.0.1:8002", "http://127.0.0.1:8000/auth/callback"
 WORD = "w" * 43
@@ -128,18 +129,6 @@ def test_gateway_that_is_not_installed_is_one_sentence(monkeypatch, capsys):
     assert "pip install 'bhive_mltf[gateway]'" in capsys.readouterr().err
 
 
-def three_ports():
-    while True:
-        first = free_port()
-        try:
-            for port in range(first, first + 3):
-                with socket.socket() as one:
-                    one.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-
-
 @pytest.mark.gateway
 @pytest.mark.slurm
 def test_one_command_starts_all_and_ends_all():
@@ -147,7 +136,7 @@ def test_one_command_starts_all_and_ends_all():
     if lacking := packages.missing(False):
         needs.missing(f"needs the Debian packages {' '.join(lacking)}; 'make slurm-up' installs them")
     with tempfile.TemporaryDirectory(prefix="mltf-dev-", dir="/tmp") as name:
-        folder, port = Path(name), three_ports()
+        folder, port = Path(name), free_port(3)
         folder.chmod(0o755)
         program = "import sys; from bhive_mltf.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, "gateway", "serve", "--dev", "--port", str(port)]
@@ -161,9 +150,8 @@ def test_one_command_starts_all_and_ends_all():
                 assert line, process.communicate()
                 lines.append(line)
             assert f"bhive-mltf-client login http://127.0.0.1:{port}" in "".join(lines)
-            stack = SimpleNamespace(
-                folder=folder, url=f"http://127.0.0.1:{port}", tracking=f"http://127.0.0.1:{port + 1}", stack_logs=str
-            )
+            url, tracking = (f"http://127.0.0.1:{one}" for one in (port, port + 1))
+            stack = SimpleNamespace(folder=folder, url=url, tracking=tracking)
             ada = Person(stack, "ada").login()
             out, err = ada.run("submit", EXAMPLE, "--profile", "lab", "-P", "epochs=2", "--follow")
             assert "epoch 1: loss" in out

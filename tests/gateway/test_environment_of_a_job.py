@@ -1,7 +1,6 @@
 """Which environment a submission gets, from its request to the job's plan."""
 
 import re
-import sys
 import threading
 import time
 
@@ -9,7 +8,7 @@ import pytest
 
 from bhive_mltf.gateway.api.requests import SubmissionRequest
 from bhive_mltf.gateway.environments import builder
-from tests.gateway import needs, wheels
+from tests.gateway import configuration, needs, wheels
 from tests.gateway.test_api import MLPROJECT, User, archive
 from tests.gateway.whole import Whole
 from tests.helpers.waiting import wait_for
@@ -26,10 +25,9 @@ def with_environment(line):
 def building(tmp_path, monkeypatch):
     """A gateway in one process that builds from a folder of two wheels."""
     needs.builds()
-    (tmp_path / "wheels").mkdir()
+    builds = configuration.builds(tmp_path / "wheels")
     wheels.make_wheel(tmp_path / "wheels", "alpha", requires=["beta"])
     wheels.make_wheel(tmp_path / "wheels", "beta")
-    builds = {"index_url": f"file://{tmp_path}/wheels", "pythons": {"3.11": sys.executable}}
     made = Whole(tmp_path, monkeypatch, builds)
     yield made
     made.close()

@@ -1,6 +1,5 @@
-"""Worker, API, database and controller killed at every point: no job lost, none handed in twice, all soon over."""
+"""Worker, API, database and scheduler killed at every point: no job lost, none handed in twice, all soon over."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from bhive_mltf import gateway
 from bhive_mltf.gateway.store.tables import State
 from tests.gateway import needs
-from tests.gateway.rig import LOG, RealCluster, Rig, ScriptedCluster
+from tests.gateway.rig import LOG, Rig, ScriptedCluster
 
 pytestmark = pytest.mark.gateway
 PACKAGE = Path(gateway.__file__).parent
@@ -89,25 +88,10 @@ def rigs(tmp_path_factory, request):
         one.close()
 
 
-@pytest.fixture(scope="module")
-def lab_rigs(stack):
-    """On the cluster of the session, in a folder that its nodes see."""
-    numbers = itertools.count()
-
-    def make():
-        folder = stack.folder / f"faults{next(numbers)}"
-        folder.mkdir()
-        return Rig(folder, RealCluster(stack.lab))
-
-    made = Rigs(make)
-    yield made
-    made.close()
-
-
 def check(rig, visit):
     """One job, one run, one end, and all of the log."""
     job = rig.newest(visit.label)
-    assert job.state == visit.end, (job.state, job.reason)
+    assert job.state == visit.end, rig.account_of(job)
     assert job.id == visit.id
     assert list(rig.cluster.of(rig.folder_of(job))) == [job.job_id]
     (run,) = rig.mlflow.of(job.id)
@@ -134,7 +118,7 @@ def environment_of(point):
 
 
 def is_long(point, victim):
-    """Whether the victim neither waits at the point nor is the database; a real controller has a test of its own."""
+    """Whether the victim neither waits at the point nor is the database; see also `test_controller_killed`."""
     return victim not in ("database", "api" if point in OF_THE_API else "worker")
 
 
@@ -160,26 +144,3 @@ def test_nothing_is_lost_on_postgresql(rigs, point, victim):
     rig = one.take()
     check(rig, rig.strike(point, victim, POINTS[point]))
     one.is_used = False
-
-
-# while it submits, just after, while it is asked, and while it cancels
-REAL = ("before_sbatch", "after_sbatch", "at_running", "after_scancel")
-ENDED = ("after_end", "after_status", "at_closing", "at_succeeded", "at_failed")
-REST = [point for point in OF_THE_WORKER if point not in REAL]
-
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("point", [*REAL, *(pytest.param(one, marks=pytest.mark.long) for one in REST)])
-def test_controller_killed_on_a_real_cluster(stack, lab_rigs, point):
-    rig = lab_rigs.take()
-    before = stack.lab.submissions()
-    # a project that has begun is not begun again: there the controller must know its job
-    rig.cluster.is_fresh = "sbatch" in point or point in ("after_record", "at_queued")
-    rig.cluster.may_end = point in ENDED
-    visit = rig.strike(point, "scheduler", POINTS[point], environment_of(point))
-    check(rig, visit)
-    # what the controller took in its last seconds it has forgotten
-    lost = rig.events(rig.newest(visit.label)).count(("queued", "submitting"))
-    assert stack.lab.submissions() == before + 1 + lost
-    assert visit.log.count(b"begin") == 1
-    lab_rigs.is_used = False

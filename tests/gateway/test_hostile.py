@@ -88,12 +88,13 @@ def test_nothing_of_a_job_is_alive_ten_seconds_after_cancel(mallory, tmp_path):
     place = project(tmp_path / "stubborn", f"python main.py {mark}")
     (place / "main.py").write_text(STUBBORN)
     job = mallory.submit(place)
-    wait_for(lambda: "begun" in mallory.run("logs", job)[0], 60)
-    assert len(alive(mark)) >= 20
-    begun = time.monotonic()
+    log = mallory.folder_of(job) / "logs" / "rank_0.log"
+    mallory.wait_for(job, lambda _: log.exists() and "begun" in log.read_text(), 60, "its first line")
+    wait_for(lambda: len(alive(mark)) >= 20, what="its processes")
     mallory.run("cancel", job)
+    begun = time.monotonic()
     # launcher, srun and supervisor have the job's folder in their command lines
-    wait_for(lambda: not alive(mark, job), 30)
+    mallory.wait_for(job, lambda _: not alive(mark, job), 30, "the end of its processes")
     assert time.monotonic() - begun < 10
     mallory.wait(job, "cancelled")
 

@@ -273,7 +273,7 @@ def test_project_that_ignores_its_end_is_ended(node):
     alive = node.job / "work" / "out" / "alive"
     wait_for(alive.exists)
     launcher.terminate()
-    launcher.communicate(timeout=10)
+    launcher.communicate(timeout=30)
     size = alive.stat().st_size
     time.sleep(0.3)
     assert alive.stat().st_size == size
@@ -312,12 +312,14 @@ if os.fork() == 0:
             open("out/alive", "a").write("x")
             time.sleep(0.05)
     os._exit(0)
-time.sleep(0.5)
+while not os.path.exists("out/alive"):
+    time.sleep(0.05)
+time.sleep(0.2)
 """
     assert node.run(code).returncode == 0
     alive = node.job / "work" / "out" / "alive"
     size = alive.stat().st_size
-    time.sleep(1)
+    time.sleep(0.3)
     assert size == alive.stat().st_size > 0
 
 
@@ -372,13 +374,19 @@ def test_two_jobs_at_once_do_not_see_each_other(node, tmp_path):
     code = """
 import os, time, uuid
 open(f"/tmp/mine-{uuid.uuid4()}", "w")
-time.sleep(1)
+open("out/begun", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.05)
 print(sum(name.startswith("mine") for name in os.listdir("/tmp")), os.listdir("/dev/shm"))
 """
     results = []
     threads = [threading.Thread(target=lambda n=n: results.append(n.run(code))) for n in (node, second)]
     for one in threads:
         one.start()
+    for one in (node, second):
+        wait_for((one.job / "work" / "out" / "begun").exists, what="both jobs")
+    for one in (node, second):
+        (one.job / "work" / "go").touch()
     for one in threads:
         one.join()
     second.close()

@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from tests.gateway.stack import REPOSITORY
-from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
 COUNTING = """
@@ -40,16 +39,22 @@ def logged(person, job):
     return {one["key"]: one["value"] for one in person.tracked(job)["data"].get("metrics", [])}
 
 
+def warn(lab, person, job):
+    """Warn a job once it is in its loop, as SLURM does before a time limit."""
+    person.wait(job, "running", seconds=90)
+    before = logged(person, job).get("step", -1)
+    person.wait_for(job, lambda _: logged(person, job).get("step", -1) > before, 60, f"a step after {before}")
+    done = lab.run("scancel", "--signal=USR2", person.show(job)["job_id"])
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_run_through_two_time_limits(stack, alice, tmp_path):
     (tmp_path / "MLproject").write_text("name: counting\nentry_points:\n  main:\n    command: python main.py\n")
     (tmp_path / "main.py").write_text(COUNTING)
     job = alice.submit(tmp_path, "--resume", profile="two-nodes")
     for attempt in (1, 2):
-        wait_for(lambda: alice.show(job)["restarts"] == attempt - 1 and alice.show(job)["state"] == "running", 90)  # noqa: B023
-        before = logged(alice, job).get("step", -1)
-        wait_for(lambda: logged(alice, job).get("step", -1) > before, 60)  # noqa: B023
-        stack.lab.run("scancel", "--signal=USR2", alice.show(job)["job_id"])
-        wait_for(lambda: alice.show(job)["restarts"] == attempt, 90)  # noqa: B023
+        warn(stack.lab, alice, job)
+        alice.wait_for(job, lambda found: found["restarts"] == attempt, 90, f"start {attempt + 1}")  # noqa: B023
     found = alice.wait(job, "succeeded", seconds=180)
     assert found["restarts"] == 2
     assert alice.tracked(job)["info"]["status"] == "FINISHED"

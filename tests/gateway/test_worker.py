@@ -3,69 +3,49 @@
 import hashlib
 import io
 import os
-import subprocess
-import sys
 import tarfile
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
-from bhive_mltf.gateway import settings as configuration
-from bhive_mltf.gateway.identity import mint
+from bhive_mltf.gateway import settings
 from bhive_mltf.gateway.identity.provider import Caller
 from bhive_mltf.gateway.projects import blobs
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.database import Database
 from bhive_mltf.gateway.store.tables import Project, State, Submission
+from tests.gateway import children, configuration
 from tests.gateway.fake_mlflow import FakeMlflow
+from tests.gateway.keys import ISSUER
 from tests.helpers.fake_scheduler import FakeScheduler
 from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.gateway
-REPOSITORY = Path(__file__).parents[2]
 
 
 class Bench:
     """A worker as a process of its own, with a scheduler of scripts and a tracking server of a few routes."""
 
-    def __init__(self, folder, database_url=""):
+    def __init__(self, folder):
         self.folder = folder
         self.scheduler, self.mlflow = FakeScheduler(folder / "bin").install(), FakeMlflow()
-        (folder / "site.yml").write_text("hours: 1\nsignal_seconds: 30\npoll_seconds: 0.2\naccounting: false\n")
-        (folder / "env" / "bin").mkdir(parents=True)
-        self.config = folder / "gateway.yml"
-        content = {
-            "public_url": "https://gateway.example",
-            "tracking_url": self.mlflow.url,
-            "spool": str(folder / "spool"),
-            "database_url": database_url or f"sqlite:///{folder}/gateway.db",
-            "keys": str(folder / "keys"),
-            "provider": {"issuer": "https://provider.example", "audiences": ["mltf"], "cli_client": "cli"},
-            "roles": {"user": {"profiles": ["small"]}},
-            "profiles": {"small": {"facility": str(folder / "site.yml"), "environment": str(folder / "env")}},
-            "tick_s": 0.1,
-            "submit_timeout_s": 2,
-        }
-        self.config.write_text(yaml.safe_dump(content))
-        mint.rotate(folder / "keys")
-        self.settings = configuration.load(self.config)
+        profiles = {"small": configuration.scripted(folder)}
+        content = configuration.content(folder, profiles, tracking_url=self.mlflow.url, tick_s=0.1, submit_timeout_s=2)
+        self.config = configuration.write(folder, content)
+        self.settings = settings.load(self.config)
         self.database = Database(self.settings.database_url)
         self.database.create()
         self.process = None
 
     def start(self):
-        path = f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"
-        variables = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
-        with (self.folder / "worker.log").open("ab") as log:
-            command = [sys.executable, "-m", "bhive_mltf.gateway", "--config", str(self.config), "worker"]
-            self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+        variables = {"PATH": f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}"}
+        self.process = children.start(["worker"], self.config, self.folder / "worker.log", variables)
 
     def stop(self):
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.join(20)
+            assert self.process.exitcode == 0
 
     def close(self):
         self.stop()
@@ -81,7 +61,7 @@ class Bench:
         path = blobs.path_of(self.settings.spool, digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.getvalue())
-        caller = Caller("https://provider.example", "alice", "cli", "Alice", frozenset({"user"}), 0.0)
+        caller = Caller(ISSUER, "alice", "cli", "Alice", frozenset({"user"}), 0.0)
         with self.database.writing() as session:
             owner = queries.owner_of(session, caller)
             if session.get(Project, digest) is None:
@@ -141,7 +121,7 @@ class Bench:
                         self.cancel(job)
                     else:
                         self.scheduler.change(job_id, state=end, status=0 if end == "COMPLETED" else 256)
-            return self.look(job).is_over or self.process.poll() is not None
+            return self.look(job).is_over or self.process.exitcode is not None
 
         wait_for(step, 60, "the end of the job")
 
@@ -198,7 +178,8 @@ def test_questions_without_an_answer_are_no_verdict(bench):
     bench.wait(job, "queued")
     for name in ("squeue", "scontrol"):
         bench.scheduler.fail(name, "Unable to contact slurm controller")
-    time.sleep(2)
+    asked = len(bench.scheduler.calls("squeue"))
+    wait_for(lambda: len(bench.scheduler.calls("squeue")) > asked + 3, what="questions in vain")
     assert bench.look(job).state == "queued"
     for name in ("squeue", "scontrol"):
         bench.scheduler.fail(name, "")
@@ -216,7 +197,7 @@ def test_absent_tracking_server_delays_the_end_and_nothing_else(bench):
     bench.wait(job, "running")
     bench.scheduler.change(job_id, state="COMPLETED")
     bench.wait(job, "closing")
-    time.sleep(1)
+    wait_for(lambda: bench.mlflow.refused > 3, what="calls in vain")
     assert bench.look(job).state == "closing"
     bench.mlflow.is_away = False
     bench.wait(job, "succeeded")

@@ -5,7 +5,6 @@ import os
 import warnings
 
 from bhive_mltf.gateway import app as application
-from bhive_mltf.gateway.identity import mint
 from bhive_mltf.gateway.identity.mint import Minter
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.settings import Settings
@@ -13,8 +12,9 @@ from bhive_mltf.gateway.store.tables import Submission
 from bhive_mltf.gateway.worker.leader import lead
 from bhive_mltf.gateway.worker.main import tick
 from bhive_mltf.gateway.worker.steps import Steps
+from tests.gateway import configuration
 from tests.gateway.fake_mlflow import FakeMlflow
-from tests.gateway.keys import ISSUER, FakeProvider
+from tests.gateway.keys import FakeProvider
 from tests.helpers.fake_scheduler import FakeScheduler
 
 with warnings.catch_warnings():
@@ -30,24 +30,16 @@ class Whole:
         self.folder, self.provider, self.mlflow = folder, FakeProvider(), FakeMlflow()
         self.scheduler = FakeScheduler(folder / "bin").install()
         monkeypatch.setenv("PATH", f"{self.scheduler.folder}{os.pathsep}{os.environ['PATH']}")
-        (folder / "site.yml").write_text("hours: 1\nsignal_seconds: 30\npoll_seconds: 0.2\naccounting: false\n")
-        (folder / "env" / "bin").mkdir(parents=True)
-        mint.rotate(folder / "keys")
-        profile = {"facility": str(folder / "site.yml"), "environment": str(folder / "env"), "gpus_per_node": 2}
-        profile |= {"builds": builds is not None, "environments": {"second": str(folder / "env")}}
-        self.settings = Settings(
-            public_url="https://gateway.example",
+        environments = {"builds": builds is not None, "environments": {"second": str(folder / "env")}}
+        content = configuration.content(
+            folder,
+            {"gpu": configuration.scripted(folder, gpus_per_node=2, **environments)},
             tracking_url=self.mlflow.url,
-            spool=folder / "spool",
-            database_url=f"sqlite:///{folder}/gateway.db",
-            keys=folder / "keys",
-            provider={"issuer": ISSUER, "audiences": ["mltf"], "cli_client": "cli"},
-            roles={"user": {"profiles": ["gpu"]}},
-            profiles={"gpu": profile},
             limits={"archive_bytes": 100_000},
             builds=builds,
             tick_s=0.01,
         )
+        self.settings = Settings(**content)
         self.app = application.make(self.settings, self.provider.verifier())
         self.client = TestClient(self.app, base_url="https://gateway.example")
         self.database = self.app.state.services.database

@@ -10,3 +10,8 @@ def wait_for(condition, seconds=60.0, what="it"):
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
     return value
+
+
+def ends(paths, size=3000):
+    """The ends of files, under their names, for the message of a test."""
+    return [f"-- {path}\n{path.read_text(errors='replace')[-size:]}" for path in paths if path.is_file()]

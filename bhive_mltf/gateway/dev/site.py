@@ -24,17 +24,11 @@ import bhive_mltf
 from bhive_mltf.errors import ConfigError
 from bhive_mltf.files import atomic
 from bhive_mltf.gateway.dev import provider
+from bhive_mltf.gateway.dev.tracking_server import TrackingServer
 from bhive_mltf.gateway.identity import mint
 
 _START_S: Final = 180.0
 _STOP_S: Final = 20.0
-_INI: Final = """[mlflow]
-default_permission = NO_PERMISSIONS
-database_uri = sqlite:///{folder}/users.db
-admin_username = admin
-authorization_function = bhive_mltf.gateway.mlflow_auth:authorize
-grant_default_workspace_access = false
-"""
 _FACILITY: Final = """cluster: lab
 partition: main
 memory_per_cpu_gb: 0.5
@@ -67,6 +61,14 @@ class Site:
         self.url, self.tracking, self.issuer = places
         self.port = port
         self.config = self.folder / "gateway.yml"
+        self._mlflow = TrackingServer(
+            self.folder,
+            port + 1,
+            runs=f"sqlite:///{self.folder}/mlflow.db",
+            users=f"sqlite:///{self.folder}/users.db",
+            issuer=self.url,
+            jwks=self.folder / "keys" / mint.JWKS_NAME,
+        )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._own_lab = False
 
@@ -104,7 +106,7 @@ class Site:
     def _write(self) -> None:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         atomic.write_text(self.folder / "facility.yml", _FACILITY)
-        atomic.write_text(self.folder / "mlflow.ini", _INI.format(folder=self.folder))
+        self._mlflow.write()
         atomic.write_text(self.config, yaml.safe_dump(self._settings(), sort_keys=False))
         if not list((self.folder / "keys").glob("*.pem")):
             mint.rotate(self.folder / "keys")
@@ -147,28 +149,13 @@ class Site:
         python = sys.executable
         self._start_lab()
         self._begin("provider", [python, "-m", "bhive_mltf.gateway.dev.provider", str(self.port + 2), self.url])
-        command = [python, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port + 1), "--workers", "1", "--serve-artifacts"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        self._begin("mlflow", command, self._mlflow_variables())
+        flask_key = (self.folder / "keys" / "flask_key").read_text()
+        self._begin("mlflow", self._mlflow.command, self._mlflow.variables(flask_key))
         gateway = [python, "-m", "bhive_mltf.gateway", "--config", str(self.config)]
         self._begin("api", [*gateway, "serve", "--port", str(self.port)])
         for place in (f"{self.issuer}/jwks", f"{self.url}/healthz", f"{self.tracking}/health"):
             self._wait(place, stop)
         self._begin("worker", [*gateway, "worker"])
-
-    def _mlflow_variables(self) -> dict[str, str]:
-        return {
-            "MLFLOW_AUTH_CONFIG_PATH": str(self.folder / "mlflow.ini"),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": (self.folder / "keys" / "flask_key").read_text(),
-            # nobody signs in with it
-            "MLFLOW_AUTH_ADMIN_PASSWORD": secrets.token_urlsafe(32),
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLTF_ISSUER": self.url,
-            "MLTF_JWKS_FILE": str(self.folder / "keys" / mint.JWKS_NAME),
-        }
 
     def _start_lab(self) -> None:
         self._own_lab = self._slurm("env").returncode != 0

@@ -67,4 +67,10 @@ const provider = new Provider(issuer, {
   },
 });
 
+// a client without this waits for five seconds
+provider.use(async (ctx, next) => {
+  await next();
+  if (ctx.body?.device_code) ctx.body.interval = 1;
+});
+
 createServer(provider.callback()).listen(Number(port), "127.0.0.1", () => console.log("ready"));
