@@ -1,30 +1,30 @@
 """What to run first on a GPU: predictions beside measurements, a verdict per row, one JSON file.
 
     make gpu-check [ONLY=attention,speed]
-    python benchmarks/gpu_check.py [--only ROW,ROW] [--device cuda] [--json FILE]
+    python benchmarks/gpu_check.py [--only ROW,ROW] [--device cuda] [--json FILE] [--limit SECONDS]
 
 Without a GPU the same rows run on the CPU as far as they can, smaller, so that the script does not rot. Rows import
-neither law nor mlflow. A row that fails does not stop the others; the exit code says whether one did. weaver-core is
-taken from $WEAVER_PYTHON or `make weaver`, where there is one.
+neither law nor mlflow. Each row runs in a process of its own, since a GPU that failed once does not serve that process
+again, and within a time; the file is written after each row. A row that fails, hangs or dies does not stop the others;
+the exit code says whether one did. weaver-core is taken from $WEAVER_PYTHON or `make weaver`, where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import os
 import sys
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
+# whatever asks for GPUs while this is imported: CUDA itself would be of no use any more to processes that are forked
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_memory
 import gpu_numbers
 import gpu_speed
-import torch
-from gpu_row import ROWS, FailedError, Found
+from gpu_process import LIMIT, check
+from gpu_row import ROWS
 
 from bhive_mltf.errors import nearest
 
@@ -33,56 +33,18 @@ JSON = Path("gpu_check.json")
 MODULES = (gpu_numbers, gpu_memory, gpu_speed)
 
 
-def driver() -> str:
-    """Version of NVIDIA's driver; empty without one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except Exception:  # noqa: BLE001 - no driver, or nothing that asks it
-        return ""
-
-
-def conditions(device: torch.device) -> Found:
-    on_gpu = device.type == "cuda"
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device.type,
-        "card": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
-        "driver": driver(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="all", help=f"rows, of {', '.join(ROWS)}")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument("--json", type=Path, default=JSON)
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for all rows")
     options = parser.parse_args()
     names = list(ROWS) if options.only in ("", "all") else options.only.split(",")
     for name in names:
         if name not in ROWS:
             raise SystemExit(f"there is no row '{name}' (nearest: {nearest(name, ROWS, 1)[0]}): take {', '.join(ROWS)}")
-    device = torch.device(options.device)
-    rows = []
-    for name in names:
-        expectation, function = ROWS[name]
-        started = time.perf_counter()
-        found: Found = {}
-        try:
-            found, verdict = function(device), "ok"
-        except FailedError as error:
-            verdict = f"FAILED: {error}"
-        except Exception as error:  # noqa: BLE001 - the other rows are wanted too
-            verdict = f"FAILED: {type(error).__name__}: {error}"
-        seconds = time.perf_counter() - started
-        rows.append({"name": name, "expected": expectation, "found": found, "verdict": verdict, "seconds": seconds})
-        print(f"{name:<12}{verdict}  ({seconds:.0f} s)\n  expected: {expectation}\n  found:    {found}", flush=True)
-    options.json.write_text(json.dumps({"conditions": conditions(device), "rows": rows}, indent=2) + "\n")
+    rows = check({name: ROWS[name] for name in names}, options.device, options.json, options.limit)
     return int(any(one["verdict"] != "ok" for one in rows))
 
 

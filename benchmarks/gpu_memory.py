@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import signal
 import tempfile
 from collections import deque
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
-from gpu_row import NO_GPU, Found, require, row, run_ahead, synchronise
+from gpu_row import CPU, NO_GPU, FailedError, Found, no_syncs, placed, require, row, run_ahead, synchronise
 
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.buffers import Ring, SharedBuffers
 from bhive_mltf.data.loader.loader import BatchLoader
 from bhive_mltf.interface import Batch
+from bhive_mltf.ranks.distributed import World
 from bhive_mltf.ranks.files import RankError
 from bhive_mltf.ranks.gpu_errors import GpuCause
 from bhive_mltf.ranks.process import run_reporting
+from bhive_mltf.ranks.signals import TrainingInterruptedError
 from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome, Seen, judge
 from bhive_mltf.training.checkpointing.async_writer import on_host
+from bhive_mltf.training.checkpointing.checkpoint import epoch_path, read_checkpoint
+from bhive_mltf.training.engine import make_stepper, train
+from bhive_mltf.training.monitoring.observers import Observer
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.optim.skip_nonfinite_update import Guard
 from bhive_mltf.training.transfer import Transfer
@@ -138,3 +146,55 @@ def memory(device: torch.device) -> Found:
     require(verdict.outcome is AttemptOutcome.FAILED and "--batch-size" in verdict.reason, verdict.reason)
     synchronise(device)
     return {"sentence": verdict.reason}
+
+
+class Cut(Observer):
+    """Asks a training to stop after so many batches."""
+
+    def __init__(self, stop_at: int) -> None:
+        self._left = stop_at
+
+    def advance(self, n_jets: int) -> None:  # noqa: ARG002
+        self._left -= 1
+        if self._left == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@row("whole trainings, 2 workers: cut and continued the same bits as uncut, by precision; no step of the engine waits")
+def engine(device: torch.device) -> Found:
+    from tests.helpers import standin
+
+    pinning = partial(BatchLoader, pin_memory=device.type == "cuda")
+    world, counted = World(device=device), 0
+    precisions = ("float32", "bf16", *(["fp16"] if device.type == "cuda" else []))
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(standin, "BatchLoader", pinning):
+        for precision in precisions:
+            weights = []
+            for name, observers in (("whole", [Observer()]), ("cut", [Cut(7), Observer()])):
+                options = {"training_precision": precision, "n_threads": 2, "deterministic": True}
+                plan = standin.plan(Path(folder) / f"{precision}_{name}", model_kwargs={"dropout": 0.1}, **options)
+                for number, observer in enumerate(observers, 1):
+                    with nullcontext() if number == len(observers) else stopped():
+                        train(plan, world, standin.build, observer)
+                state = read_checkpoint(epoch_path(plan.directory, 1))["model_state_dict"]
+                weights.append(torch.cat([values.flatten().double() for values in state.values()]))
+            require(torch.equal(*weights), f"a cut training in {precision} ends with other weights")
+            counted += 1
+        for precision, optimizer in (*((one, "AdamW") for one in precisions), ("float32", "Ranger")):
+            plan = standin.plan(Path(folder) / "steps", training_precision=precision, optimizer=optimizer)
+            stepper = make_stepper(plan, world, standin.build(plan, world))
+            batch = placed(standin.batch(25), device)
+            for number in range(3):
+                with no_syncs(device if number else CPU):
+                    stepper.train(batch, number, 1e-3)
+    return {"trainings": counted}
+
+
+@contextmanager
+def stopped():
+    """What is inside has to be stopped by a signal."""
+    try:
+        yield
+    except TrainingInterruptedError:
+        return
+    raise FailedError("the training was not stopped")

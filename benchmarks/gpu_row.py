@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from bhive_mltf.models.base import Tagger
 PART = "ParticleTransformer_JetClass"
 CPU = torch.device("cpu")
 Found = dict[str, Any]
-Row = Callable[[torch.device], Found]
-ROWS: dict[str, tuple[str, Row]] = {}
+Function = Callable[[torch.device], Found]
+ROWS: dict[str, Row] = {}
 NO_GPU: Found = {"not run": "no GPU"}
 
 
@@ -25,9 +26,18 @@ class FailedError(Exception):
     """What was found is not what a row asks for."""
 
 
-def row(expectation: str) -> Callable[[Row], Row]:
-    def add(function: Row) -> Row:
-        ROWS[function.__name__] = expectation, function
+@dataclass(frozen=True)
+class Row:
+    """What is done on a device, what is expected of it, and the seconds that it has."""
+
+    expectation: str
+    function: Function
+    limit: float
+
+
+def row(expectation: str, limit: float = 60.0) -> Callable[[Function], Function]:
+    def add(function: Function) -> Function:
+        ROWS[function.__name__] = Row(expectation, function, limit)
         return function
 
     return add
