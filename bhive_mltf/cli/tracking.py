@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bhive_mltf.errors import ParameterError, TrackingError
+from bhive_mltf.errors import ParameterError, SlurmError, TrackingError
 from bhive_mltf.files.lock import COMMAND_FOLDER
 
 if TYPE_CHECKING:
     from bhive_mltf.tracking import sync
 
 TIMEOUT = 600.0  # s, for one training
+logger = logging.getLogger(__name__)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -78,8 +80,36 @@ def _directories(given: str | None) -> list[Path]:
     return found
 
 
-def ended_as(directory: Path) -> str:
-    """The status of a training that no process works on: FINISHED when its last model is there, else KILLED."""
+def ended_as(directory: Path) -> sync.End:
+    """How a training ended that no process works on.
+
+    FINISHED when its last model is there; else as its job did, where nobody has seen that one end; else KILLED. No
+    status while a job runs, or may run.
+    """
+    from bhive_mltf.slurm import dispatch
+    from bhive_mltf.slurm.client import Slurm
+    from bhive_mltf.slurm.record import JobRecord
+    from bhive_mltf.tracking import sync
+
+    if _is_complete(directory):
+        return sync.End("FINISHED")
+    try:
+        job = JobRecord.read(directory)
+    except SlurmError as error:
+        logger.warning("the run of %s is left as it is: %s", directory, error)
+        return sync.End("")
+    if job is None or job.is_over:
+        return sync.End("KILLED")
+    job = dispatch.find_out(job, Slurm(job.slurm_conf))
+    status = job.state.run_status
+    if status in ("FAILED", "KILLED"):
+        return sync.End(status, dispatch.run_failure(job), job.created if job.is_over else None)
+    if job.is_over:
+        return sync.End("KILLED")
+    return sync.End("SCHEDULED" if job.state.is_waiting else "")
+
+
+def _is_complete(directory: Path) -> bool:
     from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
 
     try:
@@ -87,13 +117,14 @@ def ended_as(directory: Path) -> str:
         plan = TrainingPlan.model_construct(**json.loads((directory / FILE_NAME).read_text(encoding="utf-8")))
         last = plan.last_number
     except (OSError, ValueError, TypeError):
-        return "KILLED"
-    return "FINISHED" if (directory / f"model_{last}.pt").exists() else "KILLED"
+        return False
+    return (directory / f"model_{last}.pt").exists()
 
 
 def sentence(done: sync.Synced) -> str:
     """What was done for one training, in words."""
-    parts = [f"the run was closed as {done.closed}"] if done.closed else []
+    waits = "the run waits for its job"
+    parts = [waits if done.closed == "SCHEDULED" else f"the run was closed as {done.closed}"] if done.closed else []
     for words, entries in (("delivered", done.delivered), ("NOT delivered", done.left)):
         if entries:
             parts.append(f"{words} " + ", ".join(f"{what}: {count}" for what, count in sorted(entries.items())))

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bhive_mltf.errors import QueryFailedError, SlurmError, SubmissionError
+from bhive_mltf.errors import JobFailedError, QueryFailedError, SlurmError, SubmissionError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.ranks.files import PROGRESS_NAME
-from bhive_mltf.slurm import script
+from bhive_mltf.slurm import outcome, script
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.job import OUTCOME_NAME, SCRIPT_NAME, JobSpec
 from bhive_mltf.slurm.outcome import ConfirmedEnd
@@ -120,13 +120,18 @@ def cancel(record: JobRecord, client: Slurm, wait_s: float = CANCEL_WAIT_S) -> J
 
 
 def close_run(record: JobRecord) -> None:
-    """Give the MLflow run of a directory the status that its job ended with; nothing while the job lives."""
+    """Give the MLflow run of a directory the status that its job ended with, and why; nothing while the job lives."""
     status = record.state.run_status
     if not record.is_over or status not in ("KILLED", "FAILED"):
         return
     from bhive_mltf import tracking
 
-    tracking.attach(record.directory).finish(status)
+    tracking.close(record.directory, status, run_failure(record), record.created)
+
+
+def run_failure(record: JobRecord) -> str:
+    """Why the run of a job that ended has failed, as the tag `failure` says it."""
+    return f"{JobFailedError.__name__}: {outcome.end_sentence(record)}"
 
 
 def living(directory: Path) -> JobRecord | None:

@@ -69,6 +69,13 @@ def is_done(record: JobRecord) -> bool:
 
 def failure_sentence(record: JobRecord) -> str:
     """Why a job that is over has no result, the last lines of its log, and where to look."""
+    text = f"{end_sentence(record)}; the same command goes on; its log is {record.log}"
+    last = tail(record.log)
+    return f"{text}, and ends with\n{last}" if last else text
+
+
+def end_sentence(record: JobRecord) -> str:
+    """How a job that is over ended, and why."""
     written = JobOutcome.read(record.folder, record.token)
     what = SENTENCES.get(record.state, f"its state is {record.state.value}")
     if record.state is JobState.COMPLETED:
@@ -80,10 +87,7 @@ def failure_sentence(record: JobRecord) -> str:
             # a full disk keeps the job from writing its outcome
             reason = EXIT_CODES[ExitCode(record.exit_code)]
     because = f" ({reason})" if reason and reason != "NonZeroExitCode" else ""
-    where = f"job {record.job_id} of {record.directory}"
-    text = f"{where} ended as {record.state.value}: {what}{because}; the same command goes on; its log is {record.log}"
-    last = tail(record.log)
-    return f"{text}, and ends with\n{last}" if last else text
+    return f"job {record.job_id} of {record.directory} ended as {record.state.value}: {what}{because}"
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> str:

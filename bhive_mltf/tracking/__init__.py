@@ -7,13 +7,14 @@ from bhive_mltf.tracking.history import provenance
 from bhive_mltf.tracking.mlflow_run import attach
 from bhive_mltf.tracking.run import NullRun, Run
 from bhive_mltf.tracking.store import RunRecord, view_command
-from bhive_mltf.tracking.sync import close_abandoned
+from bhive_mltf.tracking.sync import close, close_abandoned
 
 __all__ = [
     "NullRun",
     "Run",
     "RunRecord",
     "attach",
+    "close",
     "close_abandoned",
     "current",
     "environment",

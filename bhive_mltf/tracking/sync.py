@@ -19,6 +19,7 @@ from bhive_mltf.tracking.store import FILE_NAME, RunRecord
 logger = logging.getLogger(__name__)
 
 ENDED = ("FINISHED", "FAILED", "KILLED")
+FAILURE_TAG = "failure"
 GONE = "its processes are gone without a word: a kill, or a lost machine"
 
 
@@ -35,6 +36,20 @@ class Synced:
     closed: str
 
 
+@dataclass(frozen=True)
+class End:
+    """How a training ended that no process works on any more.
+
+    status : of its run; empty for one that goes on by itself, whose run stays as it is.
+    failure : why it has not finished; empty where nothing is known.
+    started : of a job that is over for certain, when it was handed in, in seconds since 1970.
+    """
+
+    status: str
+    failure: str = ""
+    started: float | None = None
+
+
 def directories(folder: Path) -> Iterator[Path]:
     """The training directories below a folder, itself included, that have a run; those set aside too."""
     for path in sorted(folder.rglob(FILE_NAME)):
@@ -43,7 +58,7 @@ def directories(folder: Path) -> Iterator[Path]:
 
 def sync(
     directory: Path,
-    ended_as: Callable[[Path], str] = lambda directory: "KILLED",  # noqa: ARG005
+    ended_as: Callable[[Path], End] = lambda directory: End("KILLED"),  # noqa: ARG005
     locks: Sequence[str] = (".",),
     timeout: float = FLUSH_TIMEOUT,
 ) -> Synced:
@@ -51,11 +66,15 @@ def sync(
 
     Parameters
     ----------
-    ended_as : gives the status of a training that no process works on any more.
+    ended_as : how a training ended that no process works on any more.
     locks : see `close_abandoned`.
     """
-    status = ended_as(directory)
-    closed = status if close_abandoned(directory, status, locks) else ""
+    end = ended_as(directory)
+    if end.started is not None:
+        close(directory, end.status, end.failure, end.started, timeout)
+        closed = end.status
+    else:
+        closed = end.status if end.status and close_abandoned(directory, end.status, locks, end.failure) else ""
     before = undelivered(directory)
     if before:
         attach(directory).finish(timeout=timeout)
@@ -71,7 +90,29 @@ def undelivered(directory: Path) -> Counter[str]:
     return found
 
 
-def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",)) -> bool:
+def close(directory: Path, status: str, failure: str, since: float, timeout: float = FLUSH_TIMEOUT) -> None:
+    """End the run of a training in place of its owner, which may have said itself why it failed.
+
+    failure : why. since : seconds since 1970; what the owner said before was about an earlier start.
+    """
+    run = attach(directory)
+    if not _is_failure_told(directory, since):
+        run.tags({FAILURE_TAG: failure})
+    run.finish(status, timeout)
+
+
+def _is_failure_told(directory: Path, since: float) -> bool:
+    for path in journal.files(directory):
+        begun = 0.0
+        for record, _ in journal.read(path):
+            begun = record["time"] / 1000 if "journal" in record else begun
+            own = record.get("kind") == "tags" and not record.get("child")
+            if own and record["values"].get(FAILURE_TAG) and begun >= since:
+                return True
+    return False
+
+
+def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",), failure: str = "") -> bool:
     """Record the end of a run that says RUNNING although no process works on it; whether that was so.
 
     The status goes to the journal, with the time of its last record, and is delivered as all else is. SCHEDULED runs
@@ -79,8 +120,10 @@ def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",))
 
     Parameters
     ----------
-    status : what it ended as: FINISHED when the training is complete, else KILLED.
+    status : what it ended as: FINISHED when the training is complete, else KILLED, or SCHEDULED for one whose job
+        waits.
     locks : folders of the directory in which a process that works on the training holds a lock.
+    failure : why, for the tag `failure`; of a KILLED run by default that nothing is known.
     """
     from bhive_mltf.files.lock import is_held
 
@@ -93,8 +136,8 @@ def close_abandoned(directory: Path, status: str, locks: Sequence[str] = (".",))
             return False
         last = max((path.stat().st_mtime for path in journal.files(directory)), default=time.time())
         own = journal.Journal(directory)
-        if status == "KILLED":
-            own.append("tags", values={"failure": GONE})
+        if said := failure or (GONE if status == "KILLED" else ""):
+            own.append("tags", values={FAILURE_TAG: said})
         # a file server may have another clock than those who wrote
         own.append("status", status=status, time=max(int(last * 1000), journal.newest_status(directory)[0]))
         own.close()

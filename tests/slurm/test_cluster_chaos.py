@@ -102,7 +102,9 @@ def test_a_full_disk_is_named_and_goes_on_once_there_is_room(cluster, shell, sma
     assert f"ExitCode={int(ExitCode.NO_SPACE)}:0" in job
     assert "ended as FAILED" in output
     assert "no space is left where the outputs go: make room, then type the command again" in output, output
-    assert training.mlflow_run()[0].info.status == "FAILED"
+    run, _, _ = training.mlflow_run()
+    assert run.info.status == "FAILED"
+    assert "no space is left where the outputs go" in run.data.tags["failure"]
     done = training.run()
     assert done.returncode == 0, done.stdout
     assert_same_weights(two_local, training)

@@ -99,7 +99,10 @@ def test_no_work_is_lost_when_cancelled_or_failing_at_the_start(cluster, shell, 
         output, code = ended(command)
         assert code != 0
         assert f"job {first} of {training.directory} ended as CANCELLED: it was cancelled" in output
-        assert training.mlflow_run()[0].info.status == "KILLED"
+        run, _, _ = training.mlflow_run()
+        assert run.info.status == "KILLED"
+        reason = f"JobFailedError: job {first} of {training.directory} ended as CANCELLED: it was cancelled"
+        assert run.data.tags["failure"].startswith(reason)
         assert training.record().state is JobState.CANCELLED
 
         # nobody follows the next one
@@ -134,13 +137,14 @@ def test_no_work_is_lost_when_cancelled_or_failing_at_the_start(cluster, shell, 
     assert "    the module system is down" in done.stdout
     run, runs, _ = training.mlflow_run()
     assert (run.info.status, runs) == ("FAILED", 1)
+    assert "ended as FAILED: it failed with exit code 3" in run.data.tags["failure"]
     assert training.record().state is JobState.FAILED
 
     done = training.run()
     assert done.returncode == 0, done.stdout
     assert_same_weights(two_local, training)
     run, runs, values = training.mlflow_run()
-    assert (run.info.status, runs, values) == ("FINISHED", 1, 1)
+    assert (run.info.status, runs, values, run.data.tags["failure"]) == ("FINISHED", 1, 1, "")
     assert [job.state.name for job in training.record().attempts] == ["CANCELLED"] * 3 + ["FAILED"]
     assert training.record().state is JobState.COMPLETED
     assert len(training.beginnings()) == 1, "what was trained before it was cancelled is not trained again"

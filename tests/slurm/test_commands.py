@@ -3,9 +3,11 @@
 import pytest
 
 from bhive_mltf.cli import main, slurm_jobs
+from bhive_mltf.cli.tracking import ended_as
 from bhive_mltf.slurm import dispatch, job, profiles
 from bhive_mltf.slurm.client import Slurm
 from bhive_mltf.slurm.record import JobRecord
+from bhive_mltf.slurm.states import JobState
 
 
 @pytest.fixture
@@ -75,3 +77,32 @@ def test_a_job_is_cancelled_by_id_or_directory(fake, record, capsys):
     assert fake.jobs[record.job_id]["state"] == "CANCELLED"
     assert JobRecord.read(record.directory).is_over
     assert "is over already: CANCELLED" in said(capsys, "cancel", record.job_id)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "failure", "is_over"),
+    [
+        ("PENDING", "SCHEDULED", "", False),
+        ("RUNNING", "", "", False),
+        # not known: as it was last seen
+        ("ODD", "SCHEDULED", "", False),
+        ("CANCELLED", "KILLED", "ended as CANCELLED: it was cancelled", True),
+        ("OUT_OF_MEMORY", "FAILED", "ended as OUT_OF_MEMORY: it needed more memory", True),
+        # the scheduler may still put it back into the queue
+        ("NODE_FAIL", "FAILED", "ended as NODE_FAIL: one of its nodes failed", False),
+    ],
+)
+def test_sync_gives_a_run_the_end_of_its_job(fake, record, state, status, failure, is_over):
+    fake.change(record.job_id, state=state)
+    end = ended_as(record.directory)
+    assert (end.status, end.started is not None) == (status, is_over)
+    assert failure in end.failure
+    assert not failure or end.failure.startswith(f"JobFailedError: job {record.job_id} of {record.directory} ended as")
+
+
+def test_sync_without_an_answer_leaves_the_run_alone(fake, record):
+    record.changed(state=JobState.RUNNING)
+    fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
+    assert ended_as(record.directory).status == ""
+    (record.folder / "job.json").write_text("{")
+    assert ended_as(record.directory).status == ""

@@ -18,7 +18,7 @@ from bhive_mltf import compat
 from bhive_mltf.cli import main
 from bhive_mltf.cli.tracking import ended_as
 from bhive_mltf.files.lock import DirectoryLock, is_held
-from bhive_mltf.tracking import RunRecord, attach, close_abandoned, journal, prepare
+from bhive_mltf.tracking import RunRecord, attach, close, close_abandoned, journal, prepare
 from bhive_mltf.tracking.connection import connect
 from bhive_mltf.tracking.journal import Journal
 
@@ -210,6 +210,16 @@ def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, cli
     assert capsys.readouterr().out == ""
 
 
+def test_a_closed_run_keeps_the_reason_of_its_owner(tmp_path, data_path, client):
+    run_id = prepare(tmp_path, data_path=data_path, run_name="t").run_id
+    with attach(tmp_path) as owner:
+        owner.tags({"failure": "ValueError: bad"})
+    for since, expected in ((time.time() - 60, "ValueError: bad"), (time.time() + 60, "the node failed")):
+        close(tmp_path, "FAILED", "the node failed", since)
+        run = client.get_run(run_id)
+        assert (run.info.status, run.data.tags["failure"]) == ("FAILED", expected)
+
+
 @pytest.mark.parametrize(
     ("plan", "last"),
     [
@@ -219,14 +229,14 @@ def test_a_killed_command_is_closed_by_the_sync_command(tmp_path, data_path, cli
     ],
 )
 def test_w19_a_killed_run_is_closed_by_its_plan_s_last_model(tmp_path, plan, last):
-    assert ended_as(tmp_path) == "KILLED"
+    assert ended_as(tmp_path).status == "KILLED"
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     (tmp_path / f"model_{last - 1}.pt").touch()
-    assert ended_as(tmp_path) == "KILLED"
+    assert ended_as(tmp_path).status == "KILLED"
     (tmp_path / f"model_{last}.pt").touch()
-    assert ended_as(tmp_path) == "FINISHED"
+    assert ended_as(tmp_path).status == "FINISHED"
     (tmp_path / "plan.json").write_text("[]")
-    assert ended_as(tmp_path) == "KILLED"
+    assert ended_as(tmp_path).status == "KILLED"
 
 
 def test_a_complete_training_is_finished_by_the_next_task(tmp_path, data_path, client):

@@ -1,7 +1,7 @@
 """How a run ends, whatever ended its training, and whatever the tracking server does meanwhile.
 
-Time limit and `scancel` are here the signals that a rank of a job gets; real ones, and lost nodes, are
-in `tests/slurm`.
+Time limit and `scancel` are here the signals that a rank of a job gets; real ones are in `tests/slurm`, where
+`test_cluster_status.py` has the row of this table that needs a cluster, a lost node.
 """
 
 import multiprocessing
@@ -13,6 +13,7 @@ from bhive_mltf.cli import main
 from bhive_mltf.tracking.connection import connect
 from bhive_mltf.tracking.run_resolver import DIRECTORY_TAG
 from bhive_mltf.training.checkpointing.checkpoint import read_checkpoint
+from tests.helpers.tracking_server import SERVERS
 
 pytestmark = pytest.mark.long
 
@@ -27,7 +28,6 @@ TABLE = {
     "scancel": ("KILLED", "TrainingInterruptedError: "),
     "time limit": ("SCHEDULED", "TrainingInterruptedError: "),
 }
-SERVERS = ("alive", "dead", "stopped", "slow")
 # a stopped server costs what one request may take, a few times
 LONGEST = 90.0  # s
 

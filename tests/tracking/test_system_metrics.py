@@ -1,8 +1,11 @@
-"""The load of every node in the one run of a training, with a stand-in for NVIDIA's driver."""
+"""The load of every node in the one run of a training, with stand-ins for NVIDIA's driver: in Python, and a library."""
 
+import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -13,6 +16,7 @@ from bhive_mltf.tracking import attach, journal, prepare
 from bhive_mltf.tracking.connection import connect
 from bhive_mltf.tracking.system.gpus import Gpus
 from bhive_mltf.tracking.system.machine import Machine
+from tests.helpers.compiling import shared_library
 from tests.helpers.waiting import wait_for
 
 MIG = "MIG-11111111-2222-3333-4444-555555555555"
@@ -120,7 +124,7 @@ def used(given):
     ]
 
 
-@pytest.mark.parametrize(
+SHOWN = pytest.mark.parametrize(
     ("given", "expected"),
     [
         (None, [3, 6, 9, 9]),
@@ -136,6 +140,9 @@ def used(given):
         ("MIG-nowhere,0", []),
     ],
 )
+
+
+@SHOWN
 def test_only_the_gpus_of_the_job_are_read(driver, given, expected):
     assert used(given) == expected
 
@@ -179,6 +186,57 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch):
 
     monkeypatch.setattr(pynvml, "nvmlInit", absent)
     assert Gpus({}).read() == {}
+
+
+BY_LIBRARY = """
+import json, sys, time
+from bhive_mltf.tracking.system.gpus import Gpus
+
+def read(given):
+    gpus = Gpus({} if given is None else {"CUDA_VISIBLE_DEVICES": given})
+    first = gpus.read()
+    time.sleep(0.002)
+    return first, gpus.read()
+
+print(json.dumps([read(given) for given in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.fixture(scope="module", params=["now", "old"])
+def by_library(request, tmp_path_factory):
+    """What the real NVML binding reads twice through a library in C, for all values of the variable."""
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).with_name("nvml_standin.c")
+    library = shared_library(folder, source, *(["-DOLD"] if request.param == "old" else []))
+    library.rename(folder / "libnvidia-ml.so.1")
+    given = [given for given, _ in SHOWN.args[1]]
+    command = [sys.executable, "-c", BY_LIBRARY, json.dumps(given)]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return request.param, dict(zip(given, json.loads(done.stdout), strict=True))
+
+
+def test_the_binding_reads_a_driver_library(by_library):
+    driver, found = by_library
+    for given, expected in SHOWN.args[1]:
+        # a driver without MIG shows no slice
+        expected = [] if driver == "old" and (given or "").startswith("MIG") else expected
+        memory = [value / 1000 for name, value in found[given][1].items() if name.endswith("memory_usage_megabytes")]
+        assert memory == expected, given
+    first, second = found["1,0"]
+    assert "gpu_0_power_usage_watts" not in second
+    assert second["gpu_1_power_usage_watts"] == 250.0
+    assert second["gpu_1_power_usage_percentage"] == 50.0
+    assert second["gpu_0_temperature_celsius"] == second["gpu_1_temperature_celsius"] == 61.0
+    assert (second["gpu_1_sm_clock_megahertz"], second["gpu_1_memory_clock_megahertz"]) == (1500.0, 2600.0)
+    assert second["gpu_1_pcie_receive_megabytes_per_second"] == 2048.0
+    counted = {"gpu_1_energy_watt_hours", "gpu_1_nvlink_transmit_megabytes_per_second"}
+    assert counted & set(second) == (counted if driver == "now" else set())
+    assert "gpu_1_nvlink_receive_megabytes_per_second" not in second
+    if driver == "now":
+        assert second["gpu_1_energy_watt_hours"] - first["gpu_1_energy_watt_hours"] == 2.0
+        assert 0 < second["gpu_1_nvlink_transmit_megabytes_per_second"] < 20_000_000 * 1.024e-3 / 0.002
 
 
 def test_processes_of_the_job_are_told_from_the_host():

@@ -64,6 +64,12 @@ class Lab:
         daemons.start_controller(self.settings)
         daemons.wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld", self.settings)
 
+    def lose_node(self, number: int) -> None:
+        """SIGKILL to the daemon of a node and to all that its jobs run there, as a power cut."""
+        name = self.settings.nodes[number][0]
+        daemons.stop(self.settings, f"slurmd.{name}", signal.SIGKILL)
+        daemons.kill_jobs(self.settings, name)
+
     def start_node(self, number: int) -> None:
         """Start the daemon of a node again."""
         daemons.start_node(self.settings, self.settings.nodes[number][0])

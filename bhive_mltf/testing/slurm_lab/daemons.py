@@ -150,13 +150,25 @@ def stop(lab: Settings, name: str, number: signal.Signals = signal.SIGTERM) -> N
             os.kill(pid, signal.SIGKILL)
 
 
-def kill_jobs(lab: Settings) -> None:
-    """End what jobs of this lab have left behind: processes with its configuration and a job id."""
+def kill_jobs(lab: Settings, node: str = "") -> None:
+    """End what jobs of this lab run, or have left behind: processes with its configuration and a job id.
+
+    node : only those of this node, and before them the daemons that would tell the controller how they ended.
+    """
+    found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             environment = process.environ()
-            if environment.get("SLURM_CONF") == str(lab.slurm_conf) and "SLURM_JOB_ID" in environment:
-                process.kill()
+            is_there = node in ("", environment.get("SLURMD_NODENAME"))
+            if environment.get("SLURM_CONF") == str(lab.slurm_conf) and "SLURM_JOB_ID" in environment and is_there:
+                found.append(process)
+    tellers: set[psutil.Process] = set()
+    for process in found if node else ():
+        with contextlib.suppress(psutil.Error):
+            tellers |= {parent for parent in process.parents() if parent.name() == "slurmstepd"}
+    for process in (*tellers, *found):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def wait(holds: Callable[[], bool], what: str, lab: Settings, seconds: float = START_S) -> None:
