@@ -106,6 +106,9 @@ class Relay:
             destination.shutdown(socket.SHUT_WR)
 
     def shut(self):
+        self.holds = False
+        if self.listener is None:
+            return
         with suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()

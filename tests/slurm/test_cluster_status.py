@@ -29,21 +29,22 @@ def server(tmp_path):
 
 @pytest.fixture
 def lost(cluster, shell, server, tmp_path):
-    """Trainings on a node that is lost, each with a server of another kind; the last one is followed by nobody."""
-    profile = write_profile(
-        tmp_path / "lost.yml",
-        requeue=False,
-        options={"nodelist": cluster.settings.nodes[0][0]},
-        memory_per_cpu_gb=1,
-        environment={slow.SECONDS: "5", **QUICK},
-    )
+    """Trainings whose nodes are lost, each with a server of another kind; one on the second node is not followed."""
+    names = [name for name, _ in cluster.settings.nodes]
+    slow_steps = {"environment": {slow.SECONDS: "5", **QUICK}, "memory_per_cpu_gb": 1}
+    profiles = [
+        write_profile(tmp_path / f"on_{name}.yml", requeue=False, options={"nodelist": name}, **slow_steps)
+        for name in names
+    ]
     model = "tests.helpers.slow_model:SlowDeepJet"
-    options = {"slurm": profile, "nodes": 1, "ranks_per_node": 1, "checkpoint_steps": 1, "model_name": model}
+    # long enough to be there when the last one has begun
+    options = {"epochs": 20, "nodes": 1, "ranks_per_node": 1, "checkpoint_steps": 1, "model_name": model}
     found = {}
     for kind in (*tracking_server.SERVERS, "not followed"):
         relay = tracking_server.Relay(server)
         relay.become(kind)
-        training = shell.training(f"lost {kind}".replace(" ", "_"), **options)
+        profile = profiles[kind == "not followed"]
+        training = shell.training(f"lost_{kind}".replace(" ", "_"), slurm=profile, **options)
         command = training.start(MLFLOW_TRACKING_URI=relay.address, **QUICK)
         found[kind] = SimpleNamespace(relay=relay, training=training, command=command)
     for one in found.values():
@@ -51,10 +52,11 @@ def lost(cluster, shell, server, tmp_path):
     alone = found["not followed"].command
     alone.send_signal(signal.SIGKILL)
     alone.communicate()
-    cluster.lose_node(0)
+    for number in range(len(names)):
+        cluster.lose_node(number)
     yield found
     for one in found.values():
-        one.relay.become("dead")
+        one.relay.shut()
 
 
 def test_a_lost_node_fails_the_run(lost, cluster, shell, server):

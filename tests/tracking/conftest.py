@@ -74,6 +74,4 @@ def server(tmp_path_factory, empty_store):
 def relay(server):
     relay = tracking_server.Relay(server)
     yield relay
-    relay.holds = False
-    if relay.listener is not None:
-        relay.shut()
+    relay.shut()

@@ -81,7 +81,7 @@ def test_the_report_is_an_artifact_that_stands_alone(server, tmp_path, monkeypat
     assert not re.search(r"url\(|@import", text)
     for words in (
         "<script>alert(1)</script>",
-        "0.70000 at epoch 2",
+        "0.70000 at epoch 3",
         "ttbar/b vs light",
         "0.9123",
         "ab" * 32,
@@ -89,7 +89,7 @@ def test_the_report_is_an_artifact_that_stands_alone(server, tmp_path, monkeypat
         run_id,
     ):
         assert words in found.text
-    titles = [attrs["aria-label"] for tag, attrs in found.tags if tag == "svg"]
+    titles = [attrs["aria-label"] for tag, attrs in found.tags if tag == "svg" and "role" in attrs]
     assert "Loss: training ends at 0.8, validation ends at 0.7" in titles
     assert "GPU power, W: n2 gpu 0 ends at 250" in titles
     assert connect(server).get_run(run_id).info.status == "FINISHED"
@@ -107,6 +107,11 @@ def test_the_command_writes_a_report_for_each_training(tmp_path, data_path, caps
     assert "holds no training" in capsys.readouterr().err
 
 
+def test_the_title_names_model_and_training_set(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"model_name": "DeepJet", "dataset": "/data/hlt/v7"}))
+    assert "<h1>Training of DeepJet on v7</h1>" in page.write(tmp_path).read_text()
+
+
 def test_a_training_of_which_nothing_is_known_has_a_page(tmp_path):
     assert "Summary" not in Page(page.write(tmp_path).read_text()).text
 
@@ -115,7 +120,7 @@ def test_values_that_are_no_numbers_leave_the_page_whole(tmp_path):
     journal = Journal(tmp_path)
     for step, loss in enumerate((math.nan, 0.5, math.inf)):
         journal.metrics({"Validation Loss": loss, "train/loss": math.nan}, step, 1000)
-    assert "0.50000 at epoch 1" in Page(page.write(tmp_path).read_text()).text
+    assert "0.50000 at epoch 2" in Page(page.write(tmp_path).read_text()).text
 
 
 @pytest.mark.parametrize(
@@ -132,10 +137,10 @@ def test_a_training_without_gpus_has_no_energy(tmp_path):
     assert contents.read(tmp_path).energy() is None
 
 
-def drawn(figure):
+def drawn(figure, mark="stroke-width"):
     svg = ET.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
-    path = next(element.get("d") for element in svg if element.get("stroke-width"))
-    return [tuple(map(float, pair.split())) for pair in path[1:].split("L")]
+    path = next(element.get("d") for element in svg if element.get(mark))
+    return [tuple(map(float, pair.split())) for pair in path[1:].rstrip("Z").split("L")]
 
 
 def test_a_chart_keeps_order_and_proportion():
@@ -147,9 +152,19 @@ def test_a_chart_keeps_order_and_proportion():
 def test_a_long_line_keeps_its_peaks():
     points = [(float(i), 0.0) for i in range(10_000)]
     points[7_777] = (7_777.0, 5.0)
-    places = drawn(chart("t", {"a": points}, "x"))
-    assert len(places) < 900
-    assert max(y for _, y in places) - min(y for _, y in places) > 100
+    figure = chart("t", {"a": points}, "x")
+    assert len(drawn(figure)) == 200
+    # in the band behind the line
+    band = drawn(figure, "fill-opacity")
+    assert len(band) == 400
+    assert max(y for _, y in band) - min(y for _, y in band) > 100
+
+
+def test_lines_of_one_colour_differ_in_the_legend():
+    figure = chart("t", {f"gpu {number}": [(0, 1.0), (1, 2.0)] for number in range(12)}, "x")
+    legend = figure[: figure.index("</figcaption>")]
+    looks = re.findall(r'stroke="([^"]*)" stroke-width="1.5" stroke-dasharray="([^"]*)"', legend)
+    assert len(set(looks)) == 12
 
 
 def test_a_line_of_one_point_and_one_of_none():

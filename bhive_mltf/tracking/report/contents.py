@@ -23,6 +23,7 @@ class Contents:
     series : points of each metric of the run itself, sorted by step; of evaluations the last ones.
     figures : (folder, file) of images that are there.
     parameters, environment : plain values by name; empty where nothing was recorded.
+    model, dataset : names of both, empty where they are not known.
     """
 
     directory: Path
@@ -33,6 +34,8 @@ class Contents:
     datasets: list[dict[str, Any]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    dataset: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,6 +58,9 @@ def read(directory: Path) -> Contents:
     for points in found.series.values():
         points.sort(key=lambda point: point[0])
     found.parameters = read_object(directory / RECORD_NAME).get("parameters", {})
+    plan = read_object(directory / "plan.json")
+    found.model = str(plan.get("model_name", found.parameters.get("model_name", "")))
+    found.dataset = str(found.parameters.get("dataset_version", Path(plan.get("dataset") or "").name))
     return found
 
 

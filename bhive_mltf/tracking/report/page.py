@@ -24,19 +24,21 @@ _STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1100px;margin:0 auto;padding:1rem}
 h1{font-size:1.4rem;overflow-wrap:anywhere}h2{font-size:1.15rem;border-bottom:1px solid #bbb;margin-top:2rem}
 h3{font-size:1rem;margin:1.2rem 0 .4rem}
-.grid-of{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:1rem}
+.grid-of{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(320px,100%),1fr));gap:1rem}
+table+.grid-of{margin-top:1.2rem}
 figure{margin:0;break-inside:avoid}figcaption{font-size:.9rem;font-weight:600}
 svg,img{width:100%;height:auto;display:block}svg text{font-size:11px;fill:#333}
 .frame{fill:none;stroke:#888}.grid{stroke:#e2e2e2}
 .legend{display:block;font-weight:400}.legend span{margin-right:.8em;white-space:nowrap;display:inline-block}
-.legend i{display:inline-block;width:1em;height:.25em;margin-right:.3em;vertical-align:middle}
+.legend svg{display:inline-block;width:1.7em;height:.45em;margin-right:.3em;vertical-align:middle}
 table{border-collapse:collapse;width:100%;table-layout:fixed;font-size:.9rem}
 th,td{text-align:left;vertical-align:top;padding:.25rem .5rem .25rem 0;border-bottom:1px solid #e2e2e2}
 th,td,code{overflow-wrap:anywhere}
 th{width:38%;font-weight:600}.keys th{width:75%}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f3f3f3;padding:.6rem}
 @media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}
-.grid-of{grid-template-columns:1fr 1fr}*{print-color-adjust:exact}}
+.grid-of{grid-template-columns:1fr 1fr}img{width:auto;max-width:100%;max-height:76mm}
+*{print-color-adjust:exact}}
 """
 _EPOCHS = (
     ("Loss", {"training": "Training Loss", "validation": "Validation Loss"}),
@@ -70,7 +72,7 @@ def write(directory: Path) -> Path:
 
 def render(contents: Contents) -> str:
     """The whole page."""
-    name = contents.directory.name if contents.run is None else _name(contents)
+    name = _name(contents)
     sections = [
         _section("Summary", _table(_summary(contents))),
         _section("Curves", _curves(contents)),
@@ -90,8 +92,9 @@ def render(contents: Contents) -> str:
 
 
 def _name(contents: Contents) -> str:
-    names = [str(contents.parameters[key]) for key in ("model_name", "dataset_version") if key in contents.parameters]
-    return " ".join(["Training", *(names or [contents.directory.name])])
+    if not contents.model:
+        return f"Training {contents.directory.name}"
+    return f"Training of {contents.model}" + (f" on {contents.dataset}" if contents.dataset else "")
 
 
 def _section(title: str, body: str) -> str:
@@ -116,7 +119,7 @@ def _summary(contents: Contents) -> dict[str, str]:
         "Begun": _date(start) if start else "",
         "Took": f"{(max(ends) - start) / 60:,.1f} min, pauses included" if start and ends else "",
         "Epochs": str(len(series.get("Training Loss", []))) if "Training Loss" in series else "",
-        "Best validation loss": f"{best[0]:.5f} at epoch {best[1]}" if best else "",
+        "Best validation loss": f"{best[0]:.5f} at epoch {best[1] + 1}" if best else "",
         "Test loss": _last(contents, "Test Loss"),
         "Test accuracy": _last(contents, "Test Accuracy"),
         "Energy of the GPUs": f"{energy:,.1f} Wh, by the counters of this job's GPUs" if energy is not None else "",
@@ -141,7 +144,7 @@ def _last(contents: Contents, name: str) -> str:
 
 def _curves(contents: Contents) -> str:
     charts = (
-        chart(title, {label: _over_steps(contents, key) for label, key in lines.items()}, "epoch")
+        chart(title, {label: _over_steps(contents, key, 1) for label, key in lines.items()}, "epoch")
         for title, lines in _EPOCHS
     )
     return _grid(charts)
@@ -151,8 +154,9 @@ def _steps(contents: Contents) -> str:
     return _grid(chart(title, {key: _over_steps(contents, key)}, "step") for title, key in _STEPS)
 
 
-def _over_steps(contents: Contents, key: str) -> list[tuple[float, float]]:
-    return [(float(step), value) for step, _, value in contents.series.get(key, [])]
+def _over_steps(contents: Contents, key: str, first: int = 0) -> list[tuple[float, float]]:
+    """Points of a metric; `first` is what people call step 0."""
+    return [(float(step + first), value) for step, _, value in contents.series.get(key, [])]
 
 
 def _system(contents: Contents) -> str:
@@ -177,7 +181,8 @@ def _evaluation(contents: Contents) -> str:
         if key.startswith("auc/")
     }
     table = f"<h3>Area under the ROC curve</h3>{_table(areas, 'keys')}" if areas else ""
-    return table + _grid(_figure(folder, path) for folder, path in contents.figures)
+    # the curves of loss and accuracy are on this page already
+    return table + _grid(_figure(folder, path) for folder, path in contents.figures if path.stem not in ("loss", "acc"))
 
 
 def _figure(folder: str, path: Path) -> str:
@@ -187,7 +192,8 @@ def _figure(folder: str, path: Path) -> str:
         return ""
     if len(data) > _LARGEST_FIGURE:
         return ""
-    title = f"{Path(folder).name}: {path.stem}".replace("_", " ")
+    place = "" if folder == "figures" or path.stem.startswith(Path(folder).name[:4]) else f"{Path(folder).name}: "
+    title = f"{place}{path.stem}".replace("_", " ")
     image = base64.b64encode(data).decode()
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
