@@ -89,7 +89,10 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
         except KeyboardInterrupt:
             status = "KILLED"
             raise
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # torch's own error, or that of a library which allocates by itself
+            if gpu_errors.cause_of(error) is not gpu_errors.GpuCause.OUT_OF_MEMORY:
+                raise
             peak = torch.cuda.max_memory_allocated(world.device) / 1e9 if world.device.type == "cuda" else None
             raise TrainingError(gpu_errors.out_of_memory(plan.batch_size, world.size, peak)) from error
         finally:

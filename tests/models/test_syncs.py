@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from bhive_mltf.attacks import options
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.attacks.options import NOMINAL, AttackOptions
-from bhive_mltf.models import layout, registry
+from bhive_mltf.models import layers, layout, registry
 from bhive_mltf.training.choices import LOSSES, REGRESSION_LOSSES
 from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import jet_sums
@@ -155,6 +155,23 @@ def test_the_branches_of_a_gpu_wait_for_nothing(name, monkeypatch):
     assert len(sent) == expected <= 1
     assert sum(seen.copies.values()) == expected
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.usefixtures("no_autocast")
+@pytest.mark.parametrize("name", ["ParticleTransformer_JetClass", "ParticleTransformer", "ParticleTransformer2"])
+def test_biases_of_pairs_lie_as_cuda_s_kernel_wants_them(name, monkeypatch):
+    """G1: it refuses a bias whose last axis is not dense, and copies one whose rows are not aligned to 16 bytes."""
+    model = small(name).to(META)
+    seen, real = [], layers.attend
+    monkeypatch.setattr(layers, "attend", lambda *args: (seen.append(args), real(*args))[1])
+    model(inputs(model).map(lambda values: values.to(META)))
+    of_pairs = [(q, bias) for q, _, _, bias, _ in seen if q.shape[2] > 1]
+    assert of_pairs
+    for q, bias in of_pairs:
+        assert bias.dtype == q.dtype
+        assert bias.stride(-1) == 1
+        assert all(step % layout.MULTIPLE == 0 for step in bias.stride()[:-1])
+        assert bias.shape[2] == bias.shape[3] == q.shape[2]
 
 
 @pytest.mark.usefixtures("no_autocast")

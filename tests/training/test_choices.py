@@ -13,6 +13,7 @@ from torch import nn
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training.choices import LOSSES, OPTIMIZERS, SCHEDULES, WITHOUT_WEIGHT_DECAY, check_loss
 from bhive_mltf.training.losses import class_weights, create_loss, log_cosh, pinball
+from bhive_mltf.training.optim import optimisers
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.optim.ranger import Ranger
 from bhive_mltf.training.optim.schedules import LearningRateSchedule
@@ -68,6 +69,30 @@ def test_all_weights_are_updated_in_one_kernel_if_torch_can(name):
 
 def quadratic(parameter):
     parameter.grad = (parameter.detach() - torch.arange(4.0)) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize("began_on", ["a CPU", "a GPU"])
+def test_another_device_goes_on_with_kernels_of_its_own(monkeypatch, began_on):
+    """Adagrad updates in one kernel on a CPU only: on a GPU that would be an error."""
+    weights = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    fused = create_optimizer("Adagrad", [weights[0]], 0.1)
+    monkeypatch.setattr(optimisers, "_FUSED", {})
+    plain = create_optimizer("Adagrad", [weights[1]], 0.1)
+    first, second = (fused, plain) if began_on == "a CPU" else (plain, fused)
+    quadratic(first.param_groups[0]["params"][0])
+    first.step()
+    state = copy.deepcopy(first.state_dict())
+    kept = state["param_groups"][0]["fused"]
+    optimisers.load_state(second, state)
+    assert fused.param_groups[0]["fused"]
+    assert not plain.param_groups[0]["fused"]
+    assert state["param_groups"][0]["fused"] == kept
+    (own,) = second.param_groups[0]["params"]
+    own.data.copy_(first.param_groups[0]["params"][0].detach())
+    for one in (first, second):
+        quadratic(one.param_groups[0]["params"][0])
+        one.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
 
 
 def test_ranger_is_lookahead_around_rectified_adam():

@@ -14,14 +14,21 @@ from tests.helpers import standin
 from tests.helpers.standin import plan
 
 
-def test_memory_that_is_not_enough_is_an_error_of_the_user(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_is_not_enough_is_an_error_of_the_user(tmp_path, error):
     """Not one of the node: a job would be put back into the queue again and again."""
 
     def build(own, world):
         parts = standin.build(own, world)
 
         def forward(batch):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
 
         parts.model.forward = forward
         return parts

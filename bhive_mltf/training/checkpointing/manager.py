@@ -18,6 +18,7 @@ from bhive_mltf.training.checkpointing import checkpoint, start_from
 from bhive_mltf.training.checkpointing.async_writer import BackgroundWriter, on_host
 from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.metrics import Histories
+from bhive_mltf.training.optim.optimisers import load_state
 from bhive_mltf.training.optim.schedules import LearningRateSchedule
 from bhive_mltf.training.plan import RESULT_FIELDS, TrainingPlan
 from bhive_mltf.training.rounds import Rounds
@@ -66,7 +67,7 @@ class CheckpointManager:
             settings = {**_YOUNGER_SETTINGS, **(state.get("settings") or {})}
             checkpoint.check_identity(path, {**state, "settings": settings}, self._identity_of(state))
             self._stepper.model.load_state_dict(state["model_state_dict"])
-            self._stepper.optimizer.load_state_dict(state["optimizer_state_dict"])
+            load_state(self._stepper.optimizer, state["optimizer_state_dict"])
             if state["scaler_state_dict"]:
                 self._stepper.scaler.load_state_dict(state["scaler_state_dict"])
             position = Position.restore(state, self._world)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from bhive_mltf.training import choices
 
 # Devices on which torch updates all weights in one kernel; elsewhere it picks the best by itself.
 _FUSED = {"Adam": ("cpu", "cuda"), "AdamW": ("cpu", "cuda"), "SGD": ("cpu", "cuda"), "Adagrad": ("cpu",)}
+# Options of optimisers that say with which kernels, not what they do.
+_KERNELS = ("fused", "foreach")
 
 
 def create_optimizer(
@@ -50,6 +52,13 @@ def create_optimizer(
     optimizer = kind(values, lr=learning_rate, **taken)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take the state of an optimiser that may have run on another device; the kernels stay those of this one."""
+    own = [{name: group[name] for name in _KERNELS if name in group} for group in optimizer.param_groups]
+    groups = [{**group, **kept} for group, kept in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
