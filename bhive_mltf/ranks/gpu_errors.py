@@ -11,12 +11,16 @@ class GpuCause(StrEnum):
 
     OUT_OF_MEMORY = "out_of_memory"  # no other node would do better
     OLD_DRIVER = "old_driver"
+    UNKNOWN_CARD = "unknown_card"  # torch is not built for it
+    BAD_INDEX = "bad_index"  # of a program or its data, on any node
     BAD_NODE = "bad_node"  # the card or its link failed, another node may do
 
 
 # Of CUDA's driver and runtime, and of cuBLAS and NCCL, which allocate on their own.
 _WORDS = {
     GpuCause.OLD_DRIVER: r"driver on your system is too old|cuda driver version is insufficient",
+    GpuCause.UNKNOWN_CARD: r"no kernel image is available",
+    GpuCause.BAD_INDEX: r"device-side assert",
     GpuCause.BAD_NODE: (
         r"uncorrectable ecc error|unspecified launch failure|\bxid\b|device unavailable|nvlink error|"
         r"the launch timed out|gpu is lost|all cuda-capable devices are busy|no cuda-capable device|"
@@ -54,6 +58,10 @@ def explain(error: BaseException) -> str:
     if cause is GpuCause.OLD_DRIVER:
         return "the driver of this node's GPUs is too old for this torch: take another node, or a torch for that driver"
     first = str(error).strip().splitlines()[0]
+    if cause is GpuCause.UNKNOWN_CARD:
+        return f"torch has no kernels for the GPUs of this node ({first}): install one that is built for them"
+    if cause is GpuCause.BAD_INDEX:
+        return f"a GPU met an index out of its range ({first}): with CUDA_LAUNCH_BLOCKING=1 the traceback shows where"
     if cause is GpuCause.BAD_NODE:
         return f"a GPU of this node failed ({first}): exclude the node and submit again"
     return f"the GPU has no memory left ({first}): take a smaller --batch-size"

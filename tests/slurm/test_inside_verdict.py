@@ -20,6 +20,8 @@ BUG = RankError(rank=1, kind="KeyError", message="'x'", time=2.0)
 CUDA = RankError(rank=1, kind="RuntimeError", message="CUDA error: uncorrectable ECC error", time=2.0)
 ECC = replace(CUDA, cause="bad_node", node="n2", explanation="a GPU of this node failed: exclude it")
 DRIVER = replace(CUDA, cause="old_driver", explanation="the driver is too old: take another node")
+CARD = replace(CUDA, cause="unknown_card", explanation="torch has no kernels for the GPUs of this node")
+INDEX = replace(CUDA, cause="bad_index", explanation="a GPU met an index out of its range")
 MEMORY = RankError(1, 2.0, "OutOfMemoryError", "CUDA out of memory.", cause="out_of_memory", explanation=NO_MEMORY)
 FULL = RankError(rank=0, kind="OSError", message="No space left on device", no_space=True, time=2.0)
 
@@ -68,6 +70,8 @@ TABLE = [
     ({"exit_code": 1, "reasons": [ECC], "attempt": 3}, Outcome.FAILED, False, ExitCode.TRY_AGAIN, "attempt 3 of 3"),
     ({"exit_code": 1, "reasons": [ECC], "can_go_on": False}, Outcome.FAILED, False, ExitCode.BAD_NODE, "exclude the"),
     ({"exit_code": 1, "reasons": [DRIVER]}, Outcome.FAILED, False, ExitCode.BAD_NODE, "take another node"),
+    ({"exit_code": 1, "reasons": [CARD]}, Outcome.FAILED, False, ExitCode.BAD_NODE, "no kernels for the GPUs"),
+    ({"exit_code": 1, "reasons": [INDEX, LOST]}, Outcome.FAILED, False, ExitCode.FAILED, "out of its range"),
     ({"exit_code": 1, "reasons": [MEMORY, LOST]}, Outcome.FAILED, False, ExitCode.FAILED, "smaller --batch-size"),
     ({"exit_code": 1, "reasons": [FULL]}, Outcome.FAILED, False, ExitCode.NO_SPACE, "no space"),
     ({"exit_code": 1, "no_space": True}, Outcome.FAILED, False, ExitCode.NO_SPACE, "make room"),

@@ -50,6 +50,8 @@ def test_the_peak_is_told_where_it_is_known():
         ("NVRM: Xid (PCI:0000:3b:00): 79", GpuCause.BAD_NODE, "a GPU of this node failed"),
         ("The NVIDIA driver on your system is too old (found version 11040)", GpuCause.OLD_DRIVER, "too old for this"),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", GpuCause.OUT_OF_MEMORY, "take a smaller --batch-size"),
+        ("CUDA error: no kernel image is available for execution", GpuCause.UNKNOWN_CARD, "no kernels for the GPUs"),
+        ("CUDA error: device-side assert triggered", GpuCause.BAD_INDEX, "CUDA_LAUNCH_BLOCKING=1 the traceback"),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when", GpuCause.OUT_OF_MEMORY, "no memory left"),
         ("mat1 and mat2 shapes cannot be multiplied", None, ""),
         ("there is no column taxid", None, ""),

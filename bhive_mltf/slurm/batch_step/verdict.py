@@ -139,7 +139,8 @@ def _failed(seen: Seen) -> Verdict:
 def _gpu_failed(seen: Seen, reason: RankError) -> Verdict:
     if reason.cause != GpuCause.BAD_NODE:
         # the next attempt would meet it again
-        code = ExitCode.BAD_NODE if reason.cause == GpuCause.OLD_DRIVER else ExitCode.FAILED
+        of_node = reason.cause in {GpuCause.OLD_DRIVER, GpuCause.UNKNOWN_CARD}
+        code = ExitCode.BAD_NODE if of_node else ExitCode.FAILED
         return Verdict(AttemptOutcome.FAILED, error_sentence(reason), code)
     what = f"a GPU of node {reason.node} failed under rank {reason.rank} ({reason.first_line})"
     if not seen.can_go_on:
