@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from tests.gateway.rig import RealCluster, Rig
-from tests.gateway.test_faults import OF_THE_WORKER, POINTS, Rigs, check, environment_of
+from tests.gateway.test_faults import OF_A_BUILD, OF_THE_WORKER, POINTS, Rigs, check, environment_of
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
 
@@ -28,6 +28,8 @@ def lab_rigs(stack):
 # while it submits, just after, while it is asked, and while it cancels
 REAL = ("before_sbatch", "after_sbatch", "at_running", "after_scancel")
 ENDED = ("after_end", "after_status", "at_closing", "at_succeeded", "at_failed")
+# when there is no job yet
+BEFORE = ("in_unpack", "after_unpack", "at_preparing", *OF_A_BUILD, "at_submitting")
 REST = [point for point in OF_THE_WORKER if point not in REAL]
 
 
@@ -37,6 +39,7 @@ def test_controller_killed_on_a_real_cluster(stack, lab_rigs, point):
     before = stack.lab.submissions()
     # a project that has begun is not begun again: there the controller must know its job
     rig.cluster.is_fresh = "sbatch" in point or point in ("after_record", "at_queued")
+    rig.cluster.has_job = point not in BEFORE
     rig.cluster.may_end = point in ENDED
     visit = rig.strike(point, "scheduler", POINTS[point], environment_of(point))
     check(rig, visit)
