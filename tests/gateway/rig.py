@@ -129,7 +129,7 @@ class RealCluster:
     tick_s = 0.3
 
     def __init__(self, folder, lab):
-        self.lab, self.is_fresh, self.may_end = lab, True, True
+        self.lab, self.is_fresh, self.has_job, self.may_end = lab, True, True, True
         (folder / "site.yml").write_text(
             "cluster: lab\npartition: main\nmemory_per_cpu_gb: 0.5\nhours: 0.5\nsignal_seconds: 40\npoll_seconds: 0.3\n"
         )
@@ -150,13 +150,13 @@ class RealCluster:
 
     def before_kill(self, visit):
         """A controller that is killed while srun makes a step is SLURM's own affair: srun asks again a minute later."""
-        if not self.is_fresh:
+        if self.has_job and not self.is_fresh:
             wait_for(lambda: visit.log, 60, "the project")
 
     def kill(self):
         """As a crash; unless `is_fresh`, what happened so far is on its disk, where it comes every five seconds."""
         saved, now = self.lab.settings.folder("state") / "job_state", time.time()
-        while not self.is_fresh and time.time() < now + 6 and saved.stat().st_mtime < now:
+        while not self.is_fresh and time.time() < now + 6 and saved.exists() and saved.stat().st_mtime < now:
             time.sleep(0.1)
         self.lab.kill_controller()
 

@@ -73,6 +73,8 @@ def test_environment_is_built_and_the_job_runs_in_it(building, person):
     run = building.run(job)
     assert run["tags"]["mltf.env_key"] == row.env_key
     assert building.mlflow.artifacts[f"1/{run['id']}/artifacts/environment/requirements.lock"].startswith(b"alpha==1.0")
+    answer = person.ask("GET", f"/v1/submissions/{job}").json()
+    assert (answer["environment"], answer["env_key"]) == ("env.yaml", row.env_key)
     # another one with the same needs waits for nothing
     second = submit(person, {"need.txt": b"alpha\n"}, "key-00002", environment="need.txt").json()["id"]
     assert after(building, second).env_key == row.env_key

@@ -302,7 +302,8 @@ def test_unfinished_sequence_does_not_hold_up_a_log():
 
 
 def test_command_hands_the_same_in_again(page):
-    job = page.job(name="it's", label="-x", params={"a b": "$(c) 'd'"}, entry_point="train", nodes=2)
+    asked = {"entry_point": "train", "nodes": 2, "environment": "env.yaml", "resume": True}
+    job = page.job(name="it's", label="-x", params={"a b": "$(c) 'd'"}, **asked)
     with page.database.reading() as session:
         words = shlex.split(text.command(session.get(Submission, job)))
     from bhive_mltf_client import main
@@ -310,6 +311,7 @@ def test_command_hands_the_same_in_again(page):
     options = main._parser().parse_args(words[1:])
     assert (options.name, options.label, options.param) == ("it's", "-x", ["a b=$(c) 'd'"])
     assert (options.entry_point, options.nodes, options.hours, options.profile) == ("train", 2, 1.0, "gpu")
+    assert (options.environment, options.resume) == ("env.yaml", True)
 
 
 def test_list_goes_through_all_jobs_once(page, alice):

@@ -55,9 +55,10 @@ def command(job: Submission) -> str:
     options |= {"environment": job.environment}
     options |= {"name": job.name, "label": job.label, "nodes": str(job.nodes)}
     options |= {"ranks-per-node": str(job.ranks_per_node)}
-    left_out = {"entry-point": "main", "nodes": "1", "ranks-per-node": "1", "environment": "profile"}
+    left_out = {"entry-point": "main", "nodes": "1", "ranks-per-node": "1"}
     # with `=`, a value that begins with a dash stays a value
     given = [f"--{name}={value}" for name, value in options.items() if value and value != left_out.get(name)]
+    given += ["--resume"] if job.resume else []
     given += [f"--param={name}={value}" for name, value in job.params.items()]
     words = ["bhive-mltf-client", "submit", ".", *given]
     return shlex.join(words)
