@@ -25,6 +25,10 @@ JOBS ?= $(shell echo $$(($$(nproc 2> /dev/null || echo 1) + 1)))
 GATEWAY ?= not long and not nightly
 # Markers of what `make test-slurm` runs; `SLURM=slurm`: the long ones too.
 SLURM ?= slurm and not long
+# The tests of one file on one worker, in the order of tests/conftest.py: those that take longest come first.
+SPREAD := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# Compiled modules are kept, whatever the machine's setting: tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
 # Folders of tests whose long ones run; empty: all.
 ROOMS ?=
 
@@ -46,11 +50,11 @@ demo: venv ## train and evaluate DeepJet on the shipped sample, tracked in MLflo
 
 test: venv ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
-		--numprocesses $(JOBS) --dist loadfile
+		$(SPREAD)
 
 coverage: venv ## the default test suite, and which lines of the package it runs, in ranks, jobs and law commands too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slurm and not gateway and not long and not nightly' \
-		--numprocesses $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered
+		$(SPREAD) --cov --cov-report=term:skip-covered
 
 test-long: venv ## tests that take minutes: trainings killed again and again, large data (LONG=long: without the longest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m '($(LONG)) and not slurm and not gateway' --numprocesses auto $(ROOMS)

@@ -206,6 +206,10 @@ _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 _COMBINATIONS: tuple[tuple[Callable[[TrainingPlan], bool], str], ...] = (
     (
+        lambda plan: plan.nodes * plan.ranks_per_node > plan.batch_size,
+        "ranks_per_node is {ranks_per_node} on {nodes} node(s), but a global batch has {batch_size} jets: use fewer",
+    ),
+    (
         lambda plan: plan.use_iterations and plan.epochs > 0,
         "epochs is {epochs}, but must be 0 with use_iterations, where total_iterations says how long to train",
     ),

@@ -168,12 +168,19 @@ def prepared(tmp_path_factory, law_home, ntuple):
 
 TRAININGS = {
     "fewer jets than a batch": (["--batch-size", 1024], ["1024", "--batch-size"]),
-    "more ranks than jets": (["--batch-size", 2, "--ranks-per-node", 3], ["rank"]),
+    "more ranks than jets": (["--batch-size", 2, "--ranks-per-node", 3], ["ranks_per_node is 3", "has 2 jets"]),
+    "fewer jets, found by ranks": (
+        ["--batch-size", 1024, "--ranks-per-node", 2],
+        ["1024", "--batch-size"],
+    ),
     "several nodes here": (["--nodes", 2], ["--nodes 2", "also inside an allocation", "--slurm PROFILE"]),
 }
 
 
-@pytest.mark.parametrize("case", TRAININGS)
+# ranks of their own take seconds
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.long) if "by ranks" in case else case for case in TRAININGS]
+)
 def test_trainings_that_cannot_start(prepared, case):
     options, parts = TRAININGS[case]
     version = ["--training-version", case.replace(" ", "_")]
