@@ -153,6 +153,27 @@ def test_package_without_wheels_is_refused_and_not_run(workshop):
     assert not (workshop.folder / "ran").exists()
 
 
+def test_no_code_of_a_package_runs_while_it_is_built(workshop):
+    ran = workshop.store.building / "ran"
+    code = f"import pathlib; pathlib.Path({str(ran)!r}).touch()"
+    # an interpreter that starts in the environment reads it
+    wheels.make_wheel(workshop.wheels, "epsilon", text=code, further={"epsilon.pth": f"{code}\n"})
+    place = workshop.build("epsilon")
+    assert not ran.exists()
+    printed(place / "bin" / "python", "-c", "pass")
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("path", ["../../../../escaped", "/run/work/escaped", "epsilon-1.0.data/data/../../../escaped"])
+def test_wheel_writes_nothing_beside_its_environment(workshop, path):
+    wheels.make_wheel(workshop.wheels, "epsilon", further={path: "x"})
+    with contextlib.suppress(EnvironmentBuildError):
+        workshop.build("epsilon")
+    found = list(workshop.folder.rglob("escaped"))
+    assert [one for one in found if not one.is_relative_to(workshop.store.ready)] == []
+    assert len(workshop.store.entries()) == len(list(workshop.store.ready.iterdir()))
+
+
 def test_unknown_package_fails_with_the_sentence_of_uv(workshop):
     with pytest.raises(EnvironmentBuildError, match=r"uv: No solution found.*\bnowhere\b.*not found"):
         workshop.build("nowhere", url=workshop.index().url)

@@ -10,13 +10,17 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def make_wheel(folder, name, version="1.0", text="", requires=(), script=False):
-    """A wheel with one module of this text, and a script of the package's name that prints the module's `VALUE`."""
+def make_wheel(folder, name, version="1.0", text="", requires=(), script=False, further=None):
+    """A wheel with one module of this text, and a script of the package's name that prints the module's `VALUE`.
+
+    further : texts of further files by their paths.
+    """
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {one}\n" for one in requires)
     files = {
         f"{name}.py": f"VALUE = {name + version!r}\n\n\ndef main():\n    print(VALUE)\n{text}\n",
+        **(further or {}),
         f"{info}/METADATA": metadata,
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
