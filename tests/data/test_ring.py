@@ -217,6 +217,33 @@ def test_tensors_of_pinned_copies_are_in_the_storage_torch_gave(monkeypatch, hel
     assert copied == [number >= 3 for number in range(held)]
 
 
+def test_a_gpu_is_not_waited_for_while_batches_are_ready(monkeypatch):
+    """Or else each step would wait for the one before it, as soon as workers are faster than the GPU."""
+    this, seen = loader(n_threads=2), []
+
+    class Event:
+        def record(self):
+            pass
+
+        def query(self):
+            return False
+
+        def synchronize(self):
+            prefetcher = this._stream._prefetcher
+            seen.append((len(prefetcher._order), prefetcher._under_way))
+
+    expected = [features(batch).clone() for batch in loader().epoch(0)]
+    batches = this.epoch(0)
+    found = [features(next(batches)).clone()]
+    this._stream._ring._buffers.pinned = True
+    monkeypatch.setattr(buffers_module.torch.cuda, "Event", Event)
+    found += [features(batch).clone() for batch in batches]
+    this.close()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    # it has fewer buffers than batches, so that some had to be waited for
+    assert set(seen) == {(0, 0)}
+
+
 def test_memory_that_cuda_does_not_pin_leaves_no_error_behind(monkeypatch, caplog):
     asked = []
 

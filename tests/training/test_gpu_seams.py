@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bhive_mltf import compat
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.ranks import distributed
-from bhive_mltf.ranks.distributed import World, backends, conflict, pick_device
+from bhive_mltf.ranks.distributed import World, backends, conflict, join_world, pick_device
 from bhive_mltf.ranks.files import NEEDS_GPU_VARIABLE
 from bhive_mltf.ranks.gpu_errors import GpuCause, cause_of
 from bhive_mltf.ranks.gpus import count_gpus
@@ -223,6 +224,32 @@ def test_gpus_that_torch_cannot_use_are_told(gpus, monkeypatch, caplog):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     pick_device(0)
     assert not caplog.text
+
+
+def test_ranks_with_gpus_meet_over_nccl_on_their_own_device(gpus, monkeypatch):
+    """G21 too: loader workers are forked beside NCCL's connections."""
+    gpus(2)
+    os.environ.update(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
+    os.environ.pop("RDMAV_FORK_SAFE", None)
+    store, told = dist.HashStore(), gpus.told
+    store.set("bhive_mltf/device/0", "GPU another of n1")
+    monkeypatch.setattr(dist, "rendezvous", lambda *args, **kwargs: iter([(store, 1, 2)]))
+    monkeypatch.setattr(compat, "uuid_of", lambda device: f"with the number {device.index}")
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **kwargs: told.append((backend, kwargs)))
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: told.append(backend) or backend)
+    monkeypatch.setattr(dist, "barrier", lambda group: told.append(f"barrier of {group}"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: told.append("the end"))
+    with join_world() as world:
+        assert (world.rank, world.size, world.device) == (1, 2, torch.device("cuda", 1))
+        assert (world.host_group, world.norm_group) == ("gloo", "nccl")
+        assert os.environ["RDMAV_FORK_SAFE"] == "1"
+    (backend, options), *rest = told[2:]
+    # the device first: NCCL takes the current one
+    assert told[1] == 1
+    assert backend == "cpu:gloo,cuda:nccl"
+    assert options["device_id"] == world.device
+    assert rest == ["gloo", "nccl", "barrier of gloo", "the end"]
+    assert store.get("bhive_mltf/device/1").startswith(b"GPU with the number 1 of ")
 
 
 def test_devices_that_cannot_work_together_are_refused():

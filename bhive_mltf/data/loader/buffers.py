@@ -131,9 +131,9 @@ class Ring:
         """Buffers that somebody refers to."""
         return len(self._lent)
 
-    def take(self) -> int | None:
-        """A free buffer, or None."""
-        self._collect()
+    def take(self, *, wait: bool = True) -> int | None:
+        """A free buffer, or None; where there is none, `wait` for one that a GPU still copies from."""
+        self._collect(wait)
         return self._free.pop() if self._free else None
 
     def give_back(self, number: int) -> None:
@@ -160,7 +160,7 @@ class Ring:
         self.give_back(number)
         return kept
 
-    def _collect(self) -> None:
+    def _collect(self, wait: bool) -> None:
         while self._returned:
             number = self._returned.popleft()
             if self._buffers.pinned:
@@ -171,7 +171,7 @@ class Ring:
                 self._cooling.append((number, event))
             else:
                 self._free.append(number)
-        while self._cooling and (self._cooling[0][1].query() or not self._free):
+        while self._cooling and (self._cooling[0][1].query() or (wait and not self._free)):
             number, event = self._cooling.popleft()
             event.synchronize()
             self._free.append(number)

@@ -155,7 +155,8 @@ class Prefetcher:
         if decoding is not None and decoding.blocks_left:
             return None
         if not self._order or self._order[-1].batch is not step.batch:
-            buffer = self._ring.take()
+            # a GPU is waited for only when nothing else could come: its steps would no longer queue up
+            buffer = self._ring.take(wait=not self._order and not self._under_way)
             if buffer is None:
                 return None
             step.batch.write_positions(positions_in(self._buffers.view(buffer), step.batch.shape.n_jets))
