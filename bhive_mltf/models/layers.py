@@ -128,7 +128,9 @@ class Attention(nn.Module):
         else:
             q = self._heads(self.queries(query))
             k, v = (self._heads(part) for part in self.keys_and_values(memory).chunk(2, dim=-1))
-        joined: Tensor = self.project_out(attend(q, k, v, bias, self.rate).transpose(1, 2).flatten(2))
+        with sdpa_kernel(_KERNELS):
+            attended = attend(q, k, v, bias, self.rate)
+        joined: Tensor = self.project_out(attended.transpose(1, 2).flatten(2))
         return joined
 
     def queries(self, tokens: Tensor) -> Tensor:
@@ -148,10 +150,12 @@ class Attention(nn.Module):
         Returns [R,E].
         """
         found = []
-        for own, bias in zip(layout.split(projected), biases, strict=True):
-            n_jets, length, _ = own.shape
-            q, k, v = own.view(n_jets, length, 3, self.num_heads, -1).permute(2, 3, 0, 1, 4)
-            found.append(_attend_by_head(q, k, v, bias.to(q.dtype), self.rate))
+        # once for all groups: entering it takes as long as the launch of a kernel
+        with sdpa_kernel(_KERNELS):
+            for own, bias in zip(layout.split(projected), biases, strict=True):
+                n_jets, length, _ = own.shape
+                q, k, v = own.view(n_jets, length, 3, self.num_heads, -1).permute(2, 3, 0, 1, 4)
+                found.append(_attend_by_head(q, k, v, bias.to(q.dtype), self.rate))
         return torch.cat(found)
 
     def to_rows(self, query: Tensor, own: Tensor, rows: Tensor, layout: Layout) -> Tensor:
@@ -162,12 +166,13 @@ class Attention(nn.Module):
         """
         sizes, found = [group.jets for group in layout.groups], []
         parts = zip(torch.split(query, sizes), torch.split(own, sizes), layout.split(rows), layout.groups, strict=True)
-        for q, first, others, group in parts:
-            n_jets = len(q)
-            seen = torch.cat((first[:, None], others), 1).view(n_jets, others.shape[1] + 1, 2, self.num_heads, -1)
-            k, v = seen.permute(2, 0, 3, 1, 4)
-            bias = F.pad(hiding(group.hidden, q.dtype), (1, 0))[:, None, None]
-            found.append(attend(q.view(n_jets, self.num_heads, 1, -1), k, v, bias, self.rate).reshape(n_jets, -1))
+        with sdpa_kernel(_KERNELS):
+            for q, first, others, group in parts:
+                n_jets = len(q)
+                seen = torch.cat((first[:, None], others), 1).view(n_jets, others.shape[1] + 1, 2, self.num_heads, -1)
+                k, v = seen.permute(2, 0, 3, 1, 4)
+                bias = F.pad(hiding(group.hidden, q.dtype), (1, 0))[:, None, None]
+                found.append(attend(q.view(n_jets, self.num_heads, 1, -1), k, v, bias, self.rate).reshape(n_jets, -1))
         return torch.cat(found)
 
     def _heads(self, tokens: Tensor) -> Tensor:
@@ -176,14 +181,16 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float) -> Tensor:
-    """Attention [B,H,T,D] of queries [B,H,T,D] to keys and values [B,H,C,D], scores plus bias [B,H or 1,T or 1,C]."""
+    """Attention [B,H,T,D] of queries [B,H,T,D] to keys and values [B,H,C,D], scores plus bias [B,H or 1,T or 1,C].
+
+    To be called where the kernels are `_KERNELS`.
+    """
     if q.numel() == 0:
         # the fused kernel gives the bias no gradient here, and DDP would wait for it
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + bias
         empty: Tensor = scores.softmax(-1) @ v
         return empty
-    with sdpa_kernel(_KERNELS):
-        return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), rate)
+    return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), rate)
 
 
 def _attend_by_head(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float) -> Tensor:

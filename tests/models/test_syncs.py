@@ -158,6 +158,28 @@ def test_the_branches_of_a_gpu_wait_for_nothing(name, monkeypatch):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["ParticleTransformer_JetClass", "ParticleTransformer", "DeepJetTransformer"])
+def test_cudnn_s_attention_is_never_asked(name, monkeypatch):
+    """G2: it has no gradient of the bias, and is what torch would take for half types on Hopper."""
+    allowed, real = set(), layers.attend
+
+    def attend(*args):
+        cuda = torch.backends.cuda
+        kinds = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled, cuda.cudnn_sdp_enabled)
+        allowed.add(tuple(kind() for kind in kinds))
+        return real(*args)
+
+    monkeypatch.setattr(layers, "attend", attend)
+    model = small(name).to(META)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    model(inputs(model).map(lambda values: values.to(META)))
+    if name == "ParticleTransformer_JetClass":
+        real_model = small(name)
+        real_model.padded(inputs(real_model))
+    assert allowed == {(False, True, True, False)}
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize("name", ["ParticleTransformer_JetClass", "ParticleTransformer", "ParticleTransformer2"])
 def test_biases_of_pairs_lie_as_cuda_s_kernel_wants_them(name, monkeypatch):
