@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bhive_mltf.tracking import connection
+from tests.helpers import sharing
 
 SERVERS = ("alive", "dead", "stopped", "slow")
 
@@ -29,6 +30,12 @@ def make_store(path):
     connection.load()
     with connection.quiet_with_warnings():
         connection.connect(f"sqlite:///{path}")
+
+
+def empty_store(tmp_path_factory):
+    """The same, one for all workers of a run, to be copied."""
+    folder = sharing.made_once(tmp_path_factory, "store", lambda folder: make_store(folder / "mlflow.db"))
+    return folder / "mlflow.db"
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import uproot
 
+from bhive_mltf import compat
 from bhive_mltf.evaluation import inference, prediction_files
 from bhive_mltf.evaluation.predictions import PER_JET
+from tests.helpers import tracking_server
 from tests.helpers.commands import REPOSITORY, Sandbox, flat
 
 EVALUATION = Path("offline_run3/v1/v1_test/t1/DeepJet/epochs_2/nominal/test_attack_nominal")
@@ -22,9 +24,11 @@ TRAINING = Path("TrainingTask/offline_run3/v1/t1/DeepJet/epochs_2/nominal")
 def chain(tmp_path_factory, law_home, btag_options, test_options):
     """ROCCurveTask and WorkingPointTask done."""
     sandbox = Sandbox(tmp_path_factory.mktemp("chain"), law_home)
+    if compat.has_sqlalchemy():
+        shutil.copy(tracking_server.empty_store(tmp_path_factory), sandbox.data_path)
     options = [
         *flat(btag_options, test_options),
-        "--ranks-per-node", 2, "--deterministic", True, "--TrainingTask-profile-steps", 2,
+        "--ranks-per-node", 2, "--deterministic", True, "--TrainingTask-profile-steps", 1,
         "--TrainingTask-loss-weighting", True, "--TrainingTask-nested-metrics", True,
         "--terminal-plot", True,
     ]  # fmt: skip

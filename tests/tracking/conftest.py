@@ -40,9 +40,7 @@ def empty_store(tmp_path_factory):
     """A SQLite store without runs: making its tables takes two seconds, copying it none; None without SQLite."""
     if not compat.has_sqlalchemy():
         return None
-    path = tmp_path_factory.mktemp("empty store") / "mlflow.db"
-    tracking_server.make_store(path)
-    return path
+    return tracking_server.empty_store(tmp_path_factory)
 
 
 @pytest.fixture
