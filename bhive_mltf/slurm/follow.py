@@ -65,7 +65,8 @@ def follow(
 
     Raises
     ------
-    JobFailedError : the job is over without having done its work; with its state, its reason, the tail of its log.
+    JobFailedError : the job is over without having done its work; with its state, its reason, the tail of its log. Its
+        MLflow run is closed.
     Detached : Ctrl-C; the job goes on, or was cancelled when that was confirmed.
     """
     shown = display or choose_display()
@@ -109,6 +110,8 @@ class _Follower:
                 self.clock.wait(min(LOOK_S, max(self._next - self.clock.now(), 0.05)))
         if outcome.is_done(self.record):
             return self.record
+        # whoever owned the run of the job may be gone without a word, or never have been there
+        dispatch.close_run(self.record)
         raise JobFailedError(outcome.failure_sentence(self.record))
 
     def _poll(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from bhive_mltf.errors import TrackingError
 from bhive_mltf.files import atomic
 from bhive_mltf.tracking import connection, deliver
+from bhive_mltf.tracking.auth import without_secrets
 from bhive_mltf.tracking.connection import one_line
 from bhive_mltf.tracking.deliver import metric_name
 from bhive_mltf.tracking.journal import Journal, folder_of
@@ -136,7 +137,13 @@ class MlflowRun(Run):
 
     @_safe
     def tags(self, values: Mapping[str, object]) -> None:  # noqa: D102
-        self._put("tags", values=deliver.run_tags(values))
+        found = deliver.run_tags(values)
+        try:
+            self._put("tags", values=found)
+        except OSError:  # a full disk must not keep the reason why a run has failed
+            if self._parent is not None:
+                raise
+            self._sender.in_memory.append({"kind": "tags", "values": without_secrets(found)})
 
     @_safe
     def text(self, text: str, artifact_file: str) -> None:  # noqa: D102
@@ -280,10 +287,10 @@ class MlflowRun(Run):
             self._set_status(status, time=now)
         except OSError:  # a full disk must not leave a run RUNNING; a child of it says nothing
             if self._parent is None:
-                self._sender.in_memory = {"kind": "status", "status": status, "time": now}
+                self._sender.in_memory.append({"kind": "status", "status": status, "time": now})
 
     def _report(self, left: Counter[str], refused: Counter[str]) -> None:
-        if self._sender.in_memory is not None:
+        if any(record["kind"] == "status" for record in self._sender.in_memory):
             self.warn_once(
                 "run %s at %s could not be told that it ended, nor could its journal in %s: make room, then type the"
                 " command again",

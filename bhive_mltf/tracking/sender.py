@@ -48,7 +48,7 @@ class Sender:
         self, runs: Runs, connect: Callable[[], MlflowClient], label: str, client: MlflowClient | None = None
     ) -> None:
         self.runs = runs
-        self.in_memory: Record | None = None  # a status for which the disk has no room, until it is sent
+        self.in_memory: list[Record] = []  # status and tags for which the disk has no room, until they are sent
         self._connect, self._client, self._label = connect, client, label
         self._condition = threading.Condition()
         self._flushing = self._stopped = False
@@ -100,7 +100,7 @@ class Sender:
         return max(journal.sent(path), self._sent.get(path, 0))
 
     def _is_delivered(self, sizes: dict[Path, int]) -> bool:
-        if self.in_memory is not None:
+        if self.in_memory:
             return False
         for path, size in sizes.items():
             done = self._position(path)
@@ -153,9 +153,9 @@ class Sender:
                             self._done(path, records, end)
             finally:
                 # not behind a file for which there is no room either
-                if self.in_memory is not None:
-                    self._deliver([self.in_memory])
-                    self.in_memory, self._is_ended = None, True
+                while self.in_memory:
+                    self._deliver([self.in_memory[0]])
+                    self._is_ended |= self.in_memory.pop(0)["kind"] == "status"
 
     def _done(self, path: Path, records: Sequence[Record], end: int) -> None:
         for record in records:
@@ -184,7 +184,7 @@ class Sender:
 
     def _is_superseded(self, record: Record) -> bool:
         """Whether a newer status was sent or stands in the journal: an old one must not come after it."""
-        if record["kind"] != "status" or record is self.in_memory:
+        if record["kind"] != "status" or any(record is kept for kept in self.in_memory):
             return False
         if self._is_ended and not record.get("child"):
             return True

@@ -85,9 +85,11 @@ def test_a_run_ends_though_the_disk_is_full(tmp_path, data_path, client, said, m
     monkeypatch.setattr(journal, "mark_sent", full)
     monkeypatch.setattr(Journal, "append", full)
     start = time.monotonic()
+    run.tags({"failure": "DiskError: full"})
     run.finish("FAILED")
     assert time.monotonic() - start < 10
-    assert client.get_run(run_id).info.status == "FAILED"
+    kept = client.get_run(run_id)
+    assert (kept.info.status, kept.data.tags["failure"]) == ("FAILED", "DiskError: full")
     assert history(client, run_id, "loss") == [(1, 1.0)]
     assert said() == []
 

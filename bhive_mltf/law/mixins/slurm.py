@@ -107,7 +107,6 @@ class SlurmMixin(SlurmDependency, RunMixin):
         """
         from bhive_mltf.slurm import dispatch, job
         from bhive_mltf.slurm.client import Slurm
-        from bhive_mltf.slurm.record import JobRecord
 
         profile = job.with_secrets(self.profile())
         client = Slurm.of(profile)
@@ -115,14 +114,7 @@ class SlurmMixin(SlurmDependency, RunMixin):
             if not is_to_do and dispatch.living(self.job_directory()) is None:
                 return
             record = self.find_or_hand_in(profile, client)
-        try:
-            follow_to_end(self, record, client, profile)
-        except SlurmError:
-            # whoever owned the run of the job may be gone without a word, or never have been there
-            ended = JobRecord.read(self.job_directory())
-            if ended is not None:
-                dispatch.close_run(ended)
-            raise
+        follow_to_end(self, record, client, profile)
 
     def find_or_hand_in(self, profile: Profile, client: Slurm) -> JobRecord:
         """The job of this task: the one that waits or runs, else a new one."""
