@@ -1,5 +1,6 @@
 """The page of a training: complete, self-contained, and right about its numbers."""
 
+import itertools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from bhive_mltf.tracking.connection import connect
 from bhive_mltf.tracking.journal import Journal
 from bhive_mltf.tracking.report import contents, page
 from bhive_mltf.tracking.report.chart import chart
+from tests.gateway import chromium
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360000002000154a24f5d00000000"
@@ -170,3 +172,44 @@ def test_lines_of_one_colour_differ_in_the_legend():
 def test_a_line_of_one_point_and_one_of_none():
     assert "<circle" in chart("t", {"a": [(0, 1.0)], "b": []}, "x")
     assert chart("t", {"a": [(0, math.nan)]}, "x") == ""
+
+
+@pytest.mark.long
+def test_the_page_in_a_browser(tmp_path):
+    """No overflow from 320 px on, nothing that axe finds, nothing loaded, and pages of paper."""
+    chromium.check()
+    from axe_playwright_python.sync_playwright import Axe
+
+    journal = Journal(tmp_path)
+    for step in range(300):
+        loads = {
+            f"system/node{n}.cern.ch/gpu_{g}_utilization_percentage": 90.0 + g for n in (1, 2, 3) for g in range(4)
+        }
+        journal.metrics({"train/jets_per_s": 1e5 + step, "Training Loss": 1 / (1 + step), **loads}, step, step * 60_000)
+    journal.metrics({f"auc/ttbar/{'long' * 20}": 0.9}, 0, 0, of="test")
+    (tmp_path / "roc.png").write_bytes(PIXEL)
+    journal.append("artifact", path=str(tmp_path / "roc.png"), folder="figures/roc")
+    command = f"law run TrainingTask --model-kwargs '{'x' * 200}'"
+    journal.append("text", file="environment.json", text=json.dumps({"command": command, "git": {"commit": "0" * 40}}))
+    record = {"parameters": {"model_name": "Model" * 20, "a_parameter_with_a_long_name": ["value"] * 50}}
+    (tmp_path / "parameters.json").write_text(json.dumps(record))
+    address = page.write(tmp_path).as_uri()
+    with chromium.launched() as browser:
+        for scheme, width in itertools.product(("light", "dark"), (320, 360, 1280)):
+            tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            asked = []
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.goto(address)
+            assert [url for url in asked if not url.startswith("data:")] == [address]
+            edges = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+            assert tab.evaluate(edges) == [width, width]
+            smallest = (
+                "Math.min(...[...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height))"
+            )
+            assert tab.evaluate(smallest) >= 10
+            assert [found["id"] for found in Axe().run(tab).response["violations"]] == []
+            tab.close()
+        tab = browser.new_page()
+        tab.goto(address)
+        tab.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert (tmp_path / "page.pdf").read_bytes().count(b"/Type /Page\n") > 1
