@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,50 @@ def test_a_different_file_is_refused(tmp_path):
         onnx_file.compare(other, tmp_path / "model.onnx", [jets(other, COUNTS)])
 
 
+def exported(config, folder):
+    """DeepJet, and what the export writes of it."""
+    model = registry.create("DeepJet", config).eval()
+    folder.mkdir()
+    onnx_file.write(model, folder / preprocess.MODEL_NAME)
+    description = preprocess.describe(model, "DeepJet", config, {})
+    (folder / preprocess.FILE_NAME).write_text(json.dumps(description))
+    preprocess.write_scorer(folder)
+    pyfunc.save(folder, folder / "mlflow_model")
+    return model, description
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_predicts_in_an_environment_of_the_model(sample, tmp_path):
+    """With nothing installed but what the model asks for."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    config, path, _ = sample
+    folder = tmp_path / "export"
+    _, description = exported(config, folder)
+    programs = tmp_path / "environment" / "bin"
+    venv.create(programs.parent, with_pip=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment |= {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+    def run(*command):
+        command = [programs / command[0], *command[1:]]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("pip", "install", "--quiet", "--requirement", folder / "mlflow_model" / "requirements.txt")
+    names = {package["name"].lower() for package in json.loads(run("pip", "list", "--format=json"))}
+    assert {"torch", "bhive-mltf", "bhive_mltf", "law"} & names == set()
+    request = {"dataframe_split": {"columns": ["file"], "data": [[str(path)]]}}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    model = ("--model-uri", folder / "mlflow_model", "--env-manager", "local")
+    run("mlflow", "models", "predict", *model, "-i", "request.json", "-t", "json", "-o", "scores.json")
+    rows = json.loads((tmp_path / "scores.json").read_text())["predictions"]
+    found = np.array([[row[name] for name in description["classes"]] for row in rows])
+    np.testing.assert_allclose(found, Scorer(folder).score(path), atol=1e-6)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_example_and_mlflow_model_score_a_root_file(sample, tmp_path):
@@ -238,14 +283,8 @@ def test_example_and_mlflow_model_score_a_root_file(sample, tmp_path):
     import mlflow
 
     config, path, dataset = sample
-    model = registry.create("DeepJet", config).eval()
     folder = tmp_path / "export"
-    folder.mkdir()
-    onnx_file.write(model, folder / preprocess.MODEL_NAME)
-    description = preprocess.describe(model, "DeepJet", config, {})
-    (folder / preprocess.FILE_NAME).write_text(json.dumps(description))
-    preprocess.write_scorer(folder)
-    pyfunc.save(folder, folder / "mlflow_model")
+    model, description = exported(config, folder)
     scores = Scorer(folder).score(path)
     assert scores.shape == (120, len(description["classes"]))
     for batch in batches(dataset, config, model):
