@@ -57,25 +57,6 @@ def versions(device: torch.device) -> Found:
     }
 
 
-@row("compiled: nothing compiled anew after the first shapes", limit=120)
-def compiled(device: torch.device) -> Found:
-    from torch._dynamo.utils import counters
-
-    from tests.helpers.model_factory import jets, small
-
-    model = small(PART).to(device).train()
-    model.compile_rows("default")
-    # a CPU would compile C++ for minutes, which tests/training/test_compile.py does: here it only traces
-    backend = "inductor" if device.type == "cuda" else "aot_eager"
-    seen = []
-    with mock.patch("torch.compile", partial(torch.compile, backend=backend)):
-        for number, counts in enumerate([[3, 9, 4], [7, 5, 12, 2], [6, 8], [11, 2, 3, 4, 5, 21]] * 5):
-            step(model, placed(model.counted(jets(model, counts, seed=number)), device))
-            seen.append(counters["stats"]["unique_graphs"])
-    require(len(set(seen[4:])) == 1, f"graphs by step: {seen}")
-    return {"backend": backend, "graphs": seen[-1]}
-
-
 @row(
     "ParT of the paper by batch and precision: kjets/s, GB at most (512 jets in bf16: 4), % of the card's byte and "
     "arithmetic limits",
@@ -103,22 +84,6 @@ def speed(device: torch.device) -> Found:
                 found[f"{key}_byte_limit_%"] = 100 * jets_per_s * cost.bytes / limits.bytes
                 found[f"{key}_flop_limit_%"] = 100 * jets_per_s * cost.flops / limits.flops
                 found[f"{key}_mb_per_jet"] = cost.bytes / 1e6
-    return found
-
-
-@row("ParT of the paper compiled, in bf16: kjets/s, GB at most; on an H200 150 kjets/s and more", limit=120)
-def fused(device: torch.device) -> Found:
-    if device.type != "cuda":
-        return NO_GPU
-    found: Found = {}
-    for n_jets in (1024, 2048):
-        training = Training(device, n_jets)
-        training.model.compile_rows("default")
-        training.step(torch.bfloat16)
-        torch.cuda.reset_peak_memory_stats(device)
-        seconds = seconds_of(partial(training.step, torch.bfloat16), device, 20)
-        found[f"{n_jets}_kjets_per_s"] = n_jets / seconds / 1e3
-        found[f"{n_jets}_peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return found
 
 
@@ -173,4 +138,39 @@ def weaver(device: torch.device) -> Found:
     slower = {name: value for name, value in found.items() if name.endswith("ours_over_weaver") and value < 1}
     # few jets on a CPU that others use say nothing
     require(not (slower and on_gpu), f"weaver-core is faster: {slower}")
+    return found
+
+
+@row("compiled: nothing compiled anew after the first shapes", limit=120)
+def compiled(device: torch.device) -> Found:
+    from torch._dynamo.utils import counters
+
+    from tests.helpers.model_factory import jets, small
+
+    model = small(PART).to(device).train()
+    model.compile_rows("default")
+    # a CPU would compile C++ for minutes, which tests/training/test_compile.py does: here it only traces
+    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    seen = []
+    with mock.patch("torch.compile", partial(torch.compile, backend=backend)):
+        for number, counts in enumerate([[3, 9, 4], [7, 5, 12, 2], [6, 8], [11, 2, 3, 4, 5, 21]] * 5):
+            step(model, placed(model.counted(jets(model, counts, seed=number)), device))
+            seen.append(counters["stats"]["unique_graphs"])
+    require(len(set(seen[4:])) == 1, f"graphs by step: {seen}")
+    return {"backend": backend, "graphs": seen[-1]}
+
+
+@row("ParT of the paper compiled, in bf16: kjets/s, GB at most; on an H200 150 kjets/s and more", limit=120)
+def fused(device: torch.device) -> Found:
+    if device.type != "cuda":
+        return NO_GPU
+    found: Found = {}
+    for n_jets in (1024, 2048):
+        training = Training(device, n_jets)
+        training.model.compile_rows("default")
+        training.step(torch.bfloat16)
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds = seconds_of(partial(training.step, torch.bfloat16), device, 20)
+        found[f"{n_jets}_kjets_per_s"] = n_jets / seconds / 1e3
+        found[f"{n_jets}_peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
     return found
