@@ -14,9 +14,9 @@ OLDEST_LAW := 0.1.19
 UPSTREAM_VENV ?= .venv-upstream
 UPSTREAM_PYTHON ?= python3.11
 NEWEST_VENV ?= .venv-newest
-# What is tested there: not the loader and the evaluation, which ask little of other packages. What needs more than such an
-# environment has is skipped, with the reason.
-ELSEWHERE ?= tests/config tests/files tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
+# What is tested there: what other packages' versions decide, so not the loader, the evaluation and the files. What needs
+# more than such an environment has is skipped, with the reason.
+ELSEWHERE ?= tests/config tests/models tests/training tests/tracking tests/law tests/compatibility tests/test_compat.py
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 # Tests at once: one more than processors, since many wait for others.

@@ -7,6 +7,7 @@ process's environment. Each connection brings a command and the file for its out
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -59,8 +60,18 @@ def _in_background(address: Path, runner: int, imports: tuple[str, ...]) -> None
 
 
 def _serve(listener: socket.socket, runner: int) -> None:
-    # ended processes are waited for by the system
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    """Run commands until `runner` is gone; tell of each its process, then its exit code."""
+    running: dict[int, socket.socket] = {}
+
+    def reap(*_: object) -> None:
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            with running.pop(pid) as connection, contextlib.suppress(OSError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+    signal.signal(signal.SIGCHLD, reap)
     listener.settimeout(LOOK_S)
     while True:
         try:
@@ -70,26 +81,21 @@ def _serve(listener: socket.socket, runner: int) -> None:
                 return
             continue
         connection.setblocking(True)
-        if os.fork() == 0:
+        message, (output,), _, _ = socket.recv_fds(connection, 1 << 20, 1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if pid == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listener.close()
-            _attend(connection)
-            os._exit(0)
-        connection.close()
-
-
-def _attend(connection: socket.socket) -> None:
-    """Run one command in a process group of its own; tell its id, then its exit code."""
-    message, (output,), _, _ = socket.recv_fds(connection, 1 << 20, 1)
-    pid = os.fork()
-    if pid == 0:
-        os.setpgid(0, 0)
-        connection.close()
-        _become(json.loads(message), output)
-    os.close(output)
-    connection.sendall(f"{pid}\n".encode())
-    _, status = os.waitpid(pid, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            os.setpgid(0, 0)
+            for inherited in (listener, connection, *running.values()):
+                inherited.close()
+            _become(json.loads(message), output)
+        os.close(output)
+        running[pid] = connection
+        with contextlib.suppress(OSError):
+            connection.sendall(f"{pid}\n".encode())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def _become(command: dict[str, Any], output: int) -> NoReturn:
