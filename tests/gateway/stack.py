@@ -64,12 +64,24 @@ def installed_client():
         "install",
         "--quiet",
         "--no-deps",
+        "--no-build-isolation",
         "--target",
         str(folder / "site"),
         str(source),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     return folder / "site"
+
+
+def finished(process, code=0, seconds=120):
+    """What a process prints until it ends, with this code; one that does not end in time is killed."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    assert process.returncode == code, f"{process.args}: {process.returncode}\n{out}\n{err}"
+    return out, err
 
 
 class Stack:
@@ -219,17 +231,17 @@ class Person:
         return subprocess.Popen(command, env=self.environment, cwd=self.home, **pipes, **options)
 
     def run(self, *arguments, code=0, timeout=120):
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=timeout)
-        assert process.returncode == code, f"{arguments}: {process.returncode}\n{out}\n{err}"
-        return out, err
+        return finished(self.start(*arguments), code, timeout)
 
     def login(self):
         process = self.start("login", self.stack.url)
-        address = process.stdout.readline().split()[1]
-        approve(address, self.name)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
+        try:
+            approve(process.stdout.readline().split()[1], self.name)
+        except BaseException as error:
+            process.kill()
+            error.add_note("".join(process.communicate()))
+            raise
+        out, _ = finished(process)
         assert "signed in" in out
         return self
 

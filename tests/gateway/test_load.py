@@ -68,7 +68,7 @@ def client(tmp_path_factory):
     )
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    command = [*pip, "wheel", "--wheel-dir", str(folder / "wheels"), str(source)]
+    command = [*pip, "wheel", "--no-build-isolation", "--wheel-dir", str(folder / "wheels"), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     wheels = [str(one) for one in (folder / "wheels").glob("*.whl")]
