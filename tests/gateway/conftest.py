@@ -32,8 +32,9 @@ def pytest_xdist_make_scheduler(config, log):
     return _OneStack(config, log)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Tests of the stack, which take longest, come first."""
+    """Tests of the stack, which take longest, come first, and then those of `tests/conftest.py`."""
     ours = {item: item.path.stem for item in items if item.path.parent == Path(__file__).parent}
     using = {name for item, name in ours.items() if "stack" in getattr(item, "fixturenames", ())}
     if using - OF_STACK:

@@ -130,18 +130,25 @@ ATTEMPTS = {
     "terminal of the host": "open('/dev/tty', 'w').write('x')\nprint(WON)",
 }
 
-# runs each of them as a process of its own, which may do what it likes to itself only
+# runs each of them as a process of its own, which may do what it likes to itself only; two at once, since some wait
 DRIVER = """
-import json, os, subprocess, sys
-for number, (name, code) in enumerate(json.load(open("attempts.json")).items()):
-    open("attempt.py", "w").write(code)
+import json, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+
+def attempt(numbered):
+    number, (name, code) = numbered
+    open(f"attempt{number}.py", "w").write(code)
     try:
-        done = subprocess.run([sys.executable, "attempt.py"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        done = subprocess.run([sys.executable, f"attempt{number}.py"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, timeout=60, start_new_session=True)
         text = done.stdout.decode(errors="replace")
     except subprocess.TimeoutExpired:
         text = "too long"
-    print(json.dumps([name, text]), flush=True)
+    return json.dumps([name, text])
+
+with ThreadPoolExecutor(2) as pool:
+    for line in pool.map(attempt, enumerate(json.load(open("attempts.json")).items())):
+        print(line, flush=True)
 """
 
 

@@ -145,6 +145,8 @@ class RealCluster:
     def before(self):
         """Until it is started again, a controller that forgets a job does not let it begin, which would be its end."""
         if self.is_fresh:
+            # nor does it forget the ends of earlier jobs, which would be in its queue for minutes
+            self._wait_for_its_disk()
             done = self.lab.run("scontrol", "update", "partitionname=main", "state=down")
             assert done.returncode == 0, done.stderr
 
@@ -155,10 +157,14 @@ class RealCluster:
 
     def kill(self):
         """As a crash; unless `is_fresh`, what happened so far is on its disk, where it comes every five seconds."""
-        saved, now = self.lab.settings.folder("state") / "job_state", time.time()
-        while not self.is_fresh and time.time() < now + 6 and saved.exists() and saved.stat().st_mtime < now:
-            time.sleep(0.1)
+        if not self.is_fresh:
+            self._wait_for_its_disk()
         self.lab.kill_controller()
+
+    def _wait_for_its_disk(self):
+        saved, now = self.lab.settings.folder("state") / "job_state", time.time()
+        while time.time() < now + 6 and saved.exists() and saved.stat().st_mtime < now:
+            time.sleep(0.1)
 
     def start(self):
         self.lab.start_controller()

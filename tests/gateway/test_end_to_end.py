@@ -117,7 +117,8 @@ def test_cancelled_job_ends_in_a_minute_its_run_killed(stack, alice):
     assert found["reason"] == "cancelled by its owner"
     assert alice.tracked(job)["info"]["status"] == "KILLED"
     # its node may be busy with the end for a moment
-    wait_for(lambda: stack.lab.run("squeue", "--noheader").stdout.strip() == "", 30, "an empty queue")
+    asked = ("squeue", "--noheader", "--jobs", found["job_id"])
+    wait_for(lambda: stack.lab.run(*asked).stdout.strip() == "", 30, "its leaving the queue")
 
 
 def test_failing_project_leaves_a_failed_run_with_its_reason(alice):
