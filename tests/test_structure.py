@@ -1,6 +1,7 @@
 """The rooms of the house: imports go one way, and heavy ones happen where they are used."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -45,8 +46,13 @@ LONG_FUNCTIONS = set()
 MOST_MODULES, MOST_LINES, LONGEST_FUNCTION = 14, 400, 80
 
 
+@functools.cache
+def nodes_of(path):
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports_of(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -149,7 +155,7 @@ def test_no_module_and_no_function_is_long():
         text, name = path.read_text(encoding="utf-8"), str(path.relative_to(PACKAGE))
         if len(text.splitlines()) >= MOST_LINES:
             lines.add(name)
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes_of(path):
             is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             if is_function and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
                 functions.add(f"{name}:{node.name}")
