@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+import torch
 
+from bhive_mltf.training.checkpointing.checkpoint import read_checkpoint
 from tests.gateway.stack import REPOSITORY
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
@@ -39,11 +41,16 @@ def logged(person, job):
     return {one["key"]: one["value"] for one in person.tracked(job)["data"].get("metrics", [])}
 
 
-def warn(lab, person, job):
+def newest_step(person, job, metric):
+    steps = {one["key"]: int(one["step"]) for one in person.tracked(job)["data"].get("metrics", [])}
+    return steps.get(metric, -1)
+
+
+def warn(lab, person, job, metric="step", seconds=60):
     """Warn a job once it is in its loop, as SLURM does before a time limit."""
     person.wait(job, "running", seconds=90)
-    before = logged(person, job).get("step", -1)
-    person.wait_for(job, lambda _: logged(person, job).get("step", -1) > before, 60, f"a step after {before}")
+    before = newest_step(person, job, metric)
+    person.wait_for(job, lambda _: newest_step(person, job, metric) > before, seconds, f"a step after {before}")
     done = lab.run("scancel", "--signal=USR2", person.show(job)["job_id"])
     assert done.returncode == 0, done.stderr
 
@@ -66,14 +73,24 @@ def test_one_run_through_two_time_limits(stack, alice, tmp_path):
     assert steps == list(range(len(steps)))
 
 
-def test_bhive_trains_with_ranks_on_two_nodes(stack, alice, tmp_path):
+@pytest.fixture
+def training(alice, tmp_path):
+    """Hands in B-Hive's demo project with its jets for a rank on each of two nodes."""
     project = shutil.copytree(REPOSITORY / "examples" / "bhive_project", tmp_path / "project")
     for path in (REPOSITORY / "examples" / "btag_sample").glob("ntuple_*_002.root"):
         shutil.copy(path, project)
     (project / "train.txt").write_text("".join(f"{path.name}\n" for path in sorted(project.glob("*.root"))))
-    job = alice.submit(
-        project, "-P", "epochs=2", "-P", "filelist=train.txt", "--nodes", "2", "--resume", profile="two-nodes"
-    )
+
+    def submit(**parameters):
+        given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
+        options = ("-P", "filelist=train.txt", "--nodes", "2", "--resume")
+        return alice.submit(project, *options, *given, profile="two-nodes")
+
+    return submit
+
+
+def test_bhive_trains_with_ranks_on_two_nodes(alice, training):
+    job = training(epochs=2)
     found = alice.wait(job, "succeeded", seconds=300)
     run = alice.tracked(job)
     assert run["info"]["status"] == "FINISHED"
@@ -84,6 +101,25 @@ def test_bhive_trains_with_ranks_on_two_nodes(stack, alice, tmp_path):
     log = alice.run("logs", job)[0]
     assert "with 2 ranks" in log
     assert found["nodes"] == 2
-    outputs = stack.folder / "spool" / "jobs" / job / "work" / "ckpt" / "bhive"
+    outputs = alice.folder_of(job) / "work" / "ckpt" / "bhive"
     assert len(list(outputs.rglob("rank_*.log"))) == 2
     assert list(outputs.rglob("best_model.pt"))
+
+
+@pytest.mark.long
+def test_bhive_through_two_time_limits_gives_the_same_weights(stack, alice, training):
+    """One run, two warnings: the weights are those of a job that nobody warned, bit for bit."""
+    given = {"epochs": 12, "batch_size": 64}
+    jobs = [training(**given), training(**given)]
+    for attempt in (1, 2):
+        warn(stack.lab, alice, jobs[1], "train/loss", seconds=240)
+        alice.wait_for(jobs[1], lambda found: found["restarts"] == attempt, 90, f"start {attempt + 1}")  # noqa: B023
+    alice.wait(jobs[0], "succeeded", seconds=400)
+    found = alice.wait(jobs[1], "succeeded", seconds=400)
+    assert found["restarts"] == 2
+    assert [one["to"] for one in found["events"]].count("queued") == 1
+    assert alice.tracked(jobs[1])["info"]["status"] == "FINISHED"
+    for name in ("best_model.pt", f"model_{given['epochs'] - 1}.pt"):
+        one, other = (read_checkpoint(next(alice.folder_of(job).rglob(name)))["model_state_dict"] for job in jobs)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
