@@ -114,6 +114,14 @@ def test_the_title_names_model_and_training_set(tmp_path):
     assert "<h1>Training of DeepJet on v7</h1>" in page.write(tmp_path).read_text()
 
 
+@pytest.mark.parametrize("is_weighted", [True, False])
+def test_a_loss_that_is_not_weighted_beside_weighted_ones_says_so(tmp_path, is_weighted):
+    (tmp_path / "parameters.json").write_text(json.dumps({"parameters": {"loss_weighting": is_weighted}}))
+    Journal(tmp_path).metrics({"Test Loss": 1.16}, 0, 1000)
+    text = Page(page.write(tmp_path).read_text()).text
+    assert ("1.16000, the mean of all jets" in text) is is_weighted
+
+
 def test_a_training_of_which_nothing_is_known_has_a_page(tmp_path):
     assert "Summary" not in Page(page.write(tmp_path).read_text()).text
 

@@ -120,12 +120,19 @@ def _summary(contents: Contents) -> dict[str, str]:
         "Took": f"{(max(ends) - start) / 60:,.1f} min, pauses included" if start and ends else "",
         "Epochs": str(len(series.get("Training Loss", []))) if "Training Loss" in series else "",
         "Best validation loss": f"{best[0]:.5f} at epoch {best[1] + 1}" if best else "",
-        "Test loss": _last(contents, "Test Loss"),
+        "Test loss": _test_loss(contents),
         "Test accuracy": _last(contents, "Test Accuracy"),
         "Energy of the GPUs": f"{energy:,.1f} Wh, by the counters of this job's GPUs" if energy is not None else "",
         "Emissions": _emissions(energy),
         "Warning": contents.tags.get("warning", ""),
     }
+
+
+def _test_loss(contents: Contents) -> str:
+    found = _last(contents, "Test Loss")
+    is_weighted = contents.parameters.get("loss_weighting") is True
+    note = ", the mean of all jets: those of training and validation are weighted"
+    return found + note if found and is_weighted else found
 
 
 def _emissions(energy: float | None) -> str:
