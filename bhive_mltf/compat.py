@@ -184,7 +184,10 @@ def set_cuda_allocator(settings: str) -> None:
     import torch
 
     newer = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
-    (newer or torch.cuda.memory._set_allocator_settings)(settings)
+    found = newer or getattr(torch.cuda.memory, "_set_allocator_settings", None)
+    # not a part of torch's interface: a training goes on without it
+    if found is not None:
+        found(settings)
 
 
 def uuid_of(device: torch.device) -> str:
