@@ -5,18 +5,18 @@ TLS goes through it from end to end (CONNECT); an index without TLS is asked for
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 from urllib.parse import urlsplit
 
 from bhive_mltf.gateway.inside import spawn
+from bhive_mltf.gateway.inside.socket_server import SocketServer
 
 logger = logging.getLogger(__name__)
 _TIMEOUT_S: Final = 60.0
@@ -38,7 +38,7 @@ def hosts_of(index_url: str, further: Iterable[str]) -> frozenset[tuple[str, int
     return frozenset(found)
 
 
-class Proxy(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Proxy(SocketServer):
     """The proxy of one build.
 
     Parameters
@@ -46,30 +46,10 @@ class Proxy(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     path : of its socket; below 108 bytes.
     """
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, path: Path, allowed: frozenset[tuple[str, int]]) -> None:
         self.allowed = allowed
         self.refused: set[str] = set()
-        super().__init__(str(path), _Handler)
-        path.chmod(0o600)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Self]:
-        """Answer in the background."""
-        thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="index-proxy", daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-            thread.join()
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - of the base class
-        """A build that goes away in the middle of a download is nothing to report."""
-        logger.debug("a download was broken off")
+        super().__init__(path, _Handler)
 
 
 class _Handler(socketserver.BaseRequestHandler):

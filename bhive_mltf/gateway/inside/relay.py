@@ -6,18 +6,17 @@ sandbox has, below a path of 128 random bits, since inside it is reached over th
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import logging
 import secrets
 import socket
-import socketserver
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 from urllib.parse import urlsplit
+
+from bhive_mltf.gateway.inside.socket_server import SocketServer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ _NOT_RETURNED: Final = frozenset(
 _METHODS_WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+class Relay(SocketServer):
     """The relay of one node of a job.
 
     Parameters
@@ -48,14 +47,10 @@ class Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     token_file : its content is the token; read for each call.
     """
 
-    daemon_threads = True
-    request_queue_size = 64
-
     def __init__(self, path: Path, upstream: str, token_file: Path) -> None:
         self.upstream, self.token_file = urlsplit(upstream), token_file
         self.secret = secrets.token_urlsafe(16)
-        super().__init__(str(path), _Handler)
-        path.chmod(0o600)
+        super().__init__(path, _Handler)
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the tracking server."""
@@ -64,22 +59,6 @@ class Relay(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[Self]:
-        """Answer in the background."""
-        thread = threading.Thread(target=self.serve_forever, args=(0.2,), name="relay", daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-            thread.join()
-
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - of the base class
-        """A job that goes away in the middle of a call is nothing to report."""
-        logger.debug("a call was broken off")
 
 
 class _Handler(BaseHTTPRequestHandler):
