@@ -1,6 +1,6 @@
 """Features that are counts, flags, codes or charges: an attack with `reduce` leaves them as they are.
 
-Offline, lost-track and HLT features as in B-Hive's models (section "integer features" of docs/attacks.md), those of
+Offline, lost-track and HLT features as in B-Hive's models (section "What moves" of docs/attacks.md), those of
 JetClass by their meaning. Names are unique over groups.
 """
 

@@ -34,7 +34,7 @@ def create_optimizer(
 
     Raises
     ------
-    ParameterError : a name that is not in `names.OPTIMIZERS`, or a weight decay for an optimiser without.
+    ParameterError : a name that is not in `choices.OPTIMIZERS`, or a weight decay for an optimiser without.
     """
     if name not in choices.OPTIMIZERS:
         raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(choices.OPTIMIZERS)}")

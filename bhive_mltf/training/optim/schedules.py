@@ -21,7 +21,7 @@ SHORT_WARMUP = 0.1
 class LearningRateSchedule:
     """Factor on the learning rate.
 
-    name : one of `names.SCHEDULES`.
+    name : one of `choices.SCHEDULES`.
     epochs : planned epochs, without extensions; of a training by iterations its rounds, `total_iterations` /
         `n_iters_per_save`.
     decay_factor : factor reached at the end.
