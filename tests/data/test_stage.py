@@ -190,11 +190,15 @@ def test_errors_of_workers_arrive_as_they_are(config, tmp_path):
         stage_many([job(config, tmp_path, write_hand_made(tmp_path / "DY.root"))])
 
 
+def end_process():
+    os._exit(9)
+
+
 class Killed:
     """Ends the process that unpickles it."""
 
     def __reduce__(self):
-        return os._exit, (9,)
+        return end_process, ()
 
 
 def test_a_killed_worker_is_an_error(config, tmp_path):

@@ -57,7 +57,10 @@ def test_rows_that_fail_hang_or_die_do_not_stop_the_others(tmp_path, monkeypatch
         "fails": not_found,
         "works": lambda device: {"jets": 3},
     }
-    rows = {name: gpu_row.Row("something", function, 0.3) for name, function in functions.items()}
+    rows = {
+        name: gpu_row.Row("something", function, 0.3 if name == "hangs" else 60.0)
+        for name, function in functions.items()
+    }
     path = tmp_path / "found.json"
     started = time.monotonic()
     entries = gpu_process.check(rows, "cpu", path)
