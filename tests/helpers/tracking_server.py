@@ -15,14 +15,9 @@ from pathlib import Path
 
 from bhive_mltf.tracking import connection
 from tests.helpers import sharing
+from tests.helpers.ports import free_port
 
 SERVERS = ("alive", "dead", "stopped", "slow")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def make_store(path):

@@ -12,6 +12,7 @@ import pytest
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.ranks.joined import Place
+from tests.helpers import ports
 from tests.helpers.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,11 +100,7 @@ def places(tmp_path, free_port):
 
 @pytest.fixture
 def free_port():
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return ports.free_port()
 
 
 def test_place_is_that_of_torchrun():

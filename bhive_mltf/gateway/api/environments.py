@@ -12,8 +12,6 @@ from bhive_mltf.gateway.projects import archive, blobs
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store.tables import Project
 
-PREPARED = "profile"
-
 
 def choose(asked: str, project: Project, profile_name: str, settings: Settings) -> str:
     """`profile`, `profile:NAME`, or the file of the project that the environment is built from.
@@ -34,13 +32,13 @@ def choose(asked: str, project: Project, profile_name: str, settings: Settings) 
                 f"MLproject asks for {kind}, which is not here: write a python_env.yaml instead, or hand in with"
                 " environment 'profile' to use what the profile has"
             )
-        asked = value or PREPARED
+        asked = value or wanted.PREPARED
     word, _, name = asked.partition(":")
-    if word == PREPARED:
+    if word == wanted.PREPARED:
         if name and name not in profile.environments:
             there = ", ".join(nearest(name, profile.environments)) or "none"
             _refuse(f"profile {profile_name} has no environment {name!r}; there are: {there}")
-        return asked if name else PREPARED
+        return asked if name else wanted.PREPARED
     if word == "image":
         _refuse(f"profile {profile_name} has no images: write a python_env.yaml, or use 'profile'")
     if not profile.builds or settings.builds is None:

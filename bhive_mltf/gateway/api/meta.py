@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from bhive_mltf.gateway.api.services import Me, Parts
+from bhive_mltf.gateway.environments.wanted import PREPARED
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.tables import Leader
 
@@ -60,7 +61,7 @@ def profiles(person: Me, parts: Parts) -> list[dict[str, Any]]:
             "max_attempts": profile.max_attempts,
             "gpus_per_node": profile.gpus_per_node,
             "network": profile.network,
-            "environments": ["profile", *(f"profile:{one}" for one in profile.environments)],
+            "environments": [PREPARED, *(f"{PREPARED}:{one}" for one in profile.environments)],
             "builds": profile.builds,
             "pythons": list(builds.pythons) if profile.builds and builds is not None else [],
         }

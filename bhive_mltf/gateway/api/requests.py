@@ -101,18 +101,8 @@ def shown(job: Submission) -> dict[str, Any]:
     """A submission as the interface shows it."""
     fields = (
         *("id", "name", "label", "state", "reason_code", "reason", "entry_point", "params", "argv", "profile"),
-        *(
-            "environment",
-            "env_key",
-            "nodes",
-            "ranks_per_node",
-            "resume",
-            "gpus",
-            "hours",
-            "experiment",
-            "experiment_id",
-            "run_id",
-        ),
+        *("environment", "env_key", "nodes", "ranks_per_node", "resume", "gpus", "hours"),
+        *("experiment", "experiment_id", "run_id"),
         *("job_id", "job_state", "restarts", "exit_code"),
         *("created_at", "submitted_at", "started_at", "ended_at", "cancel_at"),
     )

@@ -9,7 +9,6 @@ import logging
 import re
 import socket
 import socketserver
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -86,10 +85,7 @@ class _Handler(socketserver.BaseRequestHandler):
             else:
                 upstream.sendall(_of_origin(head, target, parts.path, parts.query))
             upstream.sendall(rest)
-            back = threading.Thread(target=spawn.pump, args=(upstream, self.request), daemon=True)
-            back.start()
-            spawn.pump(self.request, upstream)
-            back.join()
+            spawn.exchange(self.request, upstream)
 
     def _head(self) -> tuple[bytes, bytes]:
         """The head of the request, and what came after it."""

@@ -123,8 +123,6 @@ class Store:
 
     def sweep(self, largest_cache: int) -> None:
         """Remove what was set aside, what killed builds left, and the cache if it has become too large."""
-        for path in self.building.glob(f"{_REMOVED}*"):
-            remove(path)
         for path in self.building.iterdir():
             if path.is_dir() and path.name != _CACHE and not path.name.startswith(_REMOVED):
                 with self.lock(path.name) as is_mine:
@@ -136,8 +134,8 @@ class Store:
                 if is_mine:
                     self.cache.rename(self.building / f"{_REMOVED}{_CACHE}-{secrets.token_hex(4)}")
                     self.cache.mkdir(mode=0o700)
-            for path in self.building.glob(f"{_REMOVED}*"):
-                remove(path)
+        for path in self.building.glob(f"{_REMOVED}*"):
+            remove(path)
 
 
 def remove(path: Path) -> None:

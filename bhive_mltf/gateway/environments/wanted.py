@@ -16,6 +16,8 @@ import yaml
 
 from bhive_mltf.gateway.errors import ProjectError
 
+PREPARED: Final = "profile"
+"""The word for an environment that the operator has prepared: alone, or as `profile:NAME`."""
 LARGEST_BYTES: Final = 2**20
 _LARGEST_YAML: Final = 64 * 1024
 _MOST_FILES: Final = 20

@@ -122,7 +122,7 @@ def serve(server: socket.socket, path: str) -> None:
 
 
 def _join(connection: socket.socket, path: str) -> None:
-    """Hand on what comes from either side to the other one."""
+    """Join a connection with one to the socket file."""
     relay = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with connection, relay:
         try:
@@ -130,13 +130,18 @@ def _join(connection: socket.socket, path: str) -> None:
             relay.connect(path)
         except OSError:
             return
-        back = threading.Thread(target=pump, args=(relay, connection), daemon=True)
-        back.start()
-        pump(connection, relay)
-        back.join()
+        exchange(connection, relay)
 
 
-def pump(source: socket.socket, target: socket.socket) -> None:
+def exchange(one: socket.socket, other: socket.socket) -> None:
+    """Hand on what comes from either side to the other one, until both have ended."""
+    back = threading.Thread(target=_pump, args=(other, one), daemon=True)
+    back.start()
+    _pump(one, other)
+    back.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
     """Hand on what comes from one side until it ends."""
     try:
         while data := source.recv(CHUNK):

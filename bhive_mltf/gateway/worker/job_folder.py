@@ -18,7 +18,7 @@ from typing import Final
 from bhive_mltf.errors import ProfileError
 from bhive_mltf.files import atomic
 from bhive_mltf.gateway import faults
-from bhive_mltf.gateway.environments import builder
+from bhive_mltf.gateway.environments import builder, wanted
 from bhive_mltf.gateway.environments.store import Store
 from bhive_mltf.gateway.inside.plan import LaunchPlan
 from bhive_mltf.gateway.projects import archive, blobs
@@ -105,7 +105,7 @@ def environment_of(settings: Settings, submission: Submission, profile: JobProfi
     if submission.env_key:
         return Store(settings.environments).path(submission.env_key)
     kind, _, name = submission.environment.partition(":")
-    if kind != "profile" or not name:
+    if kind != wanted.PREPARED or not name:
         return profile.environment
     if name not in profile.environments:
         raise ProfileError(f"profile {submission.profile} has no environment {name!r} any more")

@@ -21,7 +21,7 @@ from bhive_mltf.gateway.store.tables import Submission
 from bhive_mltf.gateway.worker import job_folder
 
 logger = logging.getLogger(__name__)
-_WORDS_OF_PROFILE: Final = ("", "profile")
+_WORDS_OF_PROFILE: Final = ("", wanted.PREPARED)
 
 
 class _Running(threading.Thread):
