@@ -6,6 +6,7 @@ too. Nothing is imported before it is used.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import signal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 
+@functools.cache
 def major(package: str) -> int:
     """First number of the installed version of a package; 0 where it is not installed."""
     try:

@@ -44,6 +44,13 @@ def test_assignment_is_a_pure_function_and_one_rank_gets_all(cost, world_size):
     assert not assign(cost, 1).any()
 
 
+@given(COSTS, st.integers(1, 9))
+def test_jets_are_dealt_from_the_most_work_to_the_least(cost, world_size):
+    turns = [*range(world_size), *reversed(range(world_size))]
+    dealt = [turns[place % len(turns)] for place in range(len(cost))]
+    assert assign(cost, world_size)[np.argsort(-cost, kind="stable")].tolist() == dealt
+
+
 def test_snake_deal_of_known_costs():
     assert assign(np.array([5, 9, 1, 7, 3, 2, 8]), 3).tolist() == [2, 0, 0, 2, 1, 0, 1]
 

@@ -67,6 +67,21 @@ def test_equal_ids_keep_the_order_of_positions():
     assert np.array_equal(order.shuffled(np.arange(50), same, same, 1, 0), np.arange(50))
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(0, 2**64 - 1))
+def test_shuffled_is_a_stable_sort_by_the_random_bits(entries, content):
+    entry, ids = np.array(entries, np.uint64), np.full(len(entries), content, np.uint64)
+    bits = order.random_bits(order.random_key(1, "window", 0), ids, entry)
+    positions = np.arange(len(entry))
+    assert np.array_equal(order.shuffled(positions, ids, entry, 1, 0), positions[np.argsort(bits, kind="stable")])
+
+
+def test_numbers_that_differ_in_their_last_bits_only_are_sorted(monkeypatch):
+    bits = np.array([7, 6, 5, 4, 9, 9, 1 << 40, 0], np.uint64)
+    monkeypatch.setattr(order, "random_bits", lambda *_: bits)
+    shuffled = order.shuffled(np.arange(8), bits, bits, 1, 0)
+    assert shuffled.tolist() == [7, 3, 2, 1, 0, 4, 5, 6]
+
+
 def test_sampling_frequency_is_the_probability():
     n = 40_000
     probability = np.repeat([0.0, 0.1, 0.5, 1.0], n // 4)

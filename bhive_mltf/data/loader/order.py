@@ -78,9 +78,14 @@ def shuffled(
     content_id, entry : [J], the ids of these jets.
     """
     bits = random_bits(random_key(seed, "window", epoch), content_id, entry.astype(np.uint64))
-    # Twice as fast as a stable sort, which differs only where two numbers are equal.
-    jets = np.argsort(bits)
-    if (np.diff(bits[jets]) == 0).any():
+    # A third of the time of a stable sort: the lowest bits make room for each jet's place, so that numbers alone are
+    # sorted; where the others do not decide, the stable sort does.
+    places = np.uint64((1 << len(bits).bit_length()) - 1)
+    numbers = (bits & ~places) | np.arange(len(bits), dtype=np.uint64)
+    numbers.sort()
+    jets = (numbers & places).astype(np.int64)
+    numbers &= ~places
+    if (numbers[1:] == numbers[:-1]).any():
         jets = np.argsort(bits, kind="stable")
     return positions[jets]
 
@@ -154,14 +159,19 @@ def random_bits(key: int, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> 
     c0, c1 = low & _LOW, low >> _SHIFT
     c2, c3 = high & _LOW, high >> _SHIFT
     k0, k1 = key & 0xFFFFFFFF, key >> 32
+    # In place: arrays made anew in each round took twice the time.
+    p0, p1 = np.empty_like(c0), np.empty_like(c2)
     for _ in range(_ROUNDS):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            p1 & _LOW,
-            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            p0 & _LOW,
-        )
+        np.multiply(c0, _MULTIPLIERS[0], out=p0)
+        np.multiply(c2, _MULTIPLIERS[1], out=p1)
+        np.right_shift(p1, _SHIFT, out=c0)
+        c0 ^= c1
+        c0 ^= np.uint64(k0)
+        np.right_shift(p0, _SHIFT, out=c2)
+        c2 ^= c3
+        c2 ^= np.uint64(k1)
+        np.bitwise_and(p1, _LOW, out=c1)
+        np.bitwise_and(p0, _LOW, out=c3)
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return c0 | (c1 << _SHIFT)
 
