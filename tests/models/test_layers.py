@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bhive_mltf.models.layers import Attention, batch_norm, dropped
 from bhive_mltf.models.layout import lay_out
-from bhive_mltf.models.part.padded import PairIndex, key_bias, spread_pairs
+from tests.helpers.padded_part import PairIndex, key_bias, spread_pairs
 
 
 @pytest.mark.parametrize("cross", [False, True])

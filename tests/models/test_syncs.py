@@ -26,6 +26,7 @@ from bhive_mltf.training.choices import LOSSES, REGRESSION_LOSSES
 from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import jet_sums
 from tests.helpers.model_factory import CONFIGS, jets, small
+from tests.helpers.padded_part import logits_of_tagger
 from tests.models.conftest import VARIANTS
 
 META = torch.device("meta")
@@ -175,7 +176,7 @@ def test_cudnn_s_attention_is_never_asked(name, monkeypatch):
     model(inputs(model).map(lambda values: values.to(META)))
     if name == "ParticleTransformer_JetClass":
         real_model = small(name)
-        real_model.padded(inputs(real_model))
+        logits_of_tagger(real_model, inputs(real_model))
     assert allowed == {(False, True, True, False)}
     assert torch.backends.cuda.cudnn_sdp_enabled()
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bhive_mltf.models.base import Tagger, at_least, divisible, fraction
 from bhive_mltf.models.classes import JETCLASS
 from bhive_mltf.models.part.network import EXPANSION, PartNetwork
-from bhive_mltf.models.part.padded import padded_logits
 from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
@@ -124,9 +123,3 @@ class ParticleTransformer_JetClass(Tagger):  # noqa: N801 - B-Hive names its mod
         features = self.standardise(self.features(batch, "cpf"), group.mask)
         logits: Tensor = self.network(features, self.momenta(batch, "cpf"), group.counts)
         return logits
-
-    def padded(self, batch: Batch) -> Tensor:
-        """The same, as a reference and for exporters: without `counts`, all jets padded to one length."""
-        mask = self.group_of(batch, "cpf").mask
-        features = self.standardise(self.features(batch, "cpf"), mask)
-        return padded_logits(self.network, features, self.momenta(batch, "cpf"), mask)

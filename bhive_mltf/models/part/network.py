@@ -2,8 +2,7 @@
 
 H. Qu, C. Li, S. Qian, "Particle Transformer for Jet Tagging", arXiv:2202.03772; its blocks follow NormFormer
 (arXiv:2110.09456), its class blocks CaiT (arXiv:2103.17239). Details that the paper leaves open are those of the
-authors' published network. Jets lie as `models.layout` says, the same way on every device; `padded_logits` is the same
-function of padded jets.
+authors' published network. Jets lie as `models.layout` says, the same way on every device.
 
 Axes: B jets, N candidates as loaded, F features, E width, H heads, R rows, P pairs, C classes.
 """

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bhive_mltf.models.kinematics import log1p_features, pair_kinematics
 from bhive_mltf.models.layers import Attention
-from bhive_mltf.models.part.padded import key_bias
+from bhive_mltf.models.layout import hiding
 from bhive_mltf.models.part.v2 import PairEmbedding2
 
 RAISED_BY = 1.0
@@ -65,7 +65,7 @@ def attended(blocks: Sequence[ParticleBlock], tokens: Tensor, bias: Tensor, mask
 def summarised(blocks: Sequence[ClassBlock], token: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Class tokens [B,E] after the class blocks, from the first one [1,1,E], which sees real candidates only."""
     token = token.expand(len(mask), -1, -1)
-    bias = key_bias(F.pad(mask, (1, 0), value=True), tokens.dtype)
+    bias = hiding(F.pad(~mask, (1, 0)), tokens.dtype)[:, None, None]
     for block in blocks:
         memory = block.norm_memory(torch.cat((token, tokens), dim=1))
         token = _after_attention(block, token, block.attention(memory, bias, query=block.norm_query(token)))

@@ -1,21 +1,21 @@
-"""The published Particle Transformer on padded jets, over the parameters of a `PartNetwork`: reference and for export.
+"""The published Particle Transformer on padded jets, over the parameters of a `PartNetwork`: a reference.
 
 Axes: B jets, N candidates, padding included, P pairs, H heads, C classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bhive_mltf.interface import Batch
 from bhive_mltf.models.kinematics import log_features, pair_kinematics
 from bhive_mltf.models.layers import batch_norm
-
-if TYPE_CHECKING:
-    from bhive_mltf.models.part.network import Block, PartNetwork
+from bhive_mltf.models.part.jetclass import ParticleTransformer_JetClass
+from bhive_mltf.models.part.network import Block, PartNetwork
 
 
 class PairIndex(NamedTuple):
@@ -62,6 +62,13 @@ def key_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return bias.masked_fill(~visible, float("-inf"))[:, None, None, :]
 
 
+def logits_of_tagger(tagger: ParticleTransformer_JetClass, batch: Batch) -> Tensor:
+    """Logits [B,10] as `ParticleTransformer_JetClass.forward` gives them; the batch needs no counts."""
+    mask = tagger.group_of(batch, "cpf").mask
+    features = tagger.standardise(tagger.features(batch, "cpf"), mask)
+    return padded_logits(tagger.network, features, tagger.momenta(batch, "cpf"), mask)
+
+
 def padded_logits(network: PartNetwork, features: Tensor, momenta: Tensor, mask: Tensor) -> Tensor:
     """Logits [B,C] as `PartNetwork.forward` gives them.
 
@@ -76,16 +83,15 @@ def padded_logits(network: PartNetwork, features: Tensor, momenta: Tensor, mask:
     values = network.pair_embedding(kinematics.to(features.dtype)).t()
     bias = spread_pairs(values, pairs, *mask.shape)
     bias = bias + key_bias(visible_keys(mask), bias.dtype)
-    for block in cast("list[Block]", list(network.blocks)):
+    for block in network.blocks:
         tokens = _block(block, tokens, block.attention(block.norm_before_attention(tokens), bias))
 
     token = network.class_token.expand(len(mask), -1, -1)
     class_bias = key_bias(F.pad(mask, (1, 0), value=True), bias.dtype)
-    for block in cast("list[Block]", list(network.class_blocks)):
+    for block in network.class_blocks:
         memory = block.norm_before_attention(torch.cat((token, tokens), dim=1))
         token = _block(block, token, block.attention(memory, class_bias, query=token))
-    logits: Tensor = network.head(network.norm(token.squeeze(1)))
-    return logits
+    return network.head(network.norm(token.squeeze(1)))
 
 
 def _block(block: Block, tokens: Tensor, attended: Tensor) -> Tensor:
