@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from bhive_mltf.errors import QueryFailedError, SubmissionError
 from bhive_mltf.slurm.states import JobState
 
-_FIELDS: Final = (
-    *("JobArrayID", "State", "Reason", "exit_code", "RestartCnt", "SubmitTime", "StartTime", "NodeList", "Partition"),
-    "Name",
-)
 # a suffix without a width: nothing is padded or cut
-FORMAT: Final = ",".join(f"{name}:|" for name in _FIELDS)
+FORMAT: Final = (
+    "JobArrayID:|,State:|,Reason:|,exit_code:|,RestartCnt:|,SubmitTime:|,StartTime:|,NodeList:|,Partition:|,Name:|"
+)
 SACCT_FORMAT: Final = "JobID,State,ExitCode,Submit,Start,NodeList,Partition,JobName"
+# the same fields as scontrol calls them
+_ENDING: Final = ("SubmitTime", "StartTime", "NodeList", "Partition", "JobName")
+_SQUEUE: Final = ("JobId", "JobState", "Reason", "ExitCode", "Restarts", *_ENDING)
+_SACCT: Final = ("JobId", "JobState", "ExitCode", *_ENDING)
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
 _NOTHING: Final = frozenset({"", "None", "(null)", "N/A", "n/a", "Unknown", "None assigned"})
 
@@ -26,7 +28,7 @@ _NOTHING: Final = frozenset({"", "None", "(null)", "N/A", "n/a", "Unknown", "Non
 class JobInfo:
     """What the scheduler says about a job; empty or None where it does not.
 
-    exit_code : of the batch script; `signal` : the signal that ended it, 0 for none.
+    exit_code : of the batch script.
     restarts : how often it was put back into the queue.
     submitted, start : seconds since 1970; of a waiting job, `start` is an estimate.
     position : place in the queue, 1 for the next.
@@ -37,7 +39,6 @@ class JobInfo:
     name: str = ""
     reason: str = ""
     exit_code: int | None = None
-    signal: int = 0
     restarts: int = 0
     submitted: float = 0.0
     start: float | None = None
@@ -61,49 +62,21 @@ def squeue(text: str) -> list[JobInfo]:
     for line in text.splitlines():
         if not line.strip():
             continue
-        values = line.split("|", len(_FIELDS) - 1)
-        if len(values) != len(_FIELDS):
+        values = line.split("|", len(_SQUEUE) - 1)
+        if len(values) != len(_SQUEUE):
             raise QueryFailedError(f"squeue printed {line!r}, which is no job")
-        job, state, reason, status, restarts, submitted, start, nodes, partition, name = values
-        exit_code, signal = _wait_status(status)
-        infos.append(
-            JobInfo(
-                job_id=job,
-                state=JobState.parse(state),
-                # the suffix of the last field
-                name=name.removesuffix("|"),
-                reason=_text(reason),
-                exit_code=exit_code,
-                signal=signal,
-                restarts=_number(restarts),
-                submitted=_seconds(submitted) or 0.0,
-                start=_seconds(start),
-                nodes=_text(nodes),
-                partition=partition,
-            )
-        )
+        # the suffix of the last field
+        values[-1] = values[-1].removesuffix("|")
+        infos.append(_info(dict(zip(_SQUEUE, values, strict=True))))
     return infos
 
 
 def sacct(text: str) -> Iterator[JobInfo]:
     """The jobs in the output of sacct with `SACCT_FORMAT`."""
     for line in text.splitlines():
-        values = line.split("|")
-        if len(values) < 8:
-            continue
-        job, state, status, submitted, start, nodes, partition = values[:7]
-        exit_code, signal = _pair(status)
-        yield JobInfo(
-            job_id=job,
-            state=JobState.parse(state),
-            name="|".join(values[7:]),
-            exit_code=exit_code,
-            signal=signal,
-            submitted=_seconds(submitted) or 0.0,
-            start=_seconds(start),
-            nodes=_text(nodes),
-            partition=partition,
-        )
+        values = line.split("|", len(_SACCT) - 1)
+        if len(values) == len(_SACCT):
+            yield _info(dict(zip(_SACCT, values, strict=True)))
 
 
 def scontrol(text: str, asked: str) -> JobInfo:
@@ -114,28 +87,28 @@ def scontrol(text: str, asked: str) -> JobInfo:
         found.setdefault(name, value)
     if "JobState" not in found:
         raise QueryFailedError(f"scontrol printed nothing about job {asked}")
-    exit_code, signal = _pair(found.get("ExitCode", ""))
+    return _info({**found, "JobId": asked})
+
+
+def _info(words: Mapping[str, str]) -> JobInfo:
+    """A job from the words of a program, by scontrol's names."""
+    restarts = words.get("Restarts", "").strip()
     return JobInfo(
-        job_id=asked,
-        state=JobState.parse(found["JobState"]),
-        name=found.get("JobName", ""),
-        reason=_text(found.get("Reason", "")),
-        exit_code=exit_code,
-        signal=signal,
-        restarts=_number(found.get("Restarts", "")),
-        submitted=_seconds(found.get("SubmitTime", "")) or 0.0,
-        start=_seconds(found.get("StartTime", "")),
-        nodes=_text(found.get("NodeList", "")),
-        partition=found.get("Partition", ""),
+        job_id=words["JobId"],
+        state=JobState.parse(words["JobState"]),
+        name=words.get("JobName", ""),
+        reason=_text(words.get("Reason", "")),
+        exit_code=_exit_code(words.get("ExitCode", "")),
+        restarts=int(restarts) if restarts.isdecimal() else 0,
+        submitted=_seconds(words.get("SubmitTime", "")) or 0.0,
+        start=_seconds(words.get("StartTime", "")),
+        nodes=_text(words.get("NodeList", "")),
+        partition=words.get("Partition", ""),
     )
 
 
 def _text(value: str) -> str:
     return "" if value.strip() in _NOTHING else value.strip()
-
-
-def _number(value: str) -> int:
-    return int(value) if value.strip().isdecimal() else 0
 
 
 def _seconds(value: str) -> float | None:
@@ -145,16 +118,9 @@ def _seconds(value: str) -> float | None:
         return None
 
 
-def _wait_status(value: str) -> tuple[int | None, int]:
-    """Exit code and signal from the number of wait(2), or from `code:signal`."""
-    if ":" in value:
-        return _pair(value)
-    if not value.strip().isdecimal():
-        return None, 0
-    status = int(value)
-    return status >> 8, status & 0x7F
-
-
-def _pair(value: str) -> tuple[int | None, int]:
-    code, _, signal = value.partition(":")
-    return (int(code) if code.isdecimal() else None), _number(signal)
+def _exit_code(value: str) -> int | None:
+    """The exit code in `code:signal`, or in the number of wait(2)."""
+    code, colon, _ = value.strip().partition(":")
+    if not code.isdecimal():
+        return None
+    return int(code) if colon else int(code) >> 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 RunStatus = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -13,41 +13,52 @@ class JobState(StrEnum):
 
     UNKNOWN : no answer, or a state that SLURM does not have: never taken for an end.
     GONE : the scheduler answered that it knows no such job, so it neither waits nor runs; how it ended is not known.
+    phase : waiting, running or final; empty where it is not known.
+    code : SLURM's short form, empty where it has none.
     """
 
+    phase: str
+    code: str
+
+    def __new__(cls, name: str, phase: str = "", code: str = "") -> Self:
+        """A state with its phase and code; its value is the name."""
+        state = str.__new__(cls, name)
+        state._value_, state.phase, state.code = name, phase, code
+        return state
+
     UNKNOWN = "UNKNOWN"
-    GONE = "GONE"
+    GONE = "GONE", "final"
 
-    PENDING = "PENDING"
-    REQUEUED = "REQUEUED"
-    REQUEUE_FED = "REQUEUE_FED"
-    REQUEUE_HOLD = "REQUEUE_HOLD"
-    SPECIAL_EXIT = "SPECIAL_EXIT"
-    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    PENDING = "PENDING", "waiting", "PD"
+    REQUEUED = "REQUEUED", "waiting", "RQ"
+    REQUEUE_FED = "REQUEUE_FED", "waiting", "RF"
+    REQUEUE_HOLD = "REQUEUE_HOLD", "waiting", "RH"
+    SPECIAL_EXIT = "SPECIAL_EXIT", "waiting", "SE"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD", "waiting", "RD"
 
-    CONFIGURING = "CONFIGURING"
-    POWER_UP_NODE = "POWER_UP_NODE"
-    RUNNING = "RUNNING"
-    SUSPENDED = "SUSPENDED"
-    STOPPED = "STOPPED"
-    RESIZING = "RESIZING"
-    SIGNALING = "SIGNALING"
-    COMPLETING = "COMPLETING"
-    STAGE_OUT = "STAGE_OUT"
-    UPDATE_DB = "UPDATE_DB"
-    EXPEDITING = "EXPEDITING"
+    CONFIGURING = "CONFIGURING", "running", "CF"
+    POWER_UP_NODE = "POWER_UP_NODE", "running"
+    RUNNING = "RUNNING", "running", "R"
+    SUSPENDED = "SUSPENDED", "running", "S"
+    STOPPED = "STOPPED", "running", "ST"
+    RESIZING = "RESIZING", "running", "RS"
+    SIGNALING = "SIGNALING", "running", "SI"
+    COMPLETING = "COMPLETING", "running", "CG"
+    STAGE_OUT = "STAGE_OUT", "running", "SO"
+    UPDATE_DB = "UPDATE_DB", "running", "UD"
+    EXPEDITING = "EXPEDITING", "running"
 
-    COMPLETED = "COMPLETED"
-    CANCELLED = "CANCELLED"
-    FAILED = "FAILED"
-    TIMEOUT = "TIMEOUT"
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    DEADLINE = "DEADLINE"
-    NODE_FAIL = "NODE_FAIL"
-    BOOT_FAIL = "BOOT_FAIL"
-    LAUNCH_FAILED = "LAUNCH_FAILED"
-    PREEMPTED = "PREEMPTED"
-    REVOKED = "REVOKED"
+    COMPLETED = "COMPLETED", "final", "CD"
+    CANCELLED = "CANCELLED", "final", "CA"
+    FAILED = "FAILED", "final", "F"
+    TIMEOUT = "TIMEOUT", "final", "TO"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY", "final", "OOM"
+    DEADLINE = "DEADLINE", "final", "DL"
+    NODE_FAIL = "NODE_FAIL", "final", "NF"
+    BOOT_FAIL = "BOOT_FAIL", "final", "BF"
+    LAUNCH_FAILED = "LAUNCH_FAILED", "final", "LF"
+    PREEMPTED = "PREEMPTED", "final", "PR"
+    REVOKED = "REVOKED", "final", "RV"
 
     @classmethod
     def parse(cls, text: str) -> JobState:
@@ -60,13 +71,13 @@ class JobState(StrEnum):
         if word.endswith("+"):
             fits = [state for state in cls if state not in _OURS and state.startswith(word[:-1])]
             return fits[0] if len(fits) == 1 else cls.UNKNOWN
-        word = _CODES.get(word, word)
+        word = str(_CODES.get(word, word))
         return cls(word) if word in cls.__members__ and word not in _OURS else cls.UNKNOWN
 
     @property
     def is_waiting(self) -> bool:
         """It has no nodes now, and will get some; held jobs wait too."""
-        return self in _WAITING
+        return self.phase == "waiting"
 
     @property
     def is_held(self) -> bool:
@@ -76,12 +87,12 @@ class JobState(StrEnum):
     @property
     def is_running(self) -> bool:
         """It has nodes; a job that is COMPLETING still does, and is not over."""
-        return self in _RUNNING
+        return self.phase == "running"
 
     @property
     def is_final(self) -> bool:
         """It neither waits nor runs, and stays so unless it `may_requeue`."""
-        return self in _FINAL
+        return self.phase == "final"
 
     @property
     def may_requeue(self) -> bool:
@@ -103,57 +114,4 @@ class JobState(StrEnum):
 
 
 _OURS: Final = (JobState.UNKNOWN, JobState.GONE)
-_WAITING: Final = frozenset(
-    {
-        JobState.PENDING,
-        JobState.REQUEUED,
-        JobState.REQUEUE_FED,
-        JobState.REQUEUE_HOLD,
-        JobState.SPECIAL_EXIT,
-        JobState.RESV_DEL_HOLD,
-    }
-)
-_RUNNING: Final = frozenset(
-    {
-        JobState.CONFIGURING,
-        JobState.POWER_UP_NODE,
-        JobState.RUNNING,
-        JobState.SUSPENDED,
-        JobState.STOPPED,
-        JobState.RESIZING,
-        JobState.SIGNALING,
-        JobState.COMPLETING,
-        JobState.STAGE_OUT,
-        JobState.UPDATE_DB,
-        JobState.EXPEDITING,
-    }
-)
-_FINAL: Final = frozenset(JobState) - _WAITING - _RUNNING - {JobState.UNKNOWN}
-_CODES: Final = {
-    "BF": "BOOT_FAIL",
-    "CA": "CANCELLED",
-    "CD": "COMPLETED",
-    "CF": "CONFIGURING",
-    "CG": "COMPLETING",
-    "DL": "DEADLINE",
-    "F": "FAILED",
-    "LF": "LAUNCH_FAILED",
-    "NF": "NODE_FAIL",
-    "OOM": "OUT_OF_MEMORY",
-    "PD": "PENDING",
-    "PR": "PREEMPTED",
-    "R": "RUNNING",
-    "RD": "RESV_DEL_HOLD",
-    "RF": "REQUEUE_FED",
-    "RH": "REQUEUE_HOLD",
-    "RQ": "REQUEUED",
-    "RS": "RESIZING",
-    "RV": "REVOKED",
-    "S": "SUSPENDED",
-    "SE": "SPECIAL_EXIT",
-    "SI": "SIGNALING",
-    "SO": "STAGE_OUT",
-    "ST": "STOPPED",
-    "TO": "TIMEOUT",
-    "UD": "UPDATE_DB",
-}
+_CODES: Final = {state.code: state for state in JobState if state.code}
