@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -95,12 +94,7 @@ def end(record: JobRecord, info: JobInfo) -> JobRecord:
     return record.changed(state=info.state, exit_code=info.exit_code, ended=time.time(), message=info.reason)
 
 
-def placed(info: JobInfo, position: int | None) -> JobInfo:
-    """The answer with the place in the queue, while the job waits."""
-    return replace(info, position=position) if info.state.is_waiting else info
-
-
-def cancel(record: JobRecord, client: Slurm, wait_s: float = CANCEL_WAIT_S) -> JobRecord:
+def cancel(record: JobRecord, client: Slurm) -> JobRecord:
     """Cancel the job, wait until it is over, and close its MLflow run as KILLED; a job that is over stays as it is.
 
     Raises
@@ -111,7 +105,7 @@ def cancel(record: JobRecord, client: Slurm, wait_s: float = CANCEL_WAIT_S) -> J
     if record.is_over or record.job_id is None:
         return record
     client.cancel(record.job_id)
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + CANCEL_WAIT_S
     while not record.is_over and time.monotonic() < deadline:
         record = find_out(record, client)
         time.sleep(0 if record.is_over else 0.5)
@@ -195,9 +189,9 @@ def _submit(profile: Profile, spec: JobSpec, client: Slurm, before: JobRecord | 
 class ManyJobs:
     """Jobs of one profile, each with a directory of its own; one question to the scheduler answers for all of them."""
 
-    def __init__(self, profile: Profile, client: Slurm | None = None) -> None:
+    def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.client = client or Slurm.of(profile)
+        self.client = Slurm.of(profile)
         self._records: dict[str, JobRecord] = {}
         self._ends: defaultdict[str, ConfirmedEnd] = defaultdict(ConfirmedEnd)
 

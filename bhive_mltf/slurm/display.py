@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Final, Protocol, TextIO
+from typing import Final, TextIO
 
 from rich.console import Console
 from rich.status import Status
@@ -26,22 +26,6 @@ _WAITING: Final = {
     "PartitionTimeLimit": "in vain: it asks for more time than its partition gives, cancel it and give --hours",
     "PartitionNodeLimit": "in vain: it asks for more nodes than its partition gives, cancel it and give --nodes",
 }
-
-
-class Display(Protocol):
-    """Shows what is known of a job."""
-
-    def state(self, info: JobInfo) -> None:
-        """The scheduler's answer, changed or not."""
-
-    def progress(self, progress: RankProgress) -> None:
-        """How far the ranks are."""
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-
-    def close(self) -> None:
-        """The end."""
 
 
 def describe(info: JobInfo, now: float | None = None) -> str:
@@ -100,33 +84,32 @@ def duration(seconds: float) -> str:
 class Lines:
     """A line per change of state, and one of progress per minute."""
 
-    def __init__(self, stream: TextIO | None = None, every_s: float = PLAIN_EVERY_S) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._every_s = every_s
         self._last: tuple[object, ...] = ()
-        self._last_progress = 0.0
+        self._last_progress = -PLAIN_EVERY_S
 
     def state(self, info: JobInfo) -> None:
-        """See `Display`."""
+        """The scheduler's answer, changed or not."""
         key = (info.state, info.restarts, info.nodes)
         if key != self._last:
             self._last = key
             self.say(describe(info))
 
     def progress(self, progress: RankProgress) -> None:
-        """See `Display`."""
+        """How far the ranks are."""
         sentence = describe_progress(progress)
-        if sentence and (time.monotonic() - self._last_progress >= self._every_s or not self._last_progress):
+        if sentence and time.monotonic() - self._last_progress >= PLAIN_EVERY_S:
             self._last_progress = time.monotonic()
             self.say(sentence)
 
     def say(self, text: str) -> None:
-        """See `Display`."""
+        """A line that stays."""
         self._stream.write(text + "\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """See `Display`."""
+        """The end."""
 
 
 class Live:
@@ -140,7 +123,7 @@ class Live:
         self._last: object = None
 
     def state(self, info: JobInfo) -> None:
-        """See `Display`."""
+        """See `Lines`."""
         self._state = describe(info)
         if (key := (info.state, info.restarts)) != self._last:
             self._last = key
@@ -150,16 +133,16 @@ class Live:
         self._show()
 
     def progress(self, progress: RankProgress) -> None:
-        """See `Display`."""
+        """See `Lines`."""
         self._progress = describe_progress(progress)
         self._show()
 
     def say(self, text: str) -> None:
-        """See `Display`."""
+        """See `Lines`."""
         self._console.print(Text(text))
 
     def close(self) -> None:
-        """See `Display`."""
+        """See `Lines`."""
         if self._status is not None:
             self._status.stop()
             self._status = None
@@ -171,6 +154,9 @@ class Live:
         if self._progress and len(line) + 2 > self._console.width:
             line = f"{self._state}:\n  {self._progress}"
         self._status.update(Text(line))
+
+
+Display = Lines | Live
 
 
 def choose_display() -> Display:

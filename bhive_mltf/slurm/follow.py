@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Final
 
 from bhive_mltf.errors import JobFailedError, ProfileError, QueryFailedError, SlurmError
 from bhive_mltf.files.lock import DirectoryLock
@@ -31,31 +32,13 @@ RAREST: Final = 6.0
 POSITION_EVERY_S: Final = 30.0
 
 
-class Clock(Protocol):
-    """Time, and the Ctrl-C that may cut a wait."""
-
-    count: int
-
-    def now(self) -> float:
-        """Seconds of a clock that never goes back."""
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, less long when Ctrl-C comes."""
-
-    def came_twice(self) -> bool:
-        """Whether a second Ctrl-C comes soon after the first."""
-
-    def confirms(self, question: str) -> bool:
-        """Ask at the terminal."""
-
-
 def follow(
     record: JobRecord,
     client: Slurm,
     *,
     poll_s: float = 10.0,
     display: Display | None = None,
-    clock: Clock | None = None,
+    clock: Interrupts | None = None,
 ) -> JobRecord:
     """Return when the job has done its work.
 
@@ -69,14 +52,8 @@ def follow(
         MLflow run is closed.
     Detached : Ctrl-C; the job goes on, or was cancelled when that was confirmed.
     """
-    shown = display or choose_display()
-    try:
-        if clock is not None:
-            return _Follower(record, client, poll_s, shown, clock).run()
-        with Interrupts() as interrupts:
-            return _Follower(record, client, poll_s, shown, interrupts).run()
-    finally:
-        shown.close()
+    with contextlib.closing(display or choose_display()) as shown, clock or Interrupts() as interrupts:
+        return _Follower(record, client, poll_s, shown, interrupts).run()
 
 
 @dataclass
@@ -87,7 +64,7 @@ class _Follower:
     client: Slurm
     poll_s: float
     display: Display
-    clock: Clock
+    clock: Interrupts
 
     def __post_init__(self) -> None:
         self._interval = self.poll_s
@@ -132,7 +109,7 @@ class _Follower:
         if info.state.is_waiting and self.clock.now() - self._position_at >= POSITION_EVERY_S:
             self._position_at = self.clock.now()
             self._position = self.client.position(info.job_id, info.partition)
-        self.display.state(dispatch.placed(info, self._position))
+        self.display.state(replace(info, position=self._position) if info.state.is_waiting else info)
         if (key := (info.state, info.restarts)) != self._seen:
             self._seen = key
             self._interval, self._next = self.poll_s, self.clock.now() + self.poll_s

@@ -90,7 +90,7 @@ def end_sentence(record: JobRecord) -> str:
     return f"job {record.job_id} of {record.directory} ended as {record.state.value}: {what}{because}"
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> str:
+def tail(path: Path) -> str:
     """The last lines of a log, indented; empty when there is none."""
     try:
         with path.open("rb") as log:
@@ -99,4 +99,4 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
             text = log.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+    return "\n".join(f"    {line}" for line in text.splitlines()[-TAIL_LINES:])

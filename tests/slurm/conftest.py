@@ -10,6 +10,7 @@ import pytest
 
 from bhive_mltf.slurm import profiles
 from bhive_mltf.slurm.client import Slurm
+from bhive_mltf.slurm.interrupts import Interrupts
 from bhive_mltf.testing import slurm_lab
 from bhive_mltf.testing.slurm_lab import packages
 from tests.helpers.commands import Sandbox
@@ -109,10 +110,11 @@ def fake(tmp_path, monkeypatch):
     return scheduler
 
 
-class FakeClock:
+class FakeClock(Interrupts):
     """Time that passes only by waiting; `then` is done at the end of each wait."""
 
     def __init__(self):
+        super().__init__()
         self.time, self.count, self.twice, self.answer, self.waits = 1000.0, 0, False, False, 0
         self.then = lambda: None
 

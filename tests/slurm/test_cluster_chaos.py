@@ -156,7 +156,7 @@ from bhive_mltf.slurm.batch_step import supervisor
 signal.signal(signal.SIGTERM, lambda *_: None)
 job = os.environ["SLURM_JOB_ID"]
 nodes = supervisor._excluded_after(job, os.environ["SLURMD_NODENAME"])
-assert supervisor._requeued(job)
+assert supervisor._scontrol("requeue", job) is not None
 supervisor._exclude(job, nodes)
 time.sleep(60)
 '

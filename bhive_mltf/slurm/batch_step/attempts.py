@@ -34,17 +34,11 @@ class Attempt:
 
     def write(self, folder: Path) -> None:
         """Write the record below the job's folder; a disk that takes nothing is no error, the exit code remains."""
-        try:
-            atomic.write_json(self._path(folder), asdict(self))
-        except OSError as error:
-            logger.warning("the record of attempt %d cannot be written: %s", self.number, error)
+        _write(folder / FOLDER_NAME / f"{self.job_id}_{self.number}.json", self, f"the record of attempt {self.number}")
 
     def ended(self, outcome: AttemptOutcome, reason: str, exit_code: int) -> Attempt:
         """The same attempt, over."""
         return replace(self, end=time.time(), outcome=outcome.value, reason=reason, exit_code=exit_code)
-
-    def _path(self, folder: Path) -> Path:
-        return folder / FOLDER_NAME / f"{self.job_id}_{self.number}.json"
 
 
 @dataclass(frozen=True)
@@ -72,10 +66,7 @@ class JobOutcome:
 
     def write(self, folder: Path) -> None:
         """Write it to the job's folder; a disk that takes nothing is no error, the exit code remains."""
-        try:
-            atomic.write_json(folder / OUTCOME_NAME, asdict(self))
-        except OSError as error:
-            logger.warning("the outcome cannot be written: %s", error)
+        _write(folder / OUTCOME_NAME, self, "the outcome")
 
     @classmethod
     def read(cls, folder: Path, token: str) -> JobOutcome | None:
@@ -86,6 +77,13 @@ class JobOutcome:
             return cls(**known) if content.get("token") == token else None
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+
+def _write(path: Path, record: Attempt | JobOutcome, what: str) -> None:
+    try:
+        atomic.write_json(path, asdict(record))
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", what, error)
 
 
 def read_attempts(folder: Path, job_id: str | None = None) -> list[Attempt]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -126,7 +125,7 @@ class Supervisor:
         """Put this job back into the queue; the controller may be away for a while."""
         deadline = time.monotonic() + REQUEUE_TRIES_S
         excluded = _excluded_after(self._allocation.job_id, verdict.bad_node) if verdict.bad_node else ""
-        while not _requeued(self._allocation.job_id):
+        while _scontrol("requeue", self._allocation.job_id) is None:
             if self._terminated or time.monotonic() > deadline:
                 reason = f"{verdict.reason}; the job could not be put back into the queue: type the command again"
                 self._record(Verdict(AttemptOutcome.ENDED, reason, ExitCode.TRY_AGAIN))
@@ -155,10 +154,6 @@ class Supervisor:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._terminated = self._terminated or number == signal.SIGTERM
-
-
-def _requeued(job_id: str) -> bool:
-    return _scontrol("requeue", job_id) is not None
 
 
 def _scontrol(*arguments: str) -> str | None:
@@ -191,15 +186,8 @@ def _exclude(job_id: str, nodes: str) -> None:
 
 def _can_write(folder: Path) -> bool:
     """Whether the disk of the outputs takes a small file, and the next check of the nodes would find room there."""
-    path = folder / f".space.{secrets.token_hex(4)}"
-    try:
+    with contextlib.suppress(OSError):
         # what a rank could not finish is gone, and has left some room
         if shutil.disk_usage(folder).free < checks.MIN_FREE_BYTES:
             return False
-        path.write_bytes(b"\0" * 2**20)
-    except OSError as error:
-        return not disk.is_out_of_space(error)
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    return True
+    return not disk.is_out_of_space(disk.refusal(folder, 2**20))
