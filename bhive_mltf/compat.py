@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from bhive_mltf.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from torch.distributed.elastic.multiprocessing import LogsDest
     from torch.distributed.launcher.api import LaunchConfig
@@ -190,13 +189,6 @@ def set_cuda_allocator(settings: str) -> None:
     # not a part of torch's interface: a training goes on without it
     if found is not None:
         found(settings)
-
-
-def uuid_of(device: torch.device) -> str:
-    """Of a GPU; its number as this process counts, where torch (before 2.5) does not tell."""
-    import torch
-
-    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
 
 
 # mlflow

@@ -106,12 +106,6 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write `content` to `path` as a whole."""
-    with replace_file(path) as temporary:
-        temporary.write_bytes(content)
-
-
 class _WriteOnly:
     """A file that numpy takes for none of the system: to those it writes by C, and its errors do not say why."""
 

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bhive_mltf.errors import DiskError
@@ -16,24 +15,22 @@ from bhive_mltf.errors import DiskError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk is full, the quota is used up, the limit of a file's size is reached."""
 
-# What a disk or a file server does to those who use it, whatever they do there.
-_TROUBLE = frozenset(
-    {
-        *NO_SPACE,
-        errno.EACCES,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENODEV,
-        errno.ENOLCK,
-        errno.ENOTCONN,
-        errno.ENXIO,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
+# What a machine or its file server says to those who use a file, whatever they do with it.
+_OF_ANY_USE = frozenset(
+    {errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENOTCONN, errno.EPERM, errno.ESTALE, errno.ETIMEDOUT}
 )
+_TROUBLE = frozenset({*NO_SPACE, *_OF_ANY_USE, errno.EIO, errno.ENOLCK, errno.ENXIO, errno.EROFS})
+_NETWORK = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+)
+OF_THE_MACHINE = frozenset({*_OF_ANY_USE, *_NETWORK, errno.EAGAIN, errno.ENOMEM})
+"""What a read fails with, whatever the file is like."""
+
 _REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -51,7 +48,7 @@ _ADVICE = {
 }
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(directory: str | Path, *, everything: bool = False, reads: bool = False) -> Iterator[None]:
     """Turn an OSError of a disk into a DiskError that names the file, or the directory; any other stays what it is.
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from bhive_mltf.errors import DiskError, LockedError
@@ -176,9 +175,7 @@ class DirectoryLock:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._released.set()
         if self._thread is not None:
             # a file server that is away must not keep the process
@@ -255,8 +252,7 @@ class DirectoryLock:
                     turn.rmdir()
             return
         try:
-            now = _Look.at(self.path)
-            if now is not None and now.content == look.content and now.touched == look.touched:
+            if _Look.at(self.path) == look:
                 self.path.unlink(missing_ok=True)
         finally:
             with contextlib.suppress(OSError):

@@ -17,31 +17,11 @@ from typing import Any, cast
 import numpy as np
 
 from bhive_mltf.errors import CorruptFileError, DataError, DiskError
+from bhive_mltf.files import disk
 
 _PIECE_BYTES = 1 << 22
 _POPULATE_READ = 22  # Linux 5.14; not in Python's mmap
 _EHWPOISON = 133  # not in Python's errno
-# What the machine or its file server says, whatever the file is like.
-OF_THE_MACHINE = frozenset(
-    {
-        errno.EACCES,
-        errno.EAGAIN,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENODEV,
-        errno.ENOMEM,
-        errno.ENOTCONN,
-        errno.EPERM,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 
 
 def cannot_read(path: str | Path, error: Exception, advice: str) -> DataError:
@@ -56,7 +36,7 @@ def cannot_read(path: str | Path, error: Exception, advice: str) -> DataError:
     number = error.errno or 0 if isinstance(error, OSError) else 0
     # messages of libraries can have several lines
     reason = os.strerror(number) if number else " ".join(str(error).split())
-    if number in OF_THE_MACHINE:
+    if number in disk.OF_THE_MACHINE:
         todo = "raise `ulimit -n`" if number == errno.EMFILE else "look at the disk and the permissions"
         return DiskError(f"'{path}' cannot be read: {reason}: {todo}, then type the command again", number)
     return CorruptFileError(f"'{path}' cannot be read: {reason}: {advice}")

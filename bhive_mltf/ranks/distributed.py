@@ -183,7 +183,7 @@ def join_world() -> Iterator[World]:
 
 def _compare_devices(store: Any, rank: int, size: int, device: torch.device) -> None:  # noqa: ANN401 - a store
     """ParameterError, in all ranks, for devices that cannot work together: NCCL would wait for its time-out."""
-    name = f"GPU {compat.uuid_of(device)}" if device.type == "cuda" else "processor"
+    name = f"GPU {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else "processor"
     store.set(f"device/{rank}", f"{name} of {socket.gethostname()}")
     problem = conflict([store.get(f"device/{other}").decode() for other in range(size)])
     if problem:

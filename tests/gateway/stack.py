@@ -157,7 +157,7 @@ class Stack:
     def start_provider(self):
         modules = needs.node_modules()
         # other test processes start the same
-        atomic.write_bytes(modules / "provider.mjs", (needs.PROVIDER / "provider.mjs").read_bytes())
+        atomic.write_text(modules / "provider.mjs", (needs.PROVIDER / "provider.mjs").read_text(encoding="utf-8"))
         command = [needs.program("node", "apt-get install nodejs"), str(modules / "provider.mjs")]
         self.start("provider", [*command, str(self.ports["provider"]), "mltf", f"{self.url}/auth/callback"])
         wait_for_url(f"{self.issuer}/.well-known/openid-configuration")

@@ -1,6 +1,7 @@
 """What runs on GPUs, through the places where a CPU can stand in for one."""
 
 import os
+import types
 from contextlib import contextmanager
 
 import pytest
@@ -234,7 +235,8 @@ def test_ranks_with_gpus_meet_over_nccl_on_their_own_device(gpus, monkeypatch):
     store, told = dist.HashStore(), gpus.told
     store.set("bhive_mltf/device/0", "GPU another of n1")
     monkeypatch.setattr(dist, "rendezvous", lambda *args, **kwargs: iter([(store, 1, 2)]))
-    monkeypatch.setattr(compat, "uuid_of", lambda device: f"with the number {device.index}")
+    identity = types.SimpleNamespace(uuid="with the number 1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {torch.device("cuda", 1): identity}.__getitem__)
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **kwargs: told.append((backend, kwargs)))
     monkeypatch.setattr(dist, "new_group", lambda backend, timeout: told.append(backend) or backend)
     monkeypatch.setattr(dist, "barrier", lambda group: told.append(f"barrier of {group}"))

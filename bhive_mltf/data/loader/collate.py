@@ -7,9 +7,11 @@ J: jets chosen; W: jets of a window, in stored order; N: candidates, padding inc
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.machinery import EXTENSION_SUFFIXES
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from bhive_mltf.data.layouts.column_planes import Plane
 from bhive_mltf.data.loader.buffers import BatchShape
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.files import libraries
 from bhive_mltf.interface import ModelInputs
+
+logger = logging.getLogger(__name__)
 
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 PAD_JETS_SOURCE = Path(__file__).with_name("pad_jets.c")
@@ -30,16 +33,21 @@ PAD_JETS_SOURCE = Path(__file__).with_name("pad_jets.c")
 
 def load_pad_jets(path: Path | None) -> Callable[..., int] | None:
     """The function `pad_jets` of a library; None if there is none that this machine can load."""
-    library = None if path is None else libraries.load(path, "pad_jets")
-    if library is None:
+    if path is None:
         return None
-    function: Callable[..., int] = library.pad_jets
+    try:
+        function: Callable[..., int] = ctypes.CDLL(str(path)).pad_jets
+    except (OSError, AttributeError) as error:
+        logger.debug("'%s' is not used: %s", path, error)
+        return None
     arguments = (*[_ADDRESS] * 5, *[_NUMBER] * 2, _ADDRESS, *[_NUMBER] * 2, _ADDRESS)
     function.restype, function.argtypes = _NUMBER, arguments  # type: ignore[attr-defined]
     return function
 
 
-PAD_JETS = load_pad_jets(libraries.built(PAD_JETS_SOURCE))
+# what the installation built beside the source, where it found a compiler
+_BUILT = (PAD_JETS_SOURCE.with_name(f"_pad_jets{suffix}") for suffix in EXTENSION_SUFFIXES)
+PAD_JETS = load_pad_jets(next((path for path in _BUILT if path.exists()), None))
 # Numbers of candidates are stored in 16 bits.
 _STEPS = np.arange(2**16, dtype=np.uint16)
 

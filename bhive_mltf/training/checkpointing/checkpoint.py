@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bhive_mltf.errors import CheckpointError
-from bhive_mltf.files import atomic, mapping
+from bhive_mltf.files import atomic, disk
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _first_good(paths: Iterable[Path]) -> tuple[Path, State] | None:
             return path, read_checkpoint(path)
         except CheckpointError as error:
             cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in mapping.OF_THE_MACHINE:
+            if isinstance(cause, OSError) and cause.errno in disk.OF_THE_MACHINE:
                 raise  # it may be whole: going on from an older one would be for nothing
             logger.warning("%s; it is skipped, and the one before it taken", error)
     return None
