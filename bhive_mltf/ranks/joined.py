@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import ProcessFailure
@@ -29,7 +30,7 @@ from bhive_mltf.errors import ParameterError
 from bhive_mltf.ranks.failures import explain
 from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
 from bhive_mltf.ranks.launcher import SHUTDOWN_SECONDS, LaunchRequest
-from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError, restore_handlers
+from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError, handlers
 
 # Set for the command that leads: where it stands, as JSON.
 VARIABLE = "BHIVE_MLTF_JOINED"
@@ -38,6 +39,7 @@ MEETING_S = 600.0
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+Store = Any  # of torch, which has no types
 logger = logging.getLogger(__name__)
 
 
@@ -88,7 +90,7 @@ class Place:
         """Machines that take part."""
         return self.size // self.local_size
 
-    def store(self, *, is_master: bool = False) -> Any:  # noqa: ANN401 - a store of torch, which has no types
+    def store(self, *, is_master: bool = False) -> Store:
         """The store at which all meet.
 
         Raises
@@ -137,7 +139,7 @@ class JoinedRanks:
         number = store.add("starts", 1)
         order = {"command": [*self.entrypoint, str(request.plan)], "directory": str(request.directory)}
         store.set(f"start/{number}", json.dumps(order))
-        with _Rank(self.place, number, order) as rank:
+        with _rank(self.place, number, order) as rank:
             codes = _wait_for_all(store, self.place, number, rank)
         if any(code == INTERRUPTED_EXIT_CODE for code in codes.values()):
             store.set("stopped", "1")
@@ -177,8 +179,9 @@ def _lead(place: Place, command: Sequence[str]) -> int:
     except OSError as error:
         store.set("end", "127")
         raise ParameterError(f"'{command[0]}' cannot be started: {error.strerror}") from None
-    with _Forwarding(process):
-        code = _positive(process.wait())
+    with _forwarding(process):
+        code = process.wait()
+    code = 128 - code if code < 0 else code  # as a shell gives it
     if code and store.check(["stopped"]):
         code = INTERRUPTED_EXIT_CODE
     store.set("end", str(code))
@@ -186,7 +189,7 @@ def _lead(place: Place, command: Sequence[str]) -> int:
     return code
 
 
-def _say_goodbye(store: Any, place: Place) -> None:  # noqa: ANN401 - a store
+def _say_goodbye(store: Store, place: Place) -> None:
     """Keep the store until the others have seen the end, a while at most."""
     deadline = time.monotonic() + SHUTDOWN_SECONDS
     others = [f"left/{rank}" for rank in range(1, place.size)]
@@ -201,10 +204,10 @@ def _follow(place: Place) -> int:
     number = 1
     while True:
         if store.check([f"start/{number}"]):
-            with _Rank(place, number, json.loads(store.get(f"start/{number}"))) as rank:
-                while (code := rank.code()) is None and not store.check([f"give_up/{number}"]):
+            with _rank(place, number, json.loads(store.get(f"start/{number}"))) as rank:
+                while rank.poll() is None and not store.check([f"give_up/{number}"]):
                     time.sleep(_POLL_S)
-            store.set(f"code/{number}/{place.rank}", str(rank.code() if code is None else code))
+            store.set(f"code/{number}/{place.rank}", str(rank.returncode))
             number += 1
         elif store.check(["end"]):
             found = int(store.get("end"))
@@ -214,13 +217,13 @@ def _follow(place: Place) -> int:
             time.sleep(_POLL_S)
 
 
-def _wait_for_all(store: Any, place: Place, number: int, own: _Rank) -> dict[int, int]:  # noqa: ANN401 - a store
+def _wait_for_all(store: Store, place: Place, number: int, own: subprocess.Popen[bytes]) -> dict[int, int]:
     """Exit codes of the ranks of a start; when one failed, the others have a while to end."""
     keys = {rank: f"code/{number}/{rank}" for rank in range(1, place.size)}
     codes: dict[int, int] = {}
     deadline = float("inf")
     while len(codes) < place.size and time.monotonic() < deadline:
-        code = own.code()
+        code = own.poll()
         if code is not None:
             codes[0] = code
         codes.update({r: int(store.get(key)) for r, key in keys.items() if r not in codes and store.check([key])})
@@ -236,70 +239,46 @@ def _wait_for_all(store: Any, place: Place, number: int, own: _Rank) -> dict[int
     return {rank: codes.get(rank, -signal.SIGKILL) for rank in range(place.size)}
 
 
-class _Rank:
+@contextmanager
+def _rank(place: Place, number: int, order: Mapping[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     """The rank of this place in one start; leaving the block ends it. Errors go to its log, of rank 0 also here."""
-
-    def __init__(self, place: Place, number: int, order: Mapping[str, Any]) -> None:
-        self._log = log_path(Path(order["directory"]), place.rank).open("wb")
-        self._process = subprocess.Popen(
-            order["command"],
-            env={**os.environ, **place.variables(number)},
-            stdout=None if place.rank == 0 else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        self._is_shown = place.rank == 0
-        self._copying = threading.Thread(target=self._copy, daemon=True)
-        self._copying.start()
-        self._forwarding = _Forwarding(self._process)
-
-    def code(self) -> int | None:
-        """Its exit code, None while it runs."""
-        return self._process.poll()
-
-    def _copy(self) -> None:
-        with self._log as log:
-            for line in self._process.stderr or ():
-                log.write(line)
-                log.flush()
-                if self._is_shown:
-                    sys.stderr.buffer.write(line)
-                    sys.stderr.flush()
-
-    def __enter__(self) -> Self:
-        self._forwarding.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
+    log = log_path(Path(order["directory"]), place.rank).open("wb")
+    process = subprocess.Popen(
+        order["command"],
+        env={**os.environ, **place.variables(number)},
+        stdout=None if place.rank == 0 else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    copying = threading.Thread(target=_copy, args=(process, log, place.rank == 0), daemon=True)
+    copying.start()
+    with _forwarding(process):
         try:
-            self._process.wait(SHUTDOWN_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._forwarding.__exit__()
-        self._copying.join(1.0)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(SHUTDOWN_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            copying.join(1.0)
 
 
-class _Forwarding:
+def _copy(process: subprocess.Popen[bytes], target: BinaryIO, is_shown: bool) -> None:
+    with target as log:
+        for line in process.stderr or ():
+            log.write(line)
+            log.flush()
+            if is_shown:
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+
+
+def _forwarding(process: subprocess.Popen[bytes]) -> AbstractContextManager[None]:
     """While the block lasts, signals to this process go on to another one."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._before: dict[signal.Signals, object] = {}
+    def forward(number: int, _: FrameType | None) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
 
-    def _forward(self, number: int, _: FrameType | None) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._forward) for number in _SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        restore_handlers(self._before)
-
-
-def _positive(code: int) -> int:
-    """An exit code as a shell gives it."""
-    return 128 - code if code < 0 else code
+    return handlers(_SIGNALS, forward)

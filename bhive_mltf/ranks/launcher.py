@@ -9,10 +9,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from bhive_mltf import compat
 from bhive_mltf.ranks.failures import explain
 from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
-from bhive_mltf.ranks.signals import TrainingInterruptedError, restore_handlers
+from bhive_mltf.ranks.signals import TrainingInterruptedError, handlers
 
 # How long ranks have to save when asked to stop, or to end when another one failed.
 SHUTDOWN_SECONDS = 15
@@ -103,7 +103,7 @@ class LocalRanks:
 def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, ProcessFailure] | signal.Signals:
     """Start the ranks and wait; what failed by rank, empty if nothing did, or the signal that came."""
     # torch leaves the files of the ranks' logs to the garbage collector
-    with _Surroundings(), compat.ignored_signals(), warnings.catch_warnings(action="ignore", category=ResourceWarning):
+    with _surroundings(), compat.ignored_signals(), warnings.catch_warnings(action="ignore", category=ResourceWarning):
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
@@ -113,36 +113,29 @@ def _run_agent(config: LaunchConfig, command: Sequence[str]) -> Mapping[int, Pro
     return {}
 
 
-class _Surroundings:
+@contextmanager
+def _surroundings() -> Iterator[None]:
     """Environment, signal handlers and log levels while ranks run; put back afterwards."""
-
-    def __init__(self) -> None:
-        self._environment = {LAUNCHER_VARIABLE: str(os.getpid())}
-        if sys.platform == "linux":
-            # ranks of one machine talk over loopback, whatever its name resolves to
-            self._environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-        self._before: dict[str, str | None] = {}
-        self._handlers: dict[signal.Signals, object] = {}
-        self._levels: dict[str, int] = {}
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in self._environment}
-        os.environ.update(self._environment)
-        for name in _TALKATIVE:
-            self._levels[name] = logging.getLogger(name).level
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self._before.items():
+    environment = {LAUNCHER_VARIABLE: str(os.getpid())}
+    if sys.platform == "linux":
+        # ranks of one machine talk over loopback, whatever its name resolves to
+        environment["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with handlers(_SIGNALS):
+            yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        for name, level in self._levels.items():
+        for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        restore_handlers(self._handlers)
 
 
 class _RankLogs(LogsSpecs):

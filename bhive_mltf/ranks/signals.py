@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Self
 
 from bhive_mltf.errors import TrainingError
@@ -26,6 +28,30 @@ class TrainingInterruptedError(TrainingError):
         self.step, self.received = step, received
 
 
+@contextmanager
+def handlers(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None] | None = None
+) -> Iterator[None]:
+    """Put the handlers of these signals back in the end; until then it is `handler`, if one is given.
+
+    Outside the main thread, where Python allows no handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    if handler is not None:
+        for number in numbers:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            # one that was not set from Python cannot be put back
+            if old is not None:
+                signal.signal(number, old)
+
+
 _early: list[signal.Signals] = []
 
 
@@ -38,36 +64,21 @@ def catch_early() -> None:
         signal.signal(number, lambda number, _: _early.append(signal.Signals(number)))
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """Context manager: SIGTERM, SIGINT and SIGUSR2 are noted in `received` instead of ending the process.
 
-    A second SIGINT raises KeyboardInterrupt. Outside the main thread, where Python allows no handlers, nothing is
-    changed.
+    A second SIGINT raises KeyboardInterrupt. Outside the main thread, see `handlers`, nothing is noted.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.received: signal.Signals | None = _early[-1] if _early else None
-        self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
+        self.enter_context(handlers(STOP_SIGNALS, self._note))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        restore_handlers(self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-
-
-def restore_handlers(handlers: dict[signal.Signals, object]) -> None:
-    """Put back handlers as `signal.signal` returned them; those not set from Python cannot be."""
-    for number, handler in handlers.items():
-        if handler is not None:
-            signal.signal(number, handler)  # type: ignore[arg-type]

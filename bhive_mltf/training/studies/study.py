@@ -24,7 +24,7 @@ import numpy as np
 from bhive_mltf.errors import LockedError, ParameterError
 from bhive_mltf.files import atomic
 from bhive_mltf.files.lock import DirectoryLock
-from bhive_mltf.ranks.signals import TrainingInterruptedError
+from bhive_mltf.ranks.signals import TrainingInterruptedError, handlers
 from bhive_mltf.training.studies import space as spaces
 from bhive_mltf.training.studies.names import BEST, JOURNAL, TABLE, TRIALS
 from bhive_mltf.training.studies.space import Range
@@ -140,7 +140,7 @@ class Study:
         for thread in threads:
             thread.start()
         try:
-            with _stopping(self._stopped):
+            with handlers((signal.SIGTERM,), lambda *_: self._stopped.set()):
                 for thread in threads:
                     while thread.is_alive():
                         thread.join(POLL_S)
@@ -341,16 +341,3 @@ def validation_losses(directory: Path) -> list[float]:
             return [float(value) for value in arrays["loss"]]
     except (OSError, ValueError, KeyError):
         return []
-
-
-@contextlib.contextmanager
-def _stopping(event: threading.Event) -> Iterator[None]:
-    """Inside, SIGTERM sets the event."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
