@@ -6,9 +6,7 @@ done, from 1.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from typing_extensions import override
 
@@ -16,65 +14,35 @@ from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.plan import TrainingPlan
 
 
-class RoundBatches(NamedTuple):
-    """Batches of a round: done, and in all."""
-
-    done: int
-    total: int
-
-
-class Rounds(ABC):
-    """How a training is cut into rounds. `n_batches` is the number of batches of the position's epoch."""
-
-    planned: float
-    """Rounds without extensions: what the schedule runs over."""
-
-    @abstractmethod
-    def is_left(self, position: Position) -> bool:
-        """Whether there is more to train."""
-
-    @abstractmethod
-    def span(self, position: Position, n_batches: int) -> RoundBatches:
-        """The round that the next step belongs to."""
-
-    @abstractmethod
-    def number(self, position: Position) -> int:
-        """Number of the round whose last step was just done, or of the step itself inside a round of iterations."""
-
-    @abstractmethod
-    def progress(self, position: Position, n_batches: int) -> tuple[int, float]:
-        """(round, fraction of it that is done), for the schedule."""
-
-    @abstractmethod
-    def advance(self, position: Position) -> None:
-        """Go from the end of a round to the start of the next."""
-
-
 @dataclass(frozen=True)
-class Epochs(Rounds):
-    """A round is a pass over the training jets."""
+class Rounds:
+    """Rounds that are passes over the training jets.
+
+    planned : rounds without extensions, what the schedule runs over. last : number of the last one.
+    `n_batches` is the number of batches of the position's epoch.
+    """
 
     planned: float
     last: int
 
-    @override
     def is_left(self, position: Position) -> bool:
+        """Whether there is more to train."""
         return position.epoch <= self.last
 
-    @override
-    def span(self, position: Position, n_batches: int) -> RoundBatches:
-        return RoundBatches(position.batch, n_batches)
+    def span(self, position: Position, n_batches: int) -> tuple[int, int]:
+        """(batches done, batches in all) of the round that the next step belongs to."""
+        return position.batch, n_batches
 
-    @override
     def number(self, position: Position) -> int:
+        """Number of the round whose last step was just done, or of the step itself inside a round of iterations."""
         return position.epoch
 
-    @override
     def progress(self, position: Position, n_batches: int) -> tuple[int, float]:
+        """(round, fraction of it that is done), for the schedule."""
         return position.epoch, position.batch / n_batches
 
-    @override
     def advance(self, position: Position) -> None:
+        """Go from the end of a round to the start of the next."""
         position.next_epoch()
         position.begin_round()
 
@@ -83,19 +51,17 @@ class Epochs(Rounds):
 class Iterations(Rounds):
     """A round ends at each multiple of `per_round` iterations, and at the last one; epochs end where they end."""
 
-    planned: float
     per_round: int
-    total: int
 
     @override
     def is_left(self, position: Position) -> bool:
-        return position.round_start < self.total
+        return position.round_start < self.last
 
     @override
-    def span(self, position: Position, n_batches: int) -> RoundBatches:
+    def span(self, position: Position, n_batches: int) -> tuple[int, int]:
         start = position.round_start
-        end = min((start // self.per_round + 1) * self.per_round, self.total)
-        return RoundBatches(position.global_step - start, end - start)
+        end = min((start // self.per_round + 1) * self.per_round, self.last)
+        return position.global_step - start, end - start
 
     @override
     def number(self, position: Position) -> int:
@@ -114,5 +80,5 @@ class Iterations(Rounds):
 def rounds_of(plan: TrainingPlan) -> Rounds:
     """The rounds of a plan."""
     if plan.use_iterations:
-        return Iterations(plan.total_iterations / plan.n_iters_per_save, plan.n_iters_per_save, plan.last_number)
-    return Epochs(plan.epochs, plan.last_number)
+        return Iterations(plan.total_iterations / plan.n_iters_per_save, plan.last_number, plan.n_iters_per_save)
+    return Rounds(plan.epochs, plan.last_number)

@@ -59,6 +59,7 @@ class Recorder:
     def hand_over(self, values):
         if self.said[-1] != "hand over":
             self.said.append("hand over")
+        return values
 
 
 def test_a_batch_is_copied_while_the_one_before_is_used(monkeypatch):

@@ -10,7 +10,7 @@ from bhive_mltf.training.checkpointing import checkpoint, restart
 from bhive_mltf.training.checkpointing.position import Position
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval
-from bhive_mltf.training.rounds import Epochs, Iterations
+from bhive_mltf.training.rounds import Iterations, Rounds
 from tests.helpers import standin
 from tests.helpers.standin import plan
 from tests.training.test_engine import Seen, run, same
@@ -86,13 +86,13 @@ def test_the_schedule_runs_over_the_planned_iterations(tmp_path):
 
 
 def test_rounds_of_epochs_and_of_iterations():
-    rounds = Iterations(2.5, per_round=4, total=10)
+    rounds = Iterations(2.5, last=10, per_round=4)
     assert rounds.span(Position(global_step=9, round_start=8), 11) == (1, 2)
     assert rounds.span(Position(global_step=8, round_start=4), 11) == (4, 4)
     assert rounds.progress(Position(global_step=9), 11) == (2, 0.25)
     assert rounds.is_left(Position(global_step=10, round_start=8))
     assert not rounds.is_left(Position(global_step=10, round_start=10))
-    epochs = Epochs(3, last=2)
+    epochs = Rounds(3, last=2)
     assert epochs.progress(Position(epoch=1, batch=5), 10) == (1, 0.5)
     position = Position(epoch=2, batch=10, sums=torch.ones(3))
     epochs.advance(position)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
-from typing_extensions import override
 
 from bhive_mltf.training.metrics import Figures
 from bhive_mltf.training.plan import TrainingPlan
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,52 +80,14 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one."""
+    """Several observers as one: each gets all callbacks."""
 
     def __init__(self, members: Sequence[Observer]) -> None:
-        self._members = tuple(members)
+        for name in vars(Observer):
+            if not name.startswith("_"):
+                setattr(self, name, partial(_call_all, [getattr(member, name) for member in members]))
 
-    @override
-    def begin(self, plan: TrainingPlan, first_epoch: int, global_step: int, world_size: int) -> None:
-        for member in self._members:
-            member.begin(plan, first_epoch, global_step, world_size)
 
-    @override
-    def phase(self, name: str, epoch: int, done: int, total: int) -> None:
-        for member in self._members:
-            member.phase(name, epoch, done, total)
-
-    @override
-    def advance(self, n_jets: int) -> None:
-        for member in self._members:
-            member.advance(n_jets)
-
-    @override
-    def interval(self, interval: Interval) -> None:
-        for member in self._members:
-            member.interval(interval)
-
-    @override
-    def warn(self, text: str) -> None:
-        for member in self._members:
-            member.warn(text)
-
-    @override
-    def file(self, path: Path, folder: str | None = None) -> None:
-        for member in self._members:
-            member.file(path, folder)
-
-    @override
-    def epoch(self, result: EpochResult) -> None:
-        for member in self._members:
-            member.epoch(result)
-
-    @override
-    def model(self, name: Literal["best", "last"], model: nn.Module, path: Path, epoch: int, loss: float) -> None:
-        for member in self._members:
-            member.model(name, model, path, epoch, loss)
-
-    @override
-    def end(self, status: str) -> None:
-        for member in self._members:
-            member.end(status)
+def _call_all(callbacks: Sequence[Callable[..., None]], *values: Any, **named: Any) -> None:  # noqa: ANN401
+    for callback in callbacks:
+        callback(*values, **named)
