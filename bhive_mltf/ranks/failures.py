@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from bhive_mltf.errors import RankFailedError
-from bhive_mltf.ranks.files import RankError, error_path, log_path
+from bhive_mltf.ranks.files import RankError, error_path, log_path, read_end
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, NO_SPACE_EXIT_CODE, TrainingInterruptedError
 from bhive_mltf.ranks.time_outs import in_vain, waited_for
 
@@ -43,7 +43,7 @@ def explain(
         if rank in behind:
             what = "it stopped answering" if len(behind) == 1 else in_vain(behind)
         where = f"the same command goes on, its last lines are in {log_path(directory, rank)}"
-        shown = _last_lines(log_path(directory, rank))
+        shown = read_end(log_path(directory, rank), _SHOWN_BYTES).decode(errors="replace").rstrip().splitlines()
     sentence = f"Rank {rank} of {size} failed ({what}); {where}, and the other ranks have ended"
     return RankFailedError("\n    ".join([sentence, *shown[-SHOWN_LINES:]]))
 
@@ -76,12 +76,3 @@ def _how_it_ended(failure: ProcessFailure | None) -> str:
     if name == "SIGBUS":
         return f"it was killed by {name}, as where a mapped file cannot be read: try 'bhive-mltf dataset verify'"
     return f"it was killed by {name}" if name else f"exit code {failure.exitcode}"
-
-
-def _last_lines(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - _SHOWN_BYTES, 0))
-            return file.read().decode(errors="replace").rstrip().splitlines()
-    except OSError:
-        return []

@@ -35,6 +35,16 @@ def error_path(directory: Path, rank: int | str) -> Path:
     return directory / LOG_FOLDER / f"rank_{rank}.error.json"
 
 
+def read_end(path: Path, n_bytes: int, start: int = 0) -> bytes:
+    """The last bytes of a file, none from before `start`; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - n_bytes, start))
+            return file.read()
+    except OSError:
+        return b""
+
+
 @dataclass(frozen=True)
 class RankError:
     """Why a rank failed.
@@ -80,8 +90,9 @@ class RankError:
                 yield found
 
 
-def remove_errors(directory: Path, size: int) -> None:
-    """Remove the errors of an earlier start of so many ranks."""
+def prepare_logs(directory: Path, size: int) -> None:
+    """Make the folder of logs, and remove the errors of an earlier start of so many ranks."""
+    (directory / LOG_FOLDER).mkdir(parents=True, exist_ok=True)
     for rank in range(size):
         error_path(directory, rank).unlink(missing_ok=True)
 

@@ -28,6 +28,18 @@ _WORDS = {
     ),
     GpuCause.OUT_OF_MEMORY: r"cuda out of memory|cuda error: out of memory|cublas_status_alloc_failed|cuda failure 2\b",
 }
+# What to say; {} stands for the first line of the error.
+_SENTENCES = {
+    GpuCause.OLD_DRIVER: (
+        "the driver of this node's GPUs is too old for this torch: take another node, or a torch for that driver"
+    ),
+    GpuCause.UNKNOWN_CARD: "torch has no kernels for the GPUs of this node ({}): install one that is built for them",
+    GpuCause.BAD_INDEX: (
+        "a GPU met an index out of its range ({}): with CUDA_LAUNCH_BLOCKING=1 the traceback shows where"
+    ),
+    GpuCause.BAD_NODE: "a GPU of this node failed ({}): exclude the node and submit again",
+    GpuCause.OUT_OF_MEMORY: "the GPU has no memory left ({}): take a smaller --batch-size",
+}
 
 
 def out_of_memory(batch_size: int, ranks: int, peak_gb: float | None = None) -> str:
@@ -53,15 +65,4 @@ def cause_of(error: BaseException) -> GpuCause | None:
 def explain(error: BaseException) -> str:
     """One sentence for an error of a card or its driver, empty for another error."""
     cause = cause_of(error)
-    if cause is None:
-        return ""
-    if cause is GpuCause.OLD_DRIVER:
-        return "the driver of this node's GPUs is too old for this torch: take another node, or a torch for that driver"
-    first = str(error).strip().splitlines()[0]
-    if cause is GpuCause.UNKNOWN_CARD:
-        return f"torch has no kernels for the GPUs of this node ({first}): install one that is built for them"
-    if cause is GpuCause.BAD_INDEX:
-        return f"a GPU met an index out of its range ({first}): with CUDA_LAUNCH_BLOCKING=1 the traceback shows where"
-    if cause is GpuCause.BAD_NODE:
-        return f"a GPU of this node failed ({first}): exclude the node and submit again"
-    return f"the GPU has no memory left ({first}): take a smaller --batch-size"
+    return "" if cause is None else _SENTENCES[cause].format(str(error).strip().splitlines()[0])

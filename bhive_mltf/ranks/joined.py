@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing import ProcessFailure
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.ranks.failures import explain
-from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
+from bhive_mltf.ranks.files import log_path, prepare_logs
 from bhive_mltf.ranks.launcher import SHUTDOWN_SECONDS, LaunchRequest
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError, handlers
 
@@ -133,8 +133,7 @@ class JoinedRanks:
         ------
         RankFailedError, TrainingInterruptedError : as `LocalRanks.launch`.
         """
-        (request.directory / LOG_FOLDER).mkdir(parents=True, exist_ok=True)
-        remove_errors(request.directory, self.place.size)
+        prepare_logs(request.directory, self.place.size)
         store = self.place.store()
         number = store.add("starts", 1)
         order = {"command": [*self.entrypoint, str(request.plan)], "directory": str(request.directory)}

@@ -23,7 +23,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bhive_mltf import compat
 from bhive_mltf.ranks.failures import explain
-from bhive_mltf.ranks.files import LOG_FOLDER, log_path, remove_errors
+from bhive_mltf.ranks.files import LOG_FOLDER, log_path, prepare_logs
 from bhive_mltf.ranks.process import LAUNCHER_VARIABLE
 from bhive_mltf.ranks.signals import TrainingInterruptedError, handlers
 
@@ -75,7 +75,7 @@ class LocalRanks:
         TrainingInterruptedError : the ranks were asked to stop, and saved.
         """
         size = request.ranks_per_node
-        logs = _prepare_logs(request.directory, size)
+        prepare_logs(request.directory, size)
         config = compat.launch_config(
             _SIGNALS,
             SHUTDOWN_SECONDS,
@@ -87,7 +87,7 @@ class LocalRanks:
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
             max_restarts=0,
-            logs_specs=logs,
+            logs_specs=_RankLogs(request.directory / LOG_FOLDER),
             log_line_prefix_template="[rank ${rank}] ",
         )
         failure = _run_agent(config, [*self.entrypoint, str(request.plan)])
@@ -156,10 +156,3 @@ class _RankLogs(LogsSpecs):
         shown = {local: stderrs[local] for local, rank in ranks.items() if rank == 0}
         errors = dict.fromkeys(envs, os.devnull)
         return compat.logs_dest(stdouts, stderrs, shown, errors, os.devnull)
-
-
-def _prepare_logs(directory: Path, size: int) -> LogsSpecs:
-    folder = directory / LOG_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_errors(directory, size)
-    return _RankLogs(folder)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bhive_mltf.ranks.files import RankError, log_path
+from bhive_mltf.ranks.files import RankError, log_path, read_end
 
 _GLOO = "Timed out"
 _WATCHDOG = re.compile(rb"Watchdog caught collective operation timeout: \w+\(SeqNum=(\d+)")
@@ -51,16 +51,7 @@ def in_vain(behind: Sequence[int]) -> str:
 def _waited(directory: Path, rank: int, start: int) -> int | None:
     """Number of the operation that a rank gave up on, 0 where it is not known; None where it did not."""
     reason = RankError.read(directory, rank)
-    found = _WATCHDOG.search(_end_of(log_path(directory, rank), start))
+    found = _WATCHDOG.search(read_end(log_path(directory, rank), _READ_BYTES, start))
     if found is not None:
         return int(found[1])
     return 0 if reason is not None and reason.lost and _GLOO in reason.message else None
-
-
-def _end_of(path: Path, start: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - _READ_BYTES, start))
-            return file.read()
-    except OSError:
-        return b""

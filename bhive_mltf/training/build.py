@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,9 @@ class Ingredients:
     val_dataset_digest: str = ""
     attack_factors: Factors | None = None
     jet_files: dict[str, Any] = field(default_factory=dict)
+
+
+Builder = Callable[[TrainingPlan, World], Ingredients]  # see `build`
 
 
 def seed_model(seed: int) -> None:

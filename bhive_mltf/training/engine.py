@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from bhive_mltf.ranks.distributed import World, set_threads
 from bhive_mltf.ranks.files import PROGRESS_NAME
 from bhive_mltf.ranks.signals import StopSignals, TrainingInterruptedError
 from bhive_mltf.training import build as making
-from bhive_mltf.training.build import Ingredients
+from bhive_mltf.training.build import Builder, Ingredients
 from bhive_mltf.training.choices import check_compile_mode, check_loss
 from bhive_mltf.training.losses import create_loss
 from bhive_mltf.training.monitoring.observers import Observer, Observers
@@ -40,13 +40,6 @@ logger = logging.getLogger(__name__)
 
 # s; ranks of a command that was just killed need a moment to end, and what ran on a lost node is silent for a minute
 LOCK_WAIT = STALE_AFTER_S + 30.0
-
-
-class Builder(Protocol):
-    """Makes model and loaders of one rank."""
-
-    def __call__(self, plan: TrainingPlan, world: World) -> Ingredients:
-        """See `build.build`."""
 
 
 def train(plan: TrainingPlan, world: World, build: Builder = making.build, observer: Observer | None = None) -> None:
@@ -76,7 +69,9 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
             stack.enter_context(deterministic(plan.deterministic))
             stack.enter_context(float32_products(tf32=Precision.of(plan, world.device).tf32))
             set_threads(plan.threads_per_rank, world)
-            trainer = _trainer(plan, world, build(plan, world), watching, signals)
+            parts = build(plan, world)
+            stepper = make_stepper(plan, world, parts)
+            trainer = Trainer(plan, world, parts, stepper, observer=watching, signals=signals)
             with frozen_gc():
                 trainer.run()
             status = "FINISHED"
@@ -98,10 +93,6 @@ def train(plan: TrainingPlan, world: World, build: Builder = making.build, obser
         finally:
             torch.set_num_threads(threads)
             watching.end(status)
-
-
-def _trainer(plan: TrainingPlan, world: World, parts: Ingredients, observer: Observer, signals: StopSignals) -> Trainer:
-    return Trainer(plan, world, parts, make_stepper(plan, world, parts), observer=observer, signals=signals)
 
 
 def make_stepper(plan: TrainingPlan, world: World, parts: Ingredients) -> Stepper:

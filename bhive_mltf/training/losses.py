@@ -78,12 +78,10 @@ def jet_losses(loss: nn.Module, model: nn.Module, output: Tensor | Outputs, batc
     Jets in no class have some loss, which is not to be counted.
     """
     target = batch.target.clamp(min=0)
-    if not isinstance(output, Outputs):
-        logits = _wide(output)
-        _check_width(model, logits)
-        return logits, JetLosses(loss(logits, target))
-    logits = _wide(output.logits)
+    logits = _wide(output.logits if isinstance(output, Outputs) else output)
     _check_width(model, logits)
+    if not isinstance(output, Outputs):
+        return logits, JetLosses(loss(logits, target))
     wanted = cast("Tagger", model).regression_targets(batch)
     return logits, loss(logits, target, _wide(output.regression), wanted)
 

@@ -5,7 +5,6 @@ B: jets; C: classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,11 +83,6 @@ class Histories:
                 np.savez(file, **_arrays(values, part))  # type: ignore[arg-type]  # they are names of arrays
         for part in ("train", "val"):
             atomic.write_array(directory / f"{part}_time.npy", values[f"{part}_time"])
-
-
-def scalar_names(names: Iterable[str]) -> list[str]:
-    """Those of the histories whose last value checkpoints also hold by itself, as upstream's do."""
-    return [name for name in names if not name.endswith("_time")]
 
 
 def _arrays(values: dict[str, NDArray[np.float64]], part: str) -> dict[str, NDArray[np.float64]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bhive_mltf.ranks import signals, srun
-from bhive_mltf.ranks.process import run_rank, run_reporting
+from bhive_mltf.ranks.process import run_rank
 
 if TYPE_CHECKING:
-    from bhive_mltf.training.engine import Builder
+    from bhive_mltf.training.build import Builder
 
 logger = logging.getLogger(__name__)
 
@@ -22,15 +22,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
     The exit code is 0 when the training is done, 75 when a signal stopped it and it is saved, else 1. Inside a job it
     is 0 for a training that was stopped too, since srun would kill the other ranks; rank 0 leaves a note.
     """
-    run_rank(arguments, lambda path: _train(path, None))
+    run_rank(arguments, train_rank)
 
 
-def run(plan_path: Path, builder: Builder | None = None) -> int:
+def train_rank(plan_path: Path, builder: Builder | None = None) -> int:
     """Train one rank of the plan; returns the exit code. `builder` takes the place of `build.build`."""
-    return run_reporting(plan_path.absolute().parent, lambda: _train(plan_path, builder))
-
-
-def _train(plan_path: Path, builder: Builder | None) -> int:
     # slow imports, after `begin_rank`
     from bhive_mltf.ranks.distributed import join_world
     from bhive_mltf.training import build, engine

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import bhive_mltf
 from bhive_mltf.files import atomic
+from bhive_mltf.files.records import read_object
 from bhive_mltf.ranks.distributed import World
 from bhive_mltf.training.plan import TrainingPlan
 from bhive_mltf.training.precision import Precision
@@ -110,7 +109,7 @@ def record(plan: TrainingPlan, world: World, global_step: int, *, laid_out: bool
     """
     path = plan.directory / FILE_NAME
     known = conditions(plan, world, laid_out=laid_out)
-    before = _processes(path) if global_step else []
+    before: list[dict[str, Any]] = read_object(path).get("processes", []) if global_step else []
     last = {**_BEFORE, **before[-1]} if before else known
     changed = [
         f"{name} {known[name]} instead of {last[name]}" for name in known if known[name] != last.get(name, known[name])
@@ -118,11 +117,3 @@ def record(plan: TrainingPlan, world: World, global_step: int, *, laid_out: bool
     processes = [*before, {"from_step": global_step, "time": time.time(), **known}]
     atomic.write_json(path, {"limits": limits(known), "processes": processes})
     return changed
-
-
-def _processes(path: Path) -> list[dict[str, Any]]:
-    try:
-        found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["processes"]
-    except (OSError, ValueError, KeyError):
-        return []
-    return found

@@ -63,17 +63,16 @@ class Stepper:
         self._clip_norm = default_norm if plan.clip_norm < 0 else plan.clip_norm
 
     def wrap(self) -> None:
-        """Share gradients with the other ranks from now on."""
-        if self.world.size > 1:
-            # not static_graph: with it four ranks, cut and continued, end with other bits; unused weights are frozen
-            self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                bucket_cap_mb=_BUCKET_MB,
-                # synchronised batch norms are equal on all ranks without messages
-                **compat.no_buffer_messages(),
-            )
+        """Share gradients with the other ranks, which there must be, from now on."""
+        # not static_graph: with it four ranks, cut and continued, end with other bits; unused weights are frozen
+        self.network = DistributedDataParallel(
+            self.model,
+            device_ids=[self.world.device] if self.world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=_BUCKET_MB,
+            # synchronised batch norms are equal on all ranks without messages
+            **compat.no_buffer_messages(),
+        )
 
     def seed(self, global_step: int) -> None:
         """Seed torch for one step of this rank, so that a resumed training needs no generator state."""

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from bhive_mltf.ranks.process import begin_rank, leave
+from bhive_mltf.ranks.process import begin_rank, leave, run_reporting
 
 BEGIN_RANK = begin_rank() if __name__ == "__main__" else None
 
@@ -30,7 +30,7 @@ from bhive_mltf.data.loader.loader import BatchLoader  # noqa: E402
 from bhive_mltf.interface import Batch, GroupBatch, GroupInput, ModelInputs  # noqa: E402  # noqa: E402
 from bhive_mltf.training.build import Ingredients, seed_model  # noqa: E402
 from bhive_mltf.training.plan import TrainingPlan  # noqa: E402
-from bhive_mltf.training.rank import run  # noqa: E402
+from bhive_mltf.training.rank import train_rank  # noqa: E402
 from tests.helpers.memory_dataset import CLASSES, make_dataset  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -179,4 +179,5 @@ def batch(n_jets: int, global_size: int | None = None, seed: int = 0) -> Batch:
 
 
 if __name__ == "__main__":
-    leave(run(Path(sys.argv[1]), build))
+    plan_path = Path(sys.argv[1]).absolute()
+    leave(run_reporting(plan_path.parent, lambda: train_rank(plan_path, build)))

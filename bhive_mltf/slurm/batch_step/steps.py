@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
-from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, NEEDS_GPU_VARIABLE, STOPPED_NAME, log_path, remove_errors
+from bhive_mltf.ranks.files import JOB_FOLDER_VARIABLE, NEEDS_GPU_VARIABLE, STOPPED_NAME, log_path, prepare_logs
 from bhive_mltf.slurm.batch_step.allocation import Allocation
 from bhive_mltf.slurm.job import HOST_PATH, JobSpec
 
@@ -102,6 +102,5 @@ def start(spec: JobSpec, variables: Mapping[str, str]) -> subprocess.Popen[bytes
 
 def clear(spec: JobSpec) -> None:
     """Make the folder of logs; remove what an earlier attempt left that could be taken for this one's."""
-    log_path(spec.directory, 0).parent.mkdir(exist_ok=True)
-    remove_errors(spec.directory, spec.nodes * spec.ranks_per_node)
+    prepare_logs(spec.directory, spec.nodes * spec.ranks_per_node)
     (spec.folder / STOPPED_NAME).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from bhive_mltf.training.step import RNG_SCHEME, Stepper
 SAVE_INTERVAL = 600.0  # s, between step checkpoints when `checkpoint_steps` is 0
 # Of what earlier versions did not record, the value with which they trained.
 _YOUNGER_SETTINGS = {"start_from": ""}
-_SETTINGS = tuple(name for name in RESULT_FIELDS if name not in ("model_name", "model_kwargs"))
+_SETTINGS = {*RESULT_FIELDS} - {"model_name", "model_kwargs"}
 
 
 class CheckpointManager:
@@ -53,7 +54,7 @@ class CheckpointManager:
             "model_kwargs": plan.model_kwargs,
             "classes": ingredients.classes,
             "inputs": ingredients.inputs,
-            "settings": {name: plan.model_dump(mode="json", include={name})[name] for name in _SETTINGS},
+            "settings": plan.model_dump(mode="json", include=_SETTINGS),
         }
         self._last_save = time.monotonic()
         self._writer = BackgroundWriter()
@@ -105,31 +106,20 @@ class CheckpointManager:
 
     def save_step(self, position: Position) -> None:
         """Have a rolling step checkpoint written; CheckpointError when an earlier one could not be."""
-        state = self._state(position, complete=False)
-        if not self._world.is_first:
-            return
-        state, ready = on_host(state)
         directory, keep = self._plan.directory, self._plan.keep_checkpoints
         path = checkpoint.step_path(directory, position.global_step)
 
-        def write() -> None:
-            ready()
+        def write(state: checkpoint.State) -> None:
             checkpoint.write_checkpoint(path, state)
             checkpoint.prune_steps(directory, keep)
 
-        self._writer.put(write)
-        self._last_save = time.monotonic()
+        self._put(self._state(position, complete=False), write)
 
     def save_round(self, position: Position, is_best: bool) -> None:
         """Have all files of a finished round written; `model_<number>.pt`, which says that it is done, last."""
-        state = self._state(position, complete=True)
-        if not self._world.is_first:
-            return
-        state, ready = on_host(state)
         directory, number = self._plan.directory, self._rounds.number(position)
 
-        def write() -> None:
-            ready()
+        def write(state: checkpoint.State) -> None:
             Histories(state["histories"]).write(directory)
             if is_best:
                 checkpoint.write_checkpoint(directory / checkpoint.BEST_NAME, state)
@@ -137,7 +127,19 @@ class CheckpointManager:
             if not self._plan.keep_all_epochs_models:
                 checkpoint.prune_before(directory, number)
 
-        self._writer.put(write)
+        self._put(self._state(position, complete=True), write)
+
+    def _put(self, state: checkpoint.State, write: Callable[[checkpoint.State], None]) -> None:
+        """Have rank 0 write a copy of the state."""
+        if not self._world.is_first:
+            return
+        copy, ready = on_host(state)
+
+        def job() -> None:
+            ready()
+            write(copy)
+
+        self._writer.put(job)
         self._last_save = time.monotonic()
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bhive_mltf.ranks.distributed import World
-from bhive_mltf.training.metrics import N_SUMS, Histories, scalar_names
+from bhive_mltf.training.metrics import N_SUMS, Histories
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Position:
     def state(self, world: World, number: int, complete: bool) -> dict[str, Any]:
         """Plain values for a checkpoint, after round `number` when it is `complete`; to be called by all ranks."""
         values = self.histories.values
-        last = {name: (values[name][-1] if values[name] else math.nan) for name in values}
+        # upstream's checkpoints hold the last value of each history by itself
+        last = {name: (entries[-1] if entries else math.nan) for name, entries in values.items()}
         return {
             "epoch": number,
             "epoch_complete": complete,
@@ -60,7 +61,7 @@ class Position:
             "histories": {name: list(entries) for name, entries in values.items()},
             "best_loss_val": self.best_loss_val,
             "best_epoch": self.best_epoch,
-            **{name: last[name] for name in scalar_names(last)},
+            **{name: value for name, value in last.items() if not name.endswith("_time")},
         }
 
     @classmethod

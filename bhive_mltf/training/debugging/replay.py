@@ -14,10 +14,11 @@ from bhive_mltf.errors import CheckpointError, DatasetMismatchError
 from bhive_mltf.interface import Batch
 from bhive_mltf.ranks.distributed import World, pick_device
 from bhive_mltf.training import build as making
+from bhive_mltf.training.build import Builder
 from bhive_mltf.training.checkpointing import checkpoint
 from bhive_mltf.training.debugging import nonfinite
 from bhive_mltf.training.debugging.tracing import describe, traced
-from bhive_mltf.training.engine import Builder, make_stepper
+from bhive_mltf.training.engine import make_stepper
 from bhive_mltf.training.plan import FILE_NAME, TrainingPlan
 from bhive_mltf.training.step import Stepper
 

@@ -7,14 +7,7 @@ import time
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from typing_extensions import override
 
@@ -124,28 +117,21 @@ class _Bars:
             console=Console(file=stream),
             transient=True,
         )
-        self._task: TaskID | None = None
+        self._task = self._bars.add_task("", visible=False, rate="", loss="")
 
     def phase(self, title: str, done: int, total: int) -> None:
-        if self._task is None:
-            self._bars.start()
-        else:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(title, completed=done, total=total, rate="", loss="")
+        self._bars.start()
+        self._bars.reset(self._task, description=title, completed=done, total=total, visible=True, rate="", loss="")
 
     def advance(self, rate: float) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, advance=1, rate=f"{rate:,.0f}")
+        self._bars.update(self._task, advance=1, rate=f"{rate:,.0f}")
 
     def tell(self, loss: str) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, loss=loss)
+        self._bars.update(self._task, loss=loss)
 
     def say(self, line: str) -> None:
         self._bars.console.print(line, highlight=False)
 
     def close(self) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-            self._task = None
+        self._bars.update(self._task, visible=False)
         self._bars.stop()

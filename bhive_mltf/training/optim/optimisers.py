@@ -11,6 +11,7 @@ from torch import nn
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.training import choices
+from bhive_mltf.training.optim.ranger import Ranger
 
 # Devices on which torch updates all weights in one kernel; elsewhere it picks the best by itself.
 _FUSED = {"Adam": ("cpu", "cuda"), "AdamW": ("cpu", "cuda"), "SGD": ("cpu", "cuda"), "Adagrad": ("cpu",)}
@@ -38,7 +39,7 @@ def create_optimizer(
     """
     if name not in choices.OPTIMIZERS:
         raise ParameterError(f"optimizer is {name!r}, but must be one of {', '.join(choices.OPTIMIZERS)}")
-    kind = _kind(name)
+    kind: Any = Ranger if name == "Ranger" else getattr(torch.optim, name)
     known = inspect.signature(kind).parameters
     # the type too: Adafactor's eps is a pair of another meaning
     taken = {k: v for k, v in kwargs.items() if k in known and type(v) is type(known[k].default)}
@@ -64,11 +65,3 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """True for an optimiser that evaluates the loss several times in a step."""
     return isinstance(optimizer, torch.optim.LBFGS)
-
-
-def _kind(name: str) -> Any:  # noqa: ANN401 - a class of torch.optim, or ours
-    if name == "Ranger":
-        from bhive_mltf.training.optim.ranger import Ranger
-
-        return Ranger
-    return getattr(torch.optim, name)

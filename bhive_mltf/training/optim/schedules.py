@@ -55,10 +55,6 @@ def _batch_lin_decay(schedule: LearningRateSchedule, epoch: int, fraction: float
     return float(schedule.decay_factor ** min(max(done, 0.0), 1.0))
 
 
-_batch_exp_decay = _batch_lin_decay
-"""The Particle Transformer's schedule: the same shape, and its better name."""
-
-
 def _batch_cosine_warmup(schedule: LearningRateSchedule, epoch: int, fraction: float) -> float:
     """Linear warm-up over one epoch (a tenth of a training of one epoch), then half a cosine."""
     warmup = 1.0 if schedule.epochs > 1 else SHORT_WARMUP
@@ -74,5 +70,5 @@ _SHAPES: dict[str, Callable[[LearningRateSchedule, int, float], float]] = {
     "epoch_lin_decay": _epoch_lin_decay,
     "batch_lin_decay": _batch_lin_decay,
     "batch_cosine_warmup": _batch_cosine_warmup,
-    "batch_exp_decay": _batch_exp_decay,
+    "batch_exp_decay": _batch_lin_decay,  # the Particle Transformer's schedule: the same shape, and its better name
 }

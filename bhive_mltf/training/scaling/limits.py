@@ -51,49 +51,30 @@ class Ceilings:
     flops: float
 
 
-class Traced:
+class Traced(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The cost of what is done inside `over`."""
 
     def __init__(self) -> None:
-        self._traffic, self._products = _Traffic(), FlopCounterMode(display=False)
-        self._n_jets = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._products = FlopCounterMode(display=False)
+        self._bytes = self._n_jets = 0
+        self._calls: Counter[str] = Counter()
 
     @contextmanager
     def over(self, n_jets: int) -> Iterator[None]:
         """For one step over so many jets, without what was compiled."""
         self._n_jets = n_jets
-        with compat.uncompiled(), self._traffic, self._products:
+        with compat.uncompiled(), self, self._products:
             yield
 
     def calls(self, operator: str) -> int:
         """How often an operator was called."""
-        return self._traffic.kernels[operator]
+        return self._calls[operator]
 
     def cost(self) -> Cost:
         """The cost per jet."""
         n_jets = max(self._n_jets, 1)
-        moved, kernels = sum(self._traffic.bytes.values()), sum(self._traffic.kernels.values())
-        return Cost(moved / n_jets, self._products.get_total_flops() / n_jets, kernels)
-
-
-def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
-    """Of a copy, which reads and writes, and of a square product of this type."""
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    values = torch.empty(_COPIED[kind] // 4, device=device)
-    target = torch.empty_like(values)
-    factor = torch.randn(_SIDE[kind], _SIDE[kind], device=device).to(dtype)
-    copied = _seconds(lambda: target.copy_(values), device)
-    multiplied = _seconds(lambda: factor @ factor, device)
-    return Ceilings(2 * _COPIED[kind] / copied, 2 * _SIDE[kind] ** 3 / multiplied)
-
-
-class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes that operators read and write, and how often each was called."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes: Counter[str] = Counter()
-        self.kernels: Counter[str] = Counter()
+        return Cost(self._bytes / n_jets, self._products.get_total_flops() / n_jets, self._calls.total())
 
     def __torch_dispatch__(
         self,
@@ -106,9 +87,20 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = function._schema.name.split("::")[1]
         if name not in _VIEWS:
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-            self.bytes[name] += sum(map(_size, tensors))
-            self.kernels[name] += 1
+            self._bytes += sum(map(_size, tensors))
+            self._calls[name] += 1
         return out
+
+
+def ceilings(device: torch.device, dtype: torch.dtype = torch.float32) -> Ceilings:
+    """Of a copy, which reads and writes, and of a square product of this type."""
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    values = torch.empty(_COPIED[kind] // 4, device=device)
+    target = torch.empty_like(values)
+    factor = torch.randn(_SIDE[kind], _SIDE[kind], device=device).to(dtype)
+    copied = _seconds(lambda: target.copy_(values), device)
+    multiplied = _seconds(lambda: factor @ factor, device)
+    return Ceilings(2 * _COPIED[kind] / copied, 2 * _SIDE[kind] ** 3 / multiplied)
 
 
 def _size(values: Tensor) -> int:
