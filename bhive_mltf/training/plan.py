@@ -118,10 +118,11 @@ class TrainingPlan(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> TrainingPlan:
-        for field, holds, requirement in _RANGES:
-            value = getattr(self, field)
-            if not holds(value):
-                raise ValueError(f"{field} is {value!r}, but must be {requirement}")
+        for fields, holds, requirement in _RANGES:
+            for field in fields:
+                value = getattr(self, field)
+                if not holds(value):
+                    raise ValueError(f"{field} is {value!r}, but must be {requirement}")
         for field, valid in _CHOICES:
             value = getattr(self, field)
             if value not in valid:
@@ -171,28 +172,17 @@ def _marked(*marks: Decides) -> tuple[str, ...]:
 RESULT_FIELDS = _marked(_RESULT, _PATH)
 NOT_IN_THE_PATH = _marked(_RESULT)
 
-_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("epochs", lambda n: n >= 0, "0 or more"),
-    ("total_iterations", lambda n: n >= 0, "0 or more"),
-    ("n_iters_per_save", lambda n: n >= 1, "at least 1"),
-    ("extend_training", lambda n: n >= 0, "0 or more"),
-    ("batch_size", lambda n: n >= 1, "at least 1"),
-    ("learning_rate", lambda x: 0 < x < math.inf, "a number above 0"),
-    ("betas", lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
-    ("eps", lambda x: 0 < x < math.inf, "a number above 0"),
-    ("weight_decay", lambda x: x is None or 0 <= x < math.inf, "0 or more"),
-    ("clip_norm", lambda x: x == -1 or 0 <= x < math.inf, "-1 (1 under autocast, else none), 0 (none) or above"),
-    ("lr_decay_factor", lambda x: 0 < x < math.inf, "a number above 0"),
-    ("train_val_split", lambda x: 0 < x <= 1, "a number in (0, 1]"),
-    ("n_train_files", lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
-    ("multiplicity_buckets", lambda n: n >= 0, "0 (off) or more"),
-    ("n_threads", lambda n: n >= 0, "0 or more"),
-    ("nodes", lambda n: n >= 1, "at least 1"),
-    ("ranks_per_node", lambda n: n >= 0, "0 (automatic) or more"),
-    ("threads_per_rank", lambda n: n >= 0, "0 (automatic) or more"),
-    ("profile_steps", lambda n: n >= 0, "0 (off) or more"),
-    ("checkpoint_steps", lambda n: n >= 0, "0 (automatic) or more"),
-    ("keep_checkpoints", lambda n: n >= 1, "at least 1"),
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("epochs", "total_iterations", "extend_training", "n_threads"), lambda n: n >= 0, "0 or more"),
+    (("n_iters_per_save", "batch_size", "nodes", "keep_checkpoints"), lambda n: n >= 1, "at least 1"),
+    (("learning_rate", "eps", "lr_decay_factor"), lambda x: 0 < x < math.inf, "a number above 0"),
+    (("betas",), lambda b: all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
+    (("weight_decay",), lambda x: x is None or 0 <= x < math.inf, "0 or more"),
+    (("clip_norm",), lambda x: x == -1 or 0 <= x < math.inf, "-1 (1 under autocast, else none), 0 (none) or above"),
+    (("train_val_split",), lambda x: 0 < x <= 1, "a number in (0, 1]"),
+    (("n_train_files",), lambda n: n == -1 or n >= 1, "-1 (all) or at least 1"),
+    (("multiplicity_buckets", "profile_steps"), lambda n: n >= 0, "0 (off) or more"),
+    (("ranks_per_node", "threads_per_rank", "checkpoint_steps"), lambda n: n >= 0, "0 (automatic) or more"),
 )
 _CHOICES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("optimizer", choices.OPTIMIZERS),

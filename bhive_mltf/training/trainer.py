@@ -72,11 +72,11 @@ class Trainer:
         """Train what is left; TrainingInterruptedError when asked to stop before the end."""
         try:
             self._train()
-            self._checkpoints.drain()
+            self._checkpoints.writer.drain()
             self._hand_over_models()
         finally:
             self._hand_over_trace(self._profiler.close())
-            self._checkpoints.close()
+            self._checkpoints.writer.close()
 
     def _train(self) -> None:
         position, rounds = self._position, self._rounds
@@ -169,7 +169,7 @@ class Trainer:
         self._observer.advance(batch.global_size)
 
     def _step_boundary(self) -> None:
-        self._checkpoints.check()
+        self._checkpoints.writer.check()
         stop, save = self._agreement.at_step(self._signals.received is not None, self._checkpoints.due_by_time())
         if stop or save or self._checkpoints.due_by_step(self._position.global_step):
             self._look_at_losses()
@@ -263,7 +263,7 @@ class Trainer:
         self._interrupted()
 
     def _interrupted(self) -> NoReturn:
-        self._checkpoints.drain()
+        self._checkpoints.writer.drain()
         name = self._signals.received.name if self._signals.received else "a signal to another rank"
         raise TrainingInterruptedError(
             f"The training in {self._plan.directory} was stopped by {name} after step {self._position.global_step} "

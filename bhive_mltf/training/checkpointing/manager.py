@@ -32,7 +32,10 @@ _SETTINGS = {*RESULT_FIELDS} - {"model_name", "model_kwargs"}
 
 
 class CheckpointManager:
-    """Checkpoints of one training. All ranks call its methods; rank 0 writes, behind the steps that follow."""
+    """Checkpoints of one training. All ranks call its methods; rank 0 writes, behind the steps that follow.
+
+    writer : has what is not on disk yet, and raises a CheckpointError for what could not be written.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class CheckpointManager:
             "settings": plan.model_dump(mode="json", include=_SETTINGS),
         }
         self._last_save = time.monotonic()
-        self._writer = BackgroundWriter()
+        self.writer = BackgroundWriter()
 
     def restore(self) -> Position:
         """Load the latest checkpoint into model, optimiser and scaler; the start if there is none."""
@@ -139,24 +142,12 @@ class CheckpointManager:
             ready()
             write(copy)
 
-        self._writer.put(job)
+        self.writer.put(job)
         self._last_save = time.monotonic()
-
-    def check(self) -> None:
-        """CheckpointError when a checkpoint could not be written; does not wait."""
-        self._writer.check()
-
-    def drain(self) -> None:
-        """Wait until all is on disk."""
-        self._writer.drain()
-
-    def close(self) -> None:
-        """Write what is left, also for a training that fails."""
-        self._writer.close()
 
     def best(self) -> tuple[Path, dict[str, Any]]:
         """The best model's file and content."""
-        self.drain()
+        self.writer.drain()
         path = self._plan.directory / checkpoint.BEST_NAME
         return path, checkpoint.read_checkpoint(path)
 

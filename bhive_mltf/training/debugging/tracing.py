@@ -22,10 +22,11 @@ def traced(model: nn.Module, say: Say) -> Iterator[None]:
     """
     hooks = _Hooks(model, say)
     try:
-        with _Operations(hooks.where, say):
+        with _Operations(lambda: hooks.stack[-1], say):
             yield
     finally:
-        hooks.remove()
+        for handle in hooks.handles:
+            handle.remove()
 
 
 def describe(values: Tensor) -> str:
@@ -39,40 +40,33 @@ def describe(values: Tensor) -> str:
 
 
 class _Hooks:
-    """Looks at what each module gives, and at the gradients of that."""
+    """Looks at what each module gives, and at the gradients of that.
+
+    stack : titles of the modules that are at work, the innermost one last.
+    """
 
     def __init__(self, model: nn.Module, say: Say) -> None:
-        self._say, self._handles, self._stack = say, [], ["the loss"]
-        self._told = {"output": False, "gradient": False}
+        self.stack, self.handles = ["the loss"], []
+        self._say, self._told = say, set[str]()
         for name, module in model.named_modules():
             title = f"{name or 'the model'} ({type(module).__name__})"
-            self._handles.append(module.register_forward_pre_hook(self._enter(title)))
-            self._handles.append(module.register_forward_hook(self._leave(title)))
+            self.handles.append(module.register_forward_pre_hook(partial(self._enter, title)))
+            self.handles.append(module.register_forward_hook(partial(self._leave, title)))
 
-    def where(self) -> str:
-        return self._stack[-1]
+    def _enter(self, title: str, *_: object) -> None:
+        self.stack.append(title)
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def _leave(self, title: str, _: nn.Module, __: object, output: object) -> None:
+        self.stack.pop()
+        for values in _floats(output):
+            self._look("output", title, values)
+            if values.requires_grad:
+                look = partial(self._look, "gradient of the output", title)
+                values.register_hook(look)  # type: ignore[no-untyped-call]
 
-    def _enter(self, title: str) -> Callable[..., None]:
-        return lambda *_: self._stack.append(title)
-
-    def _leave(self, title: str) -> Callable[..., None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001
-            self._stack.pop()
-            for values in _floats(output):
-                self._look("output", title, values)
-                if values.requires_grad:
-                    values.register_hook(partial(self._look, "gradient", title))  # type: ignore[no-untyped-call]
-
-        return look
-
-    def _look(self, kind: str, title: str, values: Tensor) -> None:
-        if not self._told[kind] and not values.isfinite().all():
-            self._told[kind] = True
-            what = "output" if kind == "output" else "gradient of the output"
+    def _look(self, what: str, title: str, values: Tensor) -> None:
+        if what not in self._told and not values.isfinite().all():
+            self._told.add(what)
             self._say(f"first {what} that is not finite: {title}, {describe(values)}")
 
 

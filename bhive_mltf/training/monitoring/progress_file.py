@@ -9,7 +9,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from bhive_mltf.ranks.files import RankProgress
-from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
+from bhive_mltf.training.monitoring.observers import EpochResult, Observer
 from bhive_mltf.training.plan import TrainingPlan
 
 INTERVAL = 2.0  # s, at least, between two writes
@@ -56,10 +56,6 @@ class ProgressFile(Observer):
             if self._is_training:
                 self._rate = self._jets / max(now - self._started, 1e-9)
             self._write()
-
-    @override
-    def interval(self, interval: Interval) -> None:
-        self._step = interval.global_step
 
     @override
     def epoch(self, result: EpochResult) -> None:
