@@ -108,9 +108,11 @@ def end_with_launcher() -> None:
     if srun.is_srun_task():
         end_with(os.getppid(), parent_signal=False, whole_group=True)
         return
-    launcher = _launcher()
+    launcher = os.environ.pop(LAUNCHER_VARIABLE, None)
+    if launcher is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = str(os.getppid())  # torchrun typed by hand: the parent is its agent
     if launcher is not None:
-        end_with(launcher, whole_group=True)
+        end_with(int(launcher), whole_group=True)
 
 
 def end_with_parent() -> None:
@@ -119,14 +121,6 @@ def end_with_parent() -> None:
     if parent is None or parent.pid is None:
         return
     end_with(parent.pid, whole_group=True)
-
-
-def _launcher() -> int | None:
-    given = os.environ.pop(LAUNCHER_VARIABLE, None)
-    if given is not None:
-        return int(given)
-    # torchrun typed by hand: the parent is its agent
-    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def leave(code: int) -> NoReturn:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bhive_mltf.files import atomic
@@ -79,13 +78,9 @@ class Histories:
         """Write upstream's four files, each as a whole."""
         values = {name: np.array(entries, dtype=np.float64) for name, entries in self.values.items()}
         for name, part in (("training", "train"), ("validation", "val")):
+            keys = {key: f"{key}_{part}" for key in ("loss", "acc", "loss_cat", "loss_reg")}
+            arrays: dict[str, Any] = {key: values[history] for key, history in keys.items() if history in values}
             with atomic.replace_file(directory / f"{name}_metrics.npz") as path, path.open("wb") as file:
-                np.savez(file, **_arrays(values, part))  # type: ignore[arg-type]  # they are names of arrays
+                np.savez(file, **arrays)
         for part in ("train", "val"):
             atomic.write_array(directory / f"{part}_time.npy", values[f"{part}_time"])
-
-
-def _arrays(values: dict[str, NDArray[np.float64]], part: str) -> dict[str, NDArray[np.float64]]:
-    """Arrays of upstream's `<part>_metrics.npz`."""
-    names = {f"{name}_{part}": name for name in ("loss", "acc", "loss_cat", "loss_reg")}
-    return {name: values[key] for key, name in names.items() if key in values}

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import torch
-
 from bhive_mltf.errors import DataError, ParameterError, TrainingError
 from bhive_mltf.files import atomic
 from bhive_mltf.tracking import environment, provenance
@@ -237,16 +235,11 @@ def _is_expected(found: compared.Difference) -> bool:
 
 def _unequal(one: Path, other: Path) -> list[str]:
     """Names of tensors of the model that differ in any bit, or that only one of the files has."""
-    first, second = (read_checkpoint(path)["model_state_dict"] for path in (one, other))
-    return [
-        name
-        for name in sorted({*first, *second})
-        if name not in first or name not in second or not _equal(first[name], second[name])
-    ]
+    first, second = _bits(one), _bits(other)
+    return [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    # as bytes: NaN equals NaN, and zero is not minus zero
-    return one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+def _bits(path: Path) -> dict[str, tuple[object, ...]]:
+    """Shape, type and bytes of each tensor of the model: NaN equals NaN there, and zero is not minus zero."""
+    state = read_checkpoint(path)["model_state_dict"]
+    return {name: (value.shape, value.dtype, value.contiguous().numpy().tobytes()) for name, value in state.items()}
