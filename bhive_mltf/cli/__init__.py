@@ -24,22 +24,17 @@ from bhive_mltf.cli import (
 from bhive_mltf.errors import BhiveError, ConfigError
 from bhive_mltf.files import disk
 
+# in the order of `--help`
+_COMMANDS = (results, runs, dataset, loader_benchmark, replay, tracking, slurm, join, check, convert_checkpoint)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(prog="bhive-mltf", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    results.add_to(commands)
-    runs.add_to(commands)
-    dataset.add_to(commands)
-    loader_benchmark.add_to(commands)
-    replay.add_to(commands)
-    tracking.add_to(commands)
-    slurm.add_to(commands)
-    join.add_to(commands)
-    check.add_to(commands)
-    convert_checkpoint.add_to(commands)
+    for command in _COMMANDS:
+        command.add_to(commands)
     text = "a gateway that takes trainings from anywhere: 'gateway serve --dev' tries it out"
     commands.add_parser("gateway", help=text, add_help=False).set_defaults(run=_gateway)
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import time
@@ -71,7 +72,7 @@ def _now(found: JobRecord) -> tuple[JobRecord, str]:
     if found.is_over or found.job_id is None:
         return found, ""
     try:
-        found, info = dispatch.refresh(found, _client(found))
+        found, info = dispatch.refresh(found, _client(found.slurm_conf))
     except QueryFailedError:
         return found, ", as last seen: the scheduler gives no answer"
     if info.state.is_final and not info.state.may_requeue:
@@ -79,14 +80,12 @@ def _now(found: JobRecord) -> tuple[JobRecord, str]:
     return found, f", {info.reason}" if info.state.is_waiting and info.reason else ""
 
 
-_clients: dict[str, Slurm] = {}
-
-
-def _client(found: JobRecord) -> Slurm:
+@functools.cache
+def _client(slurm_conf: str) -> Slurm:
     """One client per cluster, so that one question serves all jobs."""
     from bhive_mltf.slurm.client import Slurm
 
-    return _clients.setdefault(found.slurm_conf, Slurm(found.slurm_conf, fresh_s=5.0))
+    return Slurm(slurm_conf, fresh_s=5.0)
 
 
 def print_log(options: argparse.Namespace) -> None:
@@ -127,7 +126,7 @@ def cancel_job(options: argparse.Namespace) -> None:
     if found.is_over:
         print(f"job {found.job_id} is over already: {found.state.value}")
         return
-    found = dispatch.cancel(found, _client(found))
+    found = dispatch.cancel(found, _client(found.slurm_conf))
     print(f"job {found.job_id}: {found.state.value}{'' if found.is_over else ', asked to end'}")
 
 

@@ -164,7 +164,8 @@ class DirectoryLock:
         told = False
         with self._telling():
             self.directory.mkdir(parents=True, exist_ok=True)
-            while not self._try_to_take():
+            while not self._make():
+                self._remove_if_stale()
                 if deadline is not None and time.monotonic() >= deadline:
                     raise LockedError(self._sentence())
                 if not told:
@@ -195,12 +196,6 @@ class DirectoryLock:
             raise
         except OSError as error:
             raise disk.cannot_write(self.path, error, "the lock") from error
-
-    def _try_to_take(self) -> bool:
-        if self._make():
-            return True
-        self._remove_if_stale()
-        return False
 
     def _make(self) -> bool:
         """Make the lock file; False if there is one."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bhive_mltf.errors import DataError, RecordMismatchError
 from bhive_mltf.files.atomic import write_json
 
 RECORD_NAME = "parameters.json"
+_Content = TypeVar("_Content")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -26,6 +27,16 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_dataclass(kind: type[_Content], path: Path) -> _Content | None:
+    """A dataclass from the JSON object in a file; unknown keys are left out, a file that is none gives None."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
+        return kind(**{name: value for name, value in content.items() if name in known and value is not None})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 @dataclass(frozen=True)

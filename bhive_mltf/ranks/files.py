@@ -5,14 +5,14 @@ The one place for their names and fields: ranks write them, launchers, jobs and 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 from bhive_mltf.files import atomic
+from bhive_mltf.files.records import read_dataclass
 
 LOG_FOLDER = "logs"
 PROGRESS_NAME = "progress.json"
@@ -21,8 +21,6 @@ STOPPED_NAME = "stopped.json"
 JOB_FOLDER_VARIABLE = "BHIVE_MLTF_JOB_FOLDER"
 # Set by a job that has GPUs: no rank of it may compute on a processor instead.
 NEEDS_GPU_VARIABLE = "BHIVE_MLTF_NEEDS_GPU"
-
-_Content = TypeVar("_Content")
 
 
 def log_path(directory: Path, rank: int | str) -> Path:
@@ -79,13 +77,13 @@ class RankError:
     @classmethod
     def read(cls, directory: Path, rank: int) -> RankError | None:
         """The error of a rank; None when it left none, or half of one."""
-        return _read(cls, error_path(directory, rank))
+        return read_dataclass(cls, error_path(directory, rank))
 
     @classmethod
     def read_all(cls, directory: Path) -> Iterator[RankError]:
         """The errors of all ranks that left one."""
         for path in sorted(directory.glob(f"{LOG_FOLDER}/{error_path(directory, '*').name}")):
-            found = _read(cls, path)
+            found = read_dataclass(cls, path)
             if found is not None:
                 yield found
 
@@ -116,7 +114,7 @@ class StoppedNote:
     @classmethod
     def read(cls, folder: Path) -> StoppedNote | None:
         """The note in a job's folder; None without one."""
-        return _read(cls, folder / STOPPED_NAME)
+        return read_dataclass(cls, folder / STOPPED_NAME)
 
 
 @dataclass(frozen=True)
@@ -140,14 +138,4 @@ class RankProgress:
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """The progress in a job's folder; None when there is none, or it cannot be read just now."""
-        return _read(cls, folder / PROGRESS_NAME)
-
-
-def _read(kind: type[_Content], path: Path) -> _Content | None:
-    """A dataclass from a JSON object; unknown keys are left out, a file that is none gives None."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
-        return kind(**{name: value for name, value in content.items() if name in known and value is not None})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+        return read_dataclass(cls, folder / PROGRESS_NAME)

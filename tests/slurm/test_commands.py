@@ -13,7 +13,7 @@ from bhive_mltf.slurm.states import JobState
 @pytest.fixture
 def record(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm_jobs, "LOOK_S", 0.0)
-    slurm_jobs._clients.clear()
+    slurm_jobs._client.cache_clear()
     monkeypatch.setenv("DATA_PATH", str(tmp_path))
     profile = profiles.read_profile("generic", accounting=False)
     spec = job.make_spec(
@@ -58,7 +58,7 @@ def test_jobs_of_the_outputs_are_listed_with_their_states(fake, record, capsys):
     assert "generic, submitted 0 s ago, Priority\n" in text
     assert "TrainingTask/t1\n" in text
     fake.fail("squeue", "Unable to contact slurm controller (connect failure)")
-    slurm_jobs._clients.clear()
+    slurm_jobs._client.cache_clear()
     assert "as last seen: the scheduler gives no answer" in said(capsys, "jobs")
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bhive_mltf.files import atomic
+from bhive_mltf.files.records import read_dataclass
 from bhive_mltf.slurm.batch_step.verdict import AttemptOutcome
 from bhive_mltf.slurm.job import OUTCOME_NAME
 
@@ -71,12 +72,8 @@ class JobOutcome:
     @classmethod
     def read(cls, folder: Path, token: str) -> JobOutcome | None:
         """The outcome of the job with this token; None when it left none."""
-        try:
-            content = json.loads((folder / OUTCOME_NAME).read_text(encoding="utf-8"))
-            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**known) if content.get("token") == token else None
-        except (OSError, ValueError, TypeError, AttributeError):
-            return None
+        found = read_dataclass(cls, folder / OUTCOME_NAME)
+        return found if found is not None and found.token == token else None
 
 
 def _write(path: Path, record: Attempt | JobOutcome, what: str) -> None:
