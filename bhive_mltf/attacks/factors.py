@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.protocols import JetSource
+from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.interface import ModelInputs
 
 SAMPLE = 32_768  # jets
@@ -19,7 +19,7 @@ SLICES = 16
 Factors = Mapping[str, NDArray[np.float64]]
 
 
-def feature_factors(dataset: JetSource, inputs: ModelInputs) -> Factors:
+def feature_factors(dataset: Dataset, inputs: ModelInputs) -> Factors:
     """Standard deviation of each feature of `inputs` [F] per group, over the values that are not zero.
 
     From up to 32768 jets in 16 runs, evenly spread over the stored order; the same for every rank and whoever asks

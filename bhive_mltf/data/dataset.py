@@ -49,6 +49,7 @@ class Dataset:
 
     directory : where the shards lie.
     manifest : what the set is.
+    index : one row per jet, in stored order.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, derived_in: Path | None = None) -> None:
@@ -57,7 +58,7 @@ class Dataset:
         self._side = derived_in or directory
         self._readers: dict[int, ShardReader] = {}
         self._last_read = -1
-        self._index = JetIndex(self._side / INDEX)
+        self.index = JetIndex(self._side / INDEX)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory, "manifest": self.manifest, "derived_in": self._side}
@@ -72,11 +73,6 @@ class Dataset:
     def schema(self) -> Schema:
         """Groups, truth labels and processes."""
         return self.manifest.schema
-
-    @property
-    def index(self) -> JetIndex:
-        """One row per jet, in stored order."""
-        return self._index
 
     @cached_property
     def histogram(self) -> NDArray[np.float32]:
@@ -95,7 +91,7 @@ class Dataset:
     @cached_property
     def shard_edges(self) -> NDArray[np.int64]:
         """Position of each shard's first jet, and the number of jets; int64 [n_shards + 1]."""
-        return self.manifest.shard_edges
+        return np.cumsum([0, *(shard.rows for shard in self.manifest.shards)], dtype=np.int64)
 
     def read(self, start: int, stop: int, columns: Mapping[str, Sequence[str]] | None = None) -> JetBlock:
         """The jets at positions [start, stop) of the stored order.
@@ -153,7 +149,7 @@ class Dataset:
             They cannot be read any more.
         """
         for run in runs:
-            self._index.populate(run)
+            self.index.populate(run)
 
     def path(self, shard: int) -> Path:
         """Path of a shard."""

@@ -136,11 +136,6 @@ class Manifest:
         """Content ids of the sources, uint64 [n_sources]."""
         return np.array([int(source.content_id, 16) for source in self.sources], np.uint64)
 
-    @property
-    def shard_edges(self) -> NDArray[np.int64]:
-        """Position of each shard's first jet, and the number of jets; int64 [n_shards + 1]."""
-        return np.concatenate([[0], np.cumsum([shard.rows for shard in self.shards])]).astype(np.int64)
-
     def write(self, directory: Path) -> None:
         """Write `manifest.json`; keys sorted, no dates, so that the same set gives the same bytes."""
         value = _ADAPTER.dump_python(self, mode="json")

@@ -101,6 +101,15 @@ class MemoryDataset:
         counts = {name: n for name, n in block.counts.items() if name in columns}
         return JetBlock(chosen, counts, block.truth, block.process, block.weight, block.jet_id, block.kinematics)
 
+    def arrow_shard(self, number: int) -> None:
+        """None: nothing is stored in shards of Arrow."""
+
+    def forget_pages(self) -> None:
+        """Nothing is mapped."""
+
+    def populate_index(self, runs: Sequence[range]) -> None:
+        """The index is in memory."""
+
 
 def make_dataset(
     n_jets: int, *, seed: int = 1, labels: Sequence[int] | None = (0, 2, 3), edges=None, derived: bool = False

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.loader import order, rank_shares
 from bhive_mltf.data.loader.buffers import BatchShape
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Classes, class_targets
-from bhive_mltf.data.protocols import Integers, JetSource, MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import DataError, ParameterError
 from bhive_mltf.interface import ModelInputs
@@ -86,7 +86,7 @@ class JetFilter:
     factors : per process, for sampling by weight; None takes every jet.
     """
 
-    source: JetSource
+    source: Dataset
     seed: int
     matched: Classes | None = None
     factors: NDArray[np.float64] | None = None
@@ -224,9 +224,7 @@ class RankBatches:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[RankBatch]:
         """The shares of an epoch from batch `start` on."""
-        source = self._plan.wanted.source
-        if isinstance(source, MappingSource):
-            source.populate_index([self._plan.jets])
+        self._plan.wanted.source.populate_index([self._plan.jets])
         for batch in self._plan.batches(epoch, start):
             lengths = padded_lengths(self._counts, batch.positions, self._inputs)
             parts = self._share(batch) if self._world_size > 1 else batch.parts
@@ -241,7 +239,9 @@ class RankBatches:
         return batch.cut(rank_shares.rank_slice(len(batch), self._rank, self._world_size))
 
 
-def padded_lengths(counts: Mapping[str, Integers], positions: NDArray[np.int64], inputs: ModelInputs) -> dict[str, int]:
+def padded_lengths(
+    counts: Mapping[str, NDArray[np.uint16]], positions: NDArray[np.int64], inputs: ModelInputs
+) -> dict[str, int]:
     """N per group for the global batch at these stored positions.
 
     `longest` is the longest jet of the batch, at least 1 and at most the group's length.
@@ -303,7 +303,7 @@ class Buckets:
 logger = logging.getLogger(__name__)
 
 
-def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
+def training_range(dataset: Dataset, n_train_files: int = -1) -> range:
     """All stored positions, or those of the first `n_train_files` shards: for a training with a validation set.
 
     Raises
@@ -318,14 +318,14 @@ def training_range(dataset: JetSource, n_train_files: int = -1) -> range:
     return range(len(dataset) if n_train_files == -1 else int(edges[min(n_train_files, len(edges) - 1)]))
 
 
-def _check(dataset: JetSource, n_train_files: int) -> None:
+def _check(dataset: Dataset, n_train_files: int) -> None:
     if n_train_files != -1 and n_train_files < 1:
         raise ParameterError(f"--n-train-files is {n_train_files}: give -1 for all files, or 1 and more")
     if len(dataset) == 0:
         raise DataError("the training set has no jets: look at the rejected jets in its manifest.json")
 
 
-def split_ranges(dataset: JetSource, train_val_split: float, n_train_files: int = -1) -> tuple[range, range]:
+def split_ranges(dataset: Dataset, train_val_split: float, n_train_files: int = -1) -> tuple[range, range]:
     """The stored positions that train and those that validate.
 
     The first `floor(N * train_val_split)` jets of the global permutation train, at least one, the rest

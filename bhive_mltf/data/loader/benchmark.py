@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.loader.buffers import buffer_bytes, unpack
 from bhive_mltf.data.loader.loader import BatchLoader
-from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError
 from bhive_mltf.interface import Batch, ModelInputs
 
@@ -65,7 +65,7 @@ class _Clock:
 
 
 def profile(
-    dataset: JetSource,
+    dataset: Dataset,
     inputs: ModelInputs,
     *,
     batch_size: int,

@@ -18,7 +18,6 @@ from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.windows import ArrowWindows, BlockRows, LoaderView
-from bhive_mltf.data.protocols import MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.interface import GroupInput, ModelInputs
@@ -117,8 +116,7 @@ class Arenas:
             for piece in self._arrow.pieces([run]):
                 self._decode_arrow(piece, window, first, self._buffers[arena])
                 first += piece.end - piece.begin
-        if isinstance(self._view.source, MappingSource):
-            self._view.source.forget_pages()
+        self._view.source.forget_pages()
 
     def _decode_arrow(self, piece: BlockRows, window: Window, first: int, buffer: NDArray[np.uint8]) -> None:
         found = cast("ArrowWindows", self._arrow).numbers(piece)

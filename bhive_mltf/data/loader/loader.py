@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.loader import order, targets
 from bhive_mltf.data.loader.batch_plan import BatchPlan, Buckets, JetFilter, RankBatch, RankBatches
 from bhive_mltf.data.loader.buffers import BatchShape, Ring, buffer_bytes, unpack
@@ -16,7 +17,6 @@ from bhive_mltf.data.loader.rank_shares import rank_slice, work
 from bhive_mltf.data.loader.reader import BatchReader
 from bhive_mltf.data.loader.windows import LoaderView
 from bhive_mltf.data.loader.workers import START_METHOD, Workers
-from bhive_mltf.data.protocols import JetSource
 from bhive_mltf.errors import DataError, ModelError, ParameterError, nearest
 from bhive_mltf.interface import Batch, ModelInputs
 
@@ -70,7 +70,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: JetSource,
+        dataset: Dataset,
         jets: range,
         inputs: ModelInputs,
         *,
@@ -176,7 +176,7 @@ class BatchLoader:
         if turn != self._turn:
             raise RuntimeError(f"the batches of epoch {epoch} ended: epoch() or close() was called since")
 
-    def _check_classes(self, dataset: JetSource) -> None:
+    def _check_classes(self, dataset: Dataset) -> None:
         classes = self._inputs.classes
         counts = targets.count_classes(dataset.index.truth_bits, self.jets, dataset.schema.truths, classes)
         targets.check_unmatched(counts, self._unmatched, classes)
@@ -288,7 +288,7 @@ def _check_parameters(mode: str, batch_size: int, rank: int, world_size: int, n_
         )
 
 
-def _buckets(number: int, dataset: JetSource, inputs: ModelInputs) -> Buckets | None:
+def _buckets(number: int, dataset: Dataset, inputs: ModelInputs) -> Buckets | None:
     if number < 0:
         raise ParameterError(f"--multiplicity-buckets is {number}: give 0 (off) or a number of buckets")
     if not number:
@@ -300,7 +300,7 @@ def _buckets(number: int, dataset: JetSource, inputs: ModelInputs) -> Buckets | 
     return Buckets(number, lambda positions: work(dataset.index, positions, inputs))
 
 
-def _check_inputs(dataset: JetSource, inputs: ModelInputs) -> None:
+def _check_inputs(dataset: Dataset, inputs: ModelInputs) -> None:
     groups = {group.name: group.columns for group in dataset.schema.groups}
     for name, columns in read_columns(inputs).items():
         if name not in groups:

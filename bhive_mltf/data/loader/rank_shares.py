@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.protocols import JetIndexLike
+from bhive_mltf.data.index import JetIndex
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.interface import ModelInputs
 
@@ -18,7 +18,7 @@ from bhive_mltf.interface import ModelInputs
 EVEN_CANDIDATES = 64
 
 
-def work(index: JetIndexLike, positions: NDArray[np.int64], inputs: ModelInputs) -> NDArray[np.int64] | None:
+def work(index: JetIndex, positions: NDArray[np.int64], inputs: ModelInputs) -> NDArray[np.int64] | None:
     """Relative work [B] on the jets at these stored positions; None when all jets are the same work.
 
     Models that see padding (`configured`) work on all jets alike. For others a jet of n candidates, all groups

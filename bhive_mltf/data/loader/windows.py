@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.layouts.arrow_reader import ArrowShard
 from bhive_mltf.data.loader import order
 from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.targets import Unmatched, class_targets, resolve_unmatched
-from bhive_mltf.data.protocols import ArrowSource, JetSource, MappingSource
 from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.interface import ModelInputs
@@ -35,7 +35,7 @@ class LoaderView:
     weight_factors : process factors if the batch weight is the sampling probability, None if it is 1.
     """
 
-    source: JetSource
+    source: Dataset
     jets: range
     inputs: ModelInputs
     unmatched: Unmatched
@@ -44,8 +44,7 @@ class LoaderView:
     def index_columns(self, window: Window) -> dict[str, NDArray[Any]]:
         """Columns of `Batch` [W] that the index holds."""
         index, runs = self.source.index, order.window_runs(self.jets, window)
-        if isinstance(self.source, MappingSource):
-            self.source.populate_index(runs)
+        self.source.populate_index(runs)
         process = _along(index.process, runs).astype(np.int64)
         targets = class_targets(_along(index.truth_bits, runs), self.source.schema.truths, self.inputs.classes)
         weight = np.ones(len(process), np.float32)
@@ -111,9 +110,8 @@ class ArrowWindows:
     recipes : by group of candidates.
     """
 
-    def __init__(self, view: LoaderView, source: ArrowSource) -> None:
+    def __init__(self, view: LoaderView) -> None:
         self._view = view
-        self._source = source
         self.recipes = self._recipes()
         self._global_columns = view.global_columns
         planes = (plane.field for recipe in self.recipes.values() for plane in recipe.planes)
@@ -122,10 +120,7 @@ class ArrowWindows:
     @classmethod
     def of(cls, view: LoaderView) -> ArrowWindows | None:
         """The windows of a set in Arrow shards; None for another one, or one without jets."""
-        source = view.source
-        if isinstance(source, ArrowSource) and len(view.source) and source.arrow_shard(0) is not None:
-            return cls(view, source)
-        return None
+        return cls(view) if len(view.source) and view.source.arrow_shard(0) is not None else None
 
     def _recipes(self) -> dict[str, Recipe]:
         """All shards of a set are laid out alike."""
@@ -146,7 +141,7 @@ class ArrowWindows:
         return bool(self._shard(0).compressed)
 
     def _shard(self, number: int) -> ArrowShard:
-        shard = self._source.arrow_shard(number)
+        shard = self._view.source.arrow_shard(number)
         if shard is None:
             raise CorruptFileError(f"shard {number} of the training set is of another kind: build it again")
         return shard
