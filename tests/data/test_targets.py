@@ -8,7 +8,6 @@ from bhive_mltf.data.loader.targets import (
     check_mode,
     check_unmatched,
     class_targets,
-    class_weights,
     count_classes,
     resolve_unmatched,
 )
@@ -93,17 +92,3 @@ def test_other_empty_classes_are_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         check_filled(counts(B, C), "error")
     assert "'l'" in caplog.text
-
-
-def test_class_weights():
-    histogram = np.zeros((5, 2, 3), np.float32)
-    histogram[0, 0, 0], histogram[1, 1, 2], histogram[2, 0, 1], histogram[3, 1, 1] = 100, 300, 50, 200
-    # Abundances 400, 50, 200: total / abundance, over the largest.
-    assert class_weights(histogram, TRUTHS, CLASSES) == pytest.approx([0.125, 1.0, 0.25])
-
-
-def test_class_weight_of_an_empty_class_is_zero():
-    histogram = np.zeros((5, 1, 1))
-    histogram[0], histogram[2] = 10, 30
-    assert class_weights(histogram, TRUTHS, CLASSES) == pytest.approx([1.0, 1 / 3, 0.0])
-    assert class_weights(np.zeros((5, 1, 1)), TRUTHS, CLASSES).tolist() == [0, 0, 0]

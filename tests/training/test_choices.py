@@ -17,6 +17,7 @@ from bhive_mltf.training.optim import optimisers
 from bhive_mltf.training.optim.optimisers import create_optimizer
 from bhive_mltf.training.optim.ranger import Ranger
 from bhive_mltf.training.optim.schedules import LearningRateSchedule
+from tests.helpers.memory_dataset import CLASSES, SCHEMA
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -247,3 +248,17 @@ def test_class_weights_are_inverse_to_abundance():
     classes = (("b", ("isB", "isBB")), ("c", ("isC",)), ("tau", ("isTau",)))
     weights = class_weights(histogram, ("isB", "isBB", "isC", "isTau"), classes)
     assert weights.tolist() == pytest.approx([0.25, 1.0, 0.0])
+
+
+def test_class_weights_sum_the_labels_over_all_bins():
+    histogram = np.zeros((5, 2, 3), np.float32)
+    histogram[0, 0, 0], histogram[1, 1, 2], histogram[2, 0, 1], histogram[3, 1, 1] = 100, 300, 50, 200
+    # Abundances 400, 50, 200: total / abundance, over the largest.
+    assert class_weights(histogram, SCHEMA.truths, CLASSES).tolist() == pytest.approx([0.125, 1.0, 0.25])
+
+
+def test_class_weight_of_an_empty_class_is_zero():
+    histogram = np.zeros((5, 1, 1), np.float32)
+    assert class_weights(histogram, SCHEMA.truths, CLASSES).tolist() == [0, 0, 0]
+    histogram[0], histogram[2] = 10, 30
+    assert class_weights(histogram, SCHEMA.truths, CLASSES).tolist() == pytest.approx([1.0, 1 / 3, 0.0])

@@ -141,24 +141,5 @@ def resolve_unmatched(targets: NDArray[np.int64], unmatched: Unmatched) -> NDArr
     return np.maximum(targets, 0) if unmatched == "first" else targets
 
 
-def class_weights(histogram: NDArray[np.floating], truths: Sequence[str], classes: Classes) -> NDArray[np.float64]:
-    """Weights of the classes in the loss [C], the rarest class 1.
-
-    A weight is total over abundance, normalised to maximum 1; the abundance of a class is the sum of
-    the histogram of its labels (upstream's `compute_class_weights`). A class without jets gets 0.
-
-    Parameters
-    ----------
-    histogram : [K, pt bins, eta bins], jets per truth label.
-    """
-    abundance = np.zeros(len(classes))
-    per_label = np.asarray(histogram, np.float64).reshape(len(truths), -1).sum(axis=1)
-    for position, mask in enumerate(_class_masks(truths, classes)):
-        abundance[position] = sum(per_label[k] for k in range(len(truths)) if (int(mask) >> k) & 1)
-    weights = np.zeros(len(classes))
-    np.divide(1.0, abundance, out=weights, where=abundance > 0)
-    return weights / weights.max() if weights.any() else weights
-
-
 def _quoted(names: Sequence[str] | Mapping[str, int]) -> str:
     return ", ".join(f"'{name}'" for name in names)
