@@ -45,12 +45,25 @@ class JetBlock:
 
     def take(self, jets: NDArray[np.int64]) -> JetBlock:
         """The jets at these positions, in this order."""
-        features = {}
-        for name, values in self.features.items():
-            rows = jets if name == GLOBAL else candidate_rows(self.counts[name], jets)
-            features[name] = values[rows]
+        return self._rows(
+            jets, {name: _take_lists(self.features[name], counts, jets) for name, counts in self.counts.items()}
+        )
+
+    def part(self, start: int, stop: int) -> JetBlock:
+        """The jets [start, stop), as views."""
+        if start == 0 and stop == len(self):
+            return self
+        lists = {}
+        for name, counts in self.counts.items():
+            first = int(counts[:start].sum(dtype=np.int64))
+            lists[name] = self.features[name][first : first + int(counts[start:stop].sum(dtype=np.int64))]
+        return self._rows(slice(start, stop), lists)
+
+    def _rows(self, jets: NDArray[np.int64] | slice, candidates: Mapping[str, NDArray[np.float32]]) -> JetBlock:
         return JetBlock(
-            features=features,
+            features={
+                name: values[jets] if name == GLOBAL else candidates[name] for name, values in self.features.items()
+            },
             counts={name: counts[jets] for name, counts in self.counts.items()},
             truth=self.truth[jets],
             process=self.process[jets],
@@ -85,15 +98,6 @@ class JetBlock:
         )
 
 
-def candidate_rows(counts: NDArray[np.int32], jets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows [S'] of the candidates of `jets` in the flat array of a group with `counts` [J]."""
-    ends = np.cumsum(counts, dtype=np.int64)
-    taken = counts[jets].astype(np.int64)
-    starts = ends[jets] - taken
-    offsets = np.cumsum(taken) - taken
-    return np.repeat(starts - offsets, taken) + np.arange(taken.sum())
-
-
 def empty_block(schema: Schema) -> JetBlock:
     """A block without jets."""
     return JetBlock(
@@ -104,28 +108,6 @@ def empty_block(schema: Schema) -> JetBlock:
         weight=np.zeros(0, np.float32),
         jet_id=np.zeros((0, 2), np.int64),
         kinematics=np.zeros((0, 2), np.float32),
-    )
-
-
-def slice_jets(block: JetBlock, start: int, stop: int) -> JetBlock:
-    """The jets [start, stop) of a block, as views."""
-    if start == 0 and stop == len(block):
-        return block
-    features = {}
-    for name, values in block.features.items():
-        if name == GLOBAL:
-            features[name] = values[start:stop]
-        else:
-            first = int(block.counts[name][:start].sum(dtype=np.int64))
-            features[name] = values[first : first + int(block.counts[name][start:stop].sum(dtype=np.int64))]
-    return JetBlock(
-        features=features,
-        counts={name: counts[start:stop] for name, counts in block.counts.items()},
-        truth=block.truth[start:stop],
-        process=block.process[start:stop],
-        weight=block.weight[start:stop],
-        jet_id=block.jet_id[start:stop],
-        kinematics=block.kinematics[start:stop],
     )
 
 
@@ -142,8 +124,8 @@ def regroup(blocks: Iterator[JetBlock], sizes: Iterator[int]) -> Iterator[JetBlo
             pending.append(block)
             held += len(block)
         joined = JetBlock.concatenate(pending)
-        yield slice_jets(joined, 0, size)
-        pending = [slice_jets(joined, size, held)] if held > size else []
+        yield joined.part(0, size)
+        pending = [joined.part(size, held)] if held > size else []
         held -= size
 
 
@@ -196,25 +178,8 @@ def unpad(padded: NDArray[Kind]) -> tuple[NDArray[Kind], NDArray[np.int32]]:
     return padded[np.arange(length) < counts[:, None]], counts
 
 
-def gather(blocks: Sequence[JetBlock], jets: NDArray[np.int64]) -> JetBlock:
-    """Jets of the blocks, counted through all of them, in this order: `JetBlock.concatenate(blocks).take(jets)`.
-
-    One memory copy per jet instead of one per candidate.
-    """
-    features, counts = {}, {}
-    for name in blocks[0].features:
-        values = np.concatenate([block.features[name] for block in blocks])
-        if name == GLOBAL:
-            features[name] = values[jets]
-        else:
-            numbers = np.concatenate([block.counts[name] for block in blocks])
-            features[name], counts[name] = _take_lists(values, numbers, jets), numbers[jets]
-    narrow = JetBlock.concatenate([replace(block, features={}, counts={}) for block in blocks]).take(jets)
-    return replace(narrow, features=features, counts=counts)
-
-
 def _take_lists(values: NDArray[Kind], counts: NDArray[np.int32], jets: NDArray[np.int64]) -> NDArray[Kind]:
-    # The candidates of a jet lie next to each other: to Arrow they are one string of bytes.
+    # The candidates of a jet lie next to each other: to Arrow they are one string of bytes, copied in one go.
     width = values.shape[1] * values.itemsize
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, dtype=np.int64, out=offsets[1:])

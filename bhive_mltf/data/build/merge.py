@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.block import JetBlock, gather
+from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.build.staged_file import StagedFile
 
 DEFAULT_BYTES = 64 << 20
@@ -55,12 +55,11 @@ def merged(
         pieces, keys = [], []
         for i in np.flatnonzero(ends > begins):
             file, number = chunks[i]
-            piece = file.read(number, int(begins[i]), int(ends[i]))
-            piece.jet_id[:, 0] += shift[id(file)]
-            pieces.append(piece)
+            pieces.append(file.read(number, int(begins[i]), int(ends[i])))
+            pieces[-1].jet_id[:, 0] += shift[id(file)]
             keys.append(file.keys[number][begins[i] : ends[i]])
-        ids = np.concatenate([piece.jet_id for piece in pieces])
-        return finish(gather(pieces, _order(ids, np.concatenate(keys), content_ids)))
+        jets = JetBlock.concatenate(pieces)
+        return finish(jets.take(_order(jets.jet_id, np.concatenate(keys), content_ids)))
 
     runs = _runs(chunks, bucket_jets or _bucket_jets(staged, max_bytes))
     return in_threads(block, runs, threads) if chunks else iter(())
