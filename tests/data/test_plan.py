@@ -111,10 +111,11 @@ def test_counts_are_kept_per_epoch():
 
 @given(st.integers(1, 200), st.lists(st.floats(0, 1), min_size=1, max_size=4))
 @settings(max_examples=30)
-def test_cut_takes_a_slice_of_the_batch(batch_size, fractions):
+def test_pick_takes_jets_in_the_order_of_the_batch(batch_size, fractions):
     batch = next(iter(plan(range(1500), batch_size).batches(0)))
     edges = sorted({0, batch_size, *(int(f * batch_size) for f in fractions)})
-    found = [part.positions for a, b in pairwise(edges) for part in batch.cut(slice(a, b))]
+    jets = np.arange(batch_size)
+    found = [part.positions for a, b in pairwise(edges) for part in batch.pick((a <= jets) & (jets < b))]
     assert np.array_equal(np.concatenate(found), batch.positions)
 
 

@@ -55,18 +55,6 @@ class GlobalBatch:
             return self.parts[0].positions
         return np.concatenate([part.positions for part in self.parts])
 
-    def cut(self, wanted: slice) -> tuple[Part, ...]:
-        """The parts of the jets `wanted` (start and stop given) of this batch."""
-        if wanted.start == 0 and wanted.stop == len(self):
-            return self.parts
-        parts, first = [], 0
-        for part in self.parts:
-            chosen = part.positions[max(wanted.start - first, 0) : max(wanted.stop - first, 0)]
-            if len(chosen):
-                parts.append(Part(part.window, chosen))
-            first += len(part.positions)
-        return tuple(parts)
-
     def pick(self, wanted: NDArray[np.bool_]) -> tuple[Part, ...]:
         """The parts of the jets where `wanted` [B] is True, in the order of the batch."""
         parts, first = [], 0
@@ -236,7 +224,9 @@ class RankBatches:
         cost = rank_shares.work(self._index, batch.positions, self._inputs) if self._balanced else None
         if cost is not None:
             return batch.pick(rank_shares.assign(cost, self._world_size) == self._rank)
-        return batch.cut(rank_shares.rank_slice(len(batch), self._rank, self._world_size))
+        own = np.zeros(len(batch), np.bool_)
+        own[rank_shares.rank_slice(len(batch), self._rank, self._world_size)] = True
+        return batch.pick(own)
 
 
 def padded_lengths(

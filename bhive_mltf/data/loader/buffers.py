@@ -178,7 +178,7 @@ class Ring:
 
 
 class Place(NamedTuple):
-    """Where one array lies in the buffer of a batch."""
+    """Where one array lies in a buffer."""
 
     shape: tuple[int, ...]
     dtype: type[np.generic]
@@ -203,6 +203,16 @@ class Place(NamedTuple):
         if not len(values):
             return buffer.new_empty(self.shape, dtype=_TORCH[self.dtype])
         return values.view(_TORCH[self.dtype]).view(self.shape)
+
+
+def lay_out(arrays: Mapping[str, tuple[type[np.generic], tuple[int, ...]]]) -> dict[str, Place]:
+    """Places of arrays, given by type and shape, one behind the other and aligned."""
+    places: dict[str, Place] = {}
+    end = 0
+    for name, (kind, shape) in arrays.items():
+        places[name] = Place(shape, kind, -(-end // _ALIGNMENT) * _ALIGNMENT)
+        end = places[name].stop
+    return places
 
 
 @dataclass(frozen=True)
@@ -236,12 +246,7 @@ def _places(inputs: ModelInputs, n_jets: int, lengths: tuple[int, ...]) -> Mappi
         wanted[f"{group.name}/counts"] = np.int64, (n_jets,)
         if group.four_vectors:
             wanted[f"{group.name}/vectors"] = np.float32, (n_jets, length, 4)
-    places: dict[str, Place] = {}
-    end = 0
-    for name, (kind, shape) in wanted.items():
-        places[name] = Place(shape, kind, -(-end // _ALIGNMENT) * _ALIGNMENT)
-        end = places[name].stop
-    return places
+    return lay_out(wanted)
 
 
 @lru_cache(256)

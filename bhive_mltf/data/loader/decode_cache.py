@@ -6,7 +6,6 @@ W: jets of a window; F: columns of a group.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from bhive_mltf.data.layouts.column_planes import Plane
 from bhive_mltf.data.loader import order
+from bhive_mltf.data.loader.buffers import Place, lay_out
 from bhive_mltf.data.loader.collate import Candidates, Memory, Recipe, WindowTable
 from bhive_mltf.data.loader.order import Window
 from bhive_mltf.data.loader.windows import ArrowWindows, BlockRows, LoaderView
@@ -22,7 +22,6 @@ from bhive_mltf.data.schema import GLOBAL
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.interface import GroupInput, ModelInputs
 
-_ALIGNMENT = 64
 # Padded rows of a block are large: a part of a block is decoded at a time.
 _READ_JETS = 512
 
@@ -33,23 +32,6 @@ def read_columns(inputs: ModelInputs) -> dict[str, tuple[str, ...]]:
         group.name: (*group.columns, *(c for c in dict.fromkeys(group.four_vectors) if c not in group.columns))
         for group in inputs.groups
     }
-
-
-@dataclass(frozen=True)
-class _Region:
-    """A part of an arena: rows of numbers."""
-
-    offset: int
-    rows: int
-    width: int
-    type: np.dtype[Any]
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.type.itemsize * self.rows * self.width
-
-    def view(self, buffer: NDArray[np.uint8]) -> NDArray[Any]:
-        return np.ndarray((self.rows, self.width), self.type, buffer, self.offset)
 
 
 class Arenas:
@@ -75,26 +57,22 @@ class Arenas:
     @property
     def n_bytes(self) -> int:
         """Size of an arena that holds any window; what no window needs is never touched."""
-        return max(region.end for region in self._regions.values())
+        return max(region.stop for region in self._regions.values())
 
     def use(self, buffers: Sequence[NDArray[np.uint8]]) -> None:
         """The memory of each arena, uint8 of `n_bytes`; shared by all processes that decode and read."""
         self._buffers = buffers
 
-    def _make_regions(self) -> dict[str, _Region]:
+    def _make_regions(self) -> dict[str, Place]:
+        """Parts of an arena: rows of numbers."""
         jets = order.BLOCK * order.WINDOW
-        wanted = {"kinematics": (jets, 2, np.dtype(np.float32))}
+        wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {"kinematics": (np.float32, (jets, 2))}
         if self._view.global_columns is not None:
-            wanted[GLOBAL] = jets, len(self._view.global_columns), np.dtype(np.float32)
+            wanted[GLOBAL] = np.float32, (jets, len(self._view.global_columns))
         for name, recipe in self._recipes.items():
             rows = jets * self._view.source.schema.group(name).length
-            wanted |= {plane.field: (rows, len(plane.positions), plane.type) for plane in recipe.planes}
-        regions: dict[str, _Region] = {}
-        end = 0
-        for name, (rows, width, kind) in wanted.items():
-            regions[name] = _Region(-(-end // _ALIGNMENT) * _ALIGNMENT, rows, width, kind)
-            end = regions[name].end
-        return regions
+            wanted |= {plane.field: (plane.type.type, (rows, len(plane.positions))) for plane in recipe.planes}
+        return lay_out(wanted)
 
     def decode(self, window: Window, block: int, arena: int) -> None:
         """Read one block of a window into its place.
