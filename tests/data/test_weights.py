@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels, reference_shape
+from bhive_mltf.data.weighting.grid import Grid, check_labels, reference_shape
 from bhive_mltf.errors import DataError
 
 GRID = Grid((10.0, 30.0, 60.0, 120.0), (-2.5, 0.0, 2.51))
@@ -66,7 +66,7 @@ def test_bins_and_lookup():
     values = np.arange(18, dtype=float).reshape(3, 3, 2)
     truth = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 1, 1]], bool)
     # With several labels the first one decides.
-    assert WeightTable(GRID, values).look_up(kinematics, truth).tolist() == [0, 6, 15, 11, 3]
+    assert GRID.look_up(values, kinematics, truth).tolist() == [0, 6, 15, 11, 3]
 
 
 def test_w09_values_rounded_over_an_edge_stay_in_the_outer_bin():

@@ -31,7 +31,7 @@ def weigh_all(histogram, weighting="reference", reference="b"):
 
 @given(counts, st.sampled_from(WEIGHTINGS))
 def test_w10_weights_are_probabilities(histogram, weighting):
-    weights = weigh_all(histogram, weighting, "c").table.values
+    weights = weigh_all(histogram, weighting, "c").weights
     assert weights.shape == SHAPE
     assert ((weights >= 0) & (weights <= 1)).all()
     filled = histogram.any(axis=(1, 2))
@@ -187,17 +187,17 @@ def test_unknown_weighting():
 
 @given(counts)
 def test_w10_the_default_is_upstreams(histogram):
-    np.testing.assert_array_equal(weigh_all(histogram, reference="c").table.values, reference_shape(histogram, 1))
+    np.testing.assert_array_equal(weigh_all(histogram, reference="c").weights, reference_shape(histogram, 1))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts)
 def test_the_report_can_be_read_back(tmp_path, histogram):
     made = weigh_all(histogram, "balanced", "c")
-    made.report.write(tmp_path, made.table.values)
+    made.report.write(tmp_path, made.weights)
     report, weights = WeightingReport.read(tmp_path)
     assert report == made.report
-    np.testing.assert_array_equal(weights, made.table.values)
+    np.testing.assert_array_equal(weights, made.weights)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weights": []}'])

@@ -23,7 +23,7 @@ def make(labels, weighting="reference"):
 def test_spectra_are_drawn_from_the_directory(tmp_path, weighting):
     histogram, weights = make(("b", "c", "light", "none"), weighting)
     np.save(tmp_path / "histogram.npy", histogram.astype(np.float32))
-    weights.report.write(tmp_path, weights.table.values)
+    weights.report.write(tmp_path, weights.weights)
     assert draw_spectra(tmp_path, tmp_path / "elsewhere") == "spectra.png"
     assert (tmp_path / "elsewhere" / "spectra.png").exists()
     assert not (tmp_path / "spectra.png").exists()
@@ -35,10 +35,10 @@ def test_spectra_are_drawn_from_the_directory(tmp_path, weighting):
 def test_panels_hold_densities_before_and_after(tmp_path):
     labels = ("b", "c", "light", "none")
     histogram, weights = make(labels)
-    figure = spectra_figure(histogram, weights.table.values, weights.report)
+    figure = spectra_figure(histogram, weights.weights, weights.report)
     before_pt, after_pt, before_eta, after_eta = figure.axes
     np.testing.assert_allclose(before_pt.patches[1].get_data().values, histogram[1].sum(axis=1) / np.diff(GRID.pt))
-    drawn = (histogram * weights.table.values)[2].sum(axis=0) / np.diff(GRID.eta)
+    drawn = (histogram * weights.weights)[2].sum(axis=0) / np.diff(GRID.eta)
     np.testing.assert_allclose(after_eta.patches[2].get_data().values, drawn)
     assert before_pt.get_ylim() == after_pt.get_ylim()
     assert before_eta.get_ylim() == after_eta.get_ylim()
@@ -49,7 +49,7 @@ def test_panels_hold_densities_before_and_after(tmp_path):
 def test_many_long_labels_keep_the_legend_inside():
     labels = [f"a_rather_long_truth_label_{i}" for i in range(14)]
     histogram, weights = make(labels)
-    figure = spectra_figure(histogram, weights.table.values, weights.report)
+    figure = spectra_figure(histogram, weights.weights, weights.report)
     figure.canvas.draw()
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0
@@ -62,7 +62,7 @@ def test_narrow_bins_in_pt_have_a_linear_axis():
     grid = Grid((500.0, 600.0, 1000.0), (-2.5, 2.5))
     histogram = np.full((2, 2, 1), 30)
     weights = weigh(histogram, "reference", grid=grid, labels=("a", "b"), reference="a")
-    assert spectra_figure(histogram, weights.table.values, weights.report).axes[0].get_xscale() == "linear"
+    assert spectra_figure(histogram, weights.weights, weights.report).axes[0].get_xscale() == "linear"
 
 
 def test_a_set_without_a_report(tmp_path):

@@ -23,7 +23,7 @@ from bhive_mltf.data.layouts.lz4_rows import check_layout
 from bhive_mltf.data.manifest import Accounting, Manifest, SkippedFile, Source, refuse_equal_contents
 from bhive_mltf.data.ntuples.jobs import BASE_MB, DEFAULT_MB, check_memory
 from bhive_mltf.data.schema import Schema
-from bhive_mltf.data.weighting.grid import Grid, WeightTable, check_labels
+from bhive_mltf.data.weighting.grid import Grid, check_labels
 from bhive_mltf.data.weighting.methods import NONE, Weighting, check_weighting, weigh
 from bhive_mltf.errors import DataError, DatasetMismatchError, ParameterError
 from bhive_mltf.files import disk
@@ -128,11 +128,11 @@ def construct(
         full_width=full_width(config),
         storage_order=config.storage_order,
     )
-    finish = functools.partial(_finished, config=config, weights=weights.table)
+    finish = functools.partial(_finished, config=config, weighting=weights)
     jets = merged(files, empty.content_ids, max_bytes=max_bytes, threads=threads, finish=finish)
     with disk.writing(directory):
         manifest = write_jets(jets, empty, directory, threads=threads)
-        weights.report.write(directory, weights.table.values)
+        weights.report.write(directory, weights.weights)
         return publish(manifest, histogram, directory)
 
 
@@ -245,7 +245,7 @@ def _weigh(histogram: NDArray[np.int64], config: Config, weighting: str, *, is_t
     return weights
 
 
-def _finished(block: JetBlock, config: Config, weights: WeightTable) -> JetBlock:
+def _finished(block: JetBlock, config: Config, weighting: Weighting) -> JetBlock:
     """The block as it is stored: weights looked up, inputs rounded if the config says so."""
     features, counts = dict(block.features), dict(block.counts)
     if config.data_precision == "float16":
@@ -255,5 +255,5 @@ def _finished(block: JetBlock, config: Config, weights: WeightTable) -> JetBlock
             for column in group.four_vectors.columns if group.four_vectors else ():
                 half[:, group.columns.index(column)] = features[name][:, group.columns.index(column)]
             features[name], counts[name] = strip(half, old)
-    weight = weights.look_up(block.kinematics, block.truth)
+    weight = weighting.report.grid.look_up(weighting.weights, block.kinematics, block.truth)
     return dataclasses.replace(block, features=features, counts=counts, weight=weight)

@@ -8,7 +8,7 @@ K: truth labels; P, E: bins in pt and eta.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,17 @@ MAX_REDUCTION = 10.0
 
 
 @dataclass(frozen=True)
-class Balanced:
-    """weights : float64 [K,P,E], in [0, 1]. regions : int64 [K,P,E], number of the merged bin that a bin is in."""
+class Found:
+    """What a weighting gives.
+
+    weights : float64 [K,P,E], in [0, 1], probability that a jet of this label and bin is drawn.
+    regions : int64 [K,P,E], number of the merged bin that a bin is in.
+    settings : numbers of the weighting, recorded.
+    """
 
     weights: NDArray[np.float64]
     regions: NDArray[np.int64]
+    settings: dict[str, float] = field(default_factory=dict)
 
 
 def balanced(
@@ -33,7 +39,7 @@ def balanced(
     reference: int,
     min_count: int = MIN_COUNT,
     max_reduction: float = MAX_REDUCTION,
-) -> Balanced:
+) -> Found:
     """Weights that give every label the reference's shape, and all labels the same yield as far as they reach it.
 
     In the merged bins g of a label, with H its counts and r the share of the reference's jets in g (sum r = 1):
@@ -61,7 +67,8 @@ def balanced(
         shares[k] = share[regions[k]]
     common = max(available[filled].min(), available[filled].max() / max_reduction)
     yields = np.minimum(available, common)[:, None, None]
-    return Balanced(np.where(filled[:, None, None], np.minimum(yields * shares, 1.0), 1.0), regions)
+    weights = np.where(filled[:, None, None], np.minimum(yields * shares, 1.0), 1.0)
+    return Found(weights, regions, {"min_count": min_count, "max_reduction": max_reduction})
 
 
 def region_sums(counts: NDArray[np.int64], regions: NDArray[np.int64]) -> NDArray[np.int64]:

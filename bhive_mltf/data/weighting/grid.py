@@ -42,19 +42,13 @@ class Grid:
         counts = [np.bincount(flat[truth[:, k]], minlength=size) for k in range(truth.shape[1])]
         return np.stack(counts).reshape(-1, *self.shape).astype(np.int64)
 
-
-@dataclass(frozen=True)
-class WeightTable:
-    """A sampling probability per label and bin, float64 [K,P,E]."""
-
-    grid: Grid
-    values: NDArray[np.float64]
-
-    def look_up(self, kinematics: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Weights float32 [J] for (pt, eta) [J,2] and labels [J,K]; the first true label decides."""
-        pt, eta = self.grid.bins(kinematics)
-        weights: NDArray[np.float32] = self.values[np.argmax(truth, axis=1), pt, eta].astype(np.float32)
-        return weights
+    def look_up(
+        self, weights: NDArray[np.float64], kinematics: NDArray[np.float32], truth: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Of weights [K,P,E], those of jets with (pt, eta) [J,2] and labels [J,K]; the first true label decides."""
+        pt, eta = self.bins(kinematics)
+        found: NDArray[np.float32] = weights[np.argmax(truth, axis=1), pt, eta].astype(np.float32)
+        return found
 
 
 def reference_shape(histogram: NDArray[np.int64], reference: int) -> NDArray[np.float64]:

@@ -7,14 +7,14 @@ flavours and merges sparse bins (`balanced`). docs/weights.md says when to use w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bhive_mltf.data.weighting import balanced
-from bhive_mltf.data.weighting.grid import Grid, WeightTable, reference_shape
-from bhive_mltf.data.weighting.report import WeightingReport, report
+from bhive_mltf.data.weighting.balanced import Found, balanced
+from bhive_mltf.data.weighting.grid import Grid, reference_shape
+from bhive_mltf.data.weighting.report import WeightingReport, label_report
 from bhive_mltf.errors import ParameterError
 
 NONE = "none"
@@ -22,24 +22,10 @@ NONE = "none"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a method gives.
-
-    weights : float64 [K,P,E], probability that a jet of this label and bin is drawn.
-    regions : int [K,P,E], bins with the same number count as one; for the report.
-    settings : numbers of the method, recorded.
-    """
+class Weighting:
+    """The weights of a training set, float64 [K,P,E], and what comes of them."""
 
     weights: NDArray[np.float64]
-    regions: NDArray[np.int64]
-    settings: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """The weights of a training set, and what comes of them."""
-
-    table: WeightTable
     report: WeightingReport
 
 
@@ -56,13 +42,7 @@ def _reference(histogram: NDArray[np.int64], position: int) -> Found:
     return Found(reference_shape(histogram, position), _each_bin(histogram))
 
 
-def _balanced(histogram: NDArray[np.int64], position: int) -> Found:
-    found = balanced.balanced(histogram, position)
-    settings = {"min_count": balanced.MIN_COUNT, "max_reduction": balanced.MAX_REDUCTION}
-    return Found(found.weights, found.regions, settings)
-
-
-METHODS: Mapping[str, Callable[[NDArray[np.int64], int], Found]] = {"reference": _reference, "balanced": _balanced}
+METHODS: Mapping[str, Callable[[NDArray[np.int64], int], Found]] = {"reference": _reference, "balanced": balanced}
 """Name -> method: from the histogram, int64 [K,P,E], and the position of the reference label."""
 WEIGHTINGS = tuple(METHODS)
 
@@ -88,16 +68,17 @@ def weigh(
     """
     if weighting != NONE:
         check_weighting(weighting)
-    method = METHODS.get(weighting, _ones)
-    found = method(histogram, list(labels).index(reference))
-    made = report(
-        histogram,
-        found.weights,
-        found.regions,
-        weighting=weighting,
-        grid=grid,
-        labels=labels,
-        reference=reference,
-        settings=found.settings,
+    position = list(labels).index(reference)
+    found = METHODS.get(weighting, _ones)(histogram, position)
+    reports = tuple(
+        label_report(
+            label,
+            histogram[k],
+            found.weights[k],
+            regions=found.regions[k],
+            target=histogram[position],
+            grid=grid,
+        )
+        for k, label in enumerate(labels)
     )
-    return Weighting(WeightTable(grid, found.weights), made)
+    return Weighting(found.weights, WeightingReport(weighting, reference, found.settings, grid, reports))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,34 +156,7 @@ class WeightingReport:
 _ADAPTER: TypeAdapter[WeightingReport] = TypeAdapter(WeightingReport)
 
 
-def report(
-    histogram: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    regions: NDArray[np.int64],
-    *,
-    weighting: str,
-    grid: Grid,
-    labels: Sequence[str],
-    reference: str,
-    settings: dict[str, float],
-) -> WeightingReport:
-    """What `weights` do to the jets of `histogram`.
-
-    Jets with several labels count for each of them, as in the histogram.
-
-    Parameters
-    ----------
-    histogram, weights, regions : [K,P,E]; `regions` numbers the merged bins.
-    """
-    target = histogram[list(labels).index(reference)]
-    each = tuple(
-        _label_report(label, histogram[k], weights[k], regions=regions[k], target=target, grid=grid)
-        for k, label in enumerate(labels)
-    )
-    return WeightingReport(weighting, reference, settings, grid, each)
-
-
-def _label_report(
+def label_report(
     label: str,
     counts: NDArray[np.int64],
     weights: NDArray[np.float64],
@@ -192,6 +165,13 @@ def _label_report(
     target: NDArray[np.int64],
     grid: Grid,
 ) -> LabelReport:
+    """What `weights` do to the jets `counts` of a label; jets with several labels count for each of them.
+
+    Parameters
+    ----------
+    counts, weights, regions : [P,E]; `regions` numbers the merged bins.
+    target : [P,E], jets of the reference.
+    """
     drawn, squares = float((counts * weights).sum()), float((counts * weights**2).sum())
     jets, wanted = region_sums(counts, regions), region_sums(target, regions)
     shared = (jets > 0) & (wanted > 0)
