@@ -28,7 +28,7 @@ from bhive_mltf.data.manifest import Accounting, SkippedFile, Source
 from bhive_mltf.data.ntuples.filelist import match_process
 from bhive_mltf.data.ntuples.jobs import StageJob
 from bhive_mltf.data.ntuples.root_reader import RootTree, open_tree
-from bhive_mltf.data.ntuples.selection import Converter, LostJets
+from bhive_mltf.data.ntuples.selection import REASONS, Converter
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, MissingTreeError
 from bhive_mltf.files import atomic, disk
@@ -148,8 +148,8 @@ def _convert(job: StageJob, converter: Converter, writer: StagedWriter, span: Sp
     """Write the chunks of a span; a file that cannot be read is an error, or a reason if it may be skipped."""
     path = job.paths[span.number]
     process = match_process(path, job.config.processes)
-    total = Accounting(rejected=converter.no_rejections)
-    converter.lost = LostJets(len(job.config.truths))
+    total = Accounting(rejected=dict.fromkeys(REASONS, 0))
+    converter.lost = {}
     try:
         with open_tree(path, job.config.treename, job.config.branches) as tree:
             converter.check(tree)
@@ -160,9 +160,9 @@ def _convert(job: StageJob, converter: Converter, writer: StagedWriter, span: Sp
                 total += accounting
                 if len(block):
                     writer.append(block, keys(block.jet_id[:, 1]), span.number)
-            lost = {"": converter.lost.labels, **converter.lost.columns} if converter.lost.columns else {}
             source = Source(path, f"{tree.content_id:016x}", tree.n_entries, total.accepted, process)
-            return SpanResult(span.number, source, total, {name: tuple(map(int, n)) for name, n in lost.items()})
+            lost = {name: tuple(n.tolist()) for name, n in converter.lost.items()}
+            return SpanResult(span.number, source, total, lost)
     except _SKIPPED as error:
         if not job.skip_bad_files:
             raise

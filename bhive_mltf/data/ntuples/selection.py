@@ -6,14 +6,12 @@ J: jets of a chunk; J': accepted ones; S: candidates; F: columns; K: truth label
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.config import Config
-from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.schema import Group
 from bhive_mltf.data.block import JetBlock, first_rows, strip
 from bhive_mltf.data.manifest import Accounting
@@ -25,50 +23,14 @@ Keys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 REASONS = ("outside_bins", "no_truth", "non_finite")
 
 
-class LostJets:
-    """Jets that are left out for a number that is not finite, by column and truth label.
-
-    columns : name -> jets per label and, last, all jets, int64 [K+1]; a jet counts for each such column.
-    labels : the same for jets with any such number, each counted once.
-    """
-
-    def __init__(self, n_labels: int) -> None:
-        self.columns: dict[str, NDArray[np.int64]] = {}
-        self.labels = np.zeros(n_labels + 1, np.int64)
-
-    def add(self, column: str, truth: NDArray[np.bool_]) -> None:
-        """Count jets with the labels `truth` [J,K] for a column."""
-        self.columns[column] = self.columns.get(column, np.zeros_like(self.labels)) + _per_label(truth)
-
-    def add_jets(self, truth: NDArray[np.bool_]) -> None:
-        """Count jets with the labels `truth` [J,K], whatever the columns."""
-        self.labels += _per_label(truth)
-
-
-def _per_label(truth: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return np.append(truth.sum(axis=0, dtype=np.int64), len(truth))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A branch of a chunk and the rows of it that are wanted."""
-
-    source: NDArray[Any] | Jagged
-    rows: NDArray[np.int64]
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """All rows of the branch."""
-        return self.source if isinstance(self.source, np.ndarray) else self.source.values
-
-
 class Converter:
     """Turns chunks of one config's branches into blocks of accepted jets.
 
     A jet is accepted when pt and eta lie in [first edge, last edge) of the bins, at least one truth label holds, and
     every number that the training set would store of it is finite, after the config's `non_finite`.
 
-    lost : what is not finite in the chunks converted so far; whoever counts anew replaces it.
+    lost : column -> jets of the chunks converted so far that are left out for a number in it that is not finite, per
+        truth label and, last, in all, int64 [K+1]; "" counts each jet once. Whoever counts anew replaces it.
     """
 
     def __init__(self, config: Config) -> None:
@@ -76,14 +38,9 @@ class Converter:
         self._custom = {
             group.name: [(feature.name, feature.parse()) for feature in group.custom] for group in config.groups
         }
-        self.lost = LostJets(len(config.truths))
+        self.lost: dict[str, NDArray[np.int64]] = {}
         # Kept from chunk to chunk: fresh memory costs more than what is done in it.
         self._scratch = np.empty(0, np.float32)
-
-    @property
-    def no_rejections(self) -> dict[str, int]:
-        """All reasons for a rejection, each 0 times."""
-        return dict.fromkeys(REASONS, 0)
 
     def check(self, tree: RootTree) -> None:
         """Refuse a tree whose branches have the wrong shape: numbers for lists, or lists for numbers.
@@ -125,7 +82,9 @@ class Converter:
             jets = jets[np.argsort(keys(chunk.start + jets), kind="stable")]
         features, counts, finite = self._features(chunk, jets, path, truth[jets])
         state[jets[~finite]] = REASONS.index("non_finite")
-        self.lost.add_jets(truth[state == REASONS.index("non_finite")])
+        lost = state == REASONS.index("non_finite")
+        if lost.any():
+            self._lose("", truth[lost])
         block = JetBlock(
             features=features,
             counts=counts,
@@ -139,6 +98,10 @@ class Converter:
             block = block.take(np.flatnonzero(finite))
         rejected = {reason: int(np.count_nonzero(state == i)) for i, reason in enumerate(REASONS)}
         return block, Accounting(total, len(block), rejected)
+
+    def _lose(self, column: str, truth: NDArray[np.bool_]) -> None:
+        """Count jets with the labels `truth` [J,K] for a column."""
+        self.lost[column] = self.lost.get(column, 0) + np.append(truth.sum(axis=0, dtype=np.int64), len(truth))
 
     def _truth_branches(self) -> tuple[str, ...]:
         return tuple(branch for truth in self._config.truths for branch in truth.branches)
@@ -160,7 +123,7 @@ class Converter:
             for name in dict.fromkeys((config.pt_key, config.eta_key, *self._truth_branches())):
                 bad = ~np.isfinite(chunk.scalars[name])
                 if bad.any():
-                    self.lost.add(name, truth[bad])
+                    self._lose(name, truth[bad])
         state = np.full(len(finite), len(REASONS), np.int8)
         state[~truth.any(axis=1)] = REASONS.index("no_truth")
         state[~inside] = REASONS.index("outside_bins")
@@ -178,7 +141,7 @@ class Converter:
         finite = np.ones(len(jets), np.bool_)
         for group in self._config.groups:
             if group.name == GLOBAL:
-                sources = {name: Column(chunk.scalars[name], jets) for name in group.branches}
+                sources = {name: (chunk.scalars[name], jets) for name in group.branches}
                 values, bad = self._matrix(group, sources, len(jets))
                 owners = np.arange(len(jets))
             else:
@@ -188,7 +151,7 @@ class Converter:
             for name, rows in bad.items():
                 lost = np.unique(owners[rows])
                 finite[lost] = False
-                self.lost.add(name, truth[lost])
+                self._lose(name, truth[lost])
             features[group.name] = values
         return features, counts, finite
 
@@ -207,42 +170,43 @@ class Converter:
             )
         offsets = _common_offsets(lists, chunk.start, path)
         rows, counts = first_rows(offsets, jets, group.length)
-        sources: dict[str, Column] = {name: Column(column, rows) for name, column in lists.items()}
+        sources = {name: (column.values, rows) for name, column in lists.items()}
         if len(lists) < len(group.branches):
             jet = np.repeat(jets, counts)
-            sources |= {name: Column(chunk.scalars[name], jet) for name in group.branches if name not in lists}
+            sources |= {name: (chunk.scalars[name], jet) for name in group.branches if name not in lists}
         values, bad = self._matrix(group, sources, len(rows))
         return values, counts, bad
 
     def _matrix(
-        self, group: Group, sources: Mapping[str, Column], rows: int
+        self, group: Group, sources: Mapping[str, tuple[NDArray[Any], NDArray[np.int64]]], n_rows: int
     ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]]]:
-        """Plain and custom columns side by side, float32 [rows,F], and the rows that are not finite by column.
+        """Plain and custom columns side by side, float32 [n_rows,F], and the rows that are not finite by column.
 
         Too large for float32 becomes infinite; what `non_finite` replaces, custom features see as replaced.
+
+        sources : of each branch all of its rows, and the positions [n_rows] of those that are wanted.
         """
         # Column by column and turned at the end: writing every F-th number of a large array is slower.
-        size = len(group.columns) * rows
+        size = len(group.columns) * n_rows
         if len(self._scratch) < size:
             self._scratch = np.empty(size, np.float32)
-        stacked = self._scratch[:size].reshape(len(group.columns), rows)
+        stacked = self._scratch[:size].reshape(len(group.columns), n_rows)
         places = dict(zip(group.columns, stacked, strict=True))
         columns: dict[str, NDArray[Any]] = {}
         replaced = {name: value for name, value in self._config.non_finite.items() if name in places}
         with np.errstate(over="ignore"):
-            for name, column in sources.items():
-                values = column.values
+            for name, (values, rows) in sources.items():
                 if name in places and values.dtype == np.float32:
                     # `clip` says that nothing is to be checked: the index is our own.
-                    columns[name] = np.take(values, column.rows, out=places[name], mode="clip")
+                    columns[name] = np.take(values, rows, out=places[name], mode="clip")
                 else:
-                    columns[name] = values.take(column.rows)
+                    columns[name] = values.take(rows)
                     if name in places:
                         places[name][:] = columns[name]
                 if name in replaced:
                     columns[name] = _replaced(places[name], replaced[name])
             for name, expression in self._custom[group.name]:
-                columns[name] = np.broadcast_to(_evaluate(expression, columns), rows)
+                columns[name] = np.broadcast_to(expression.evaluate(columns), n_rows)
                 places[name][:] = columns[name]
                 if name in replaced:
                     columns[name] = _replaced(places[name], replaced[name])
@@ -271,7 +235,3 @@ def _replaced(column: NDArray[np.float32], value: float) -> NDArray[np.float32]:
     """The column, changed in place where it is not finite."""
     column[~np.isfinite(column)] = value
     return column
-
-
-def _evaluate(expression: Expression, columns: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    return expression.evaluate({name: columns[name] for name in expression.names})
