@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bhive_mltf.config import Config, as_recorded
 from bhive_mltf.data import manifest as manifests
 from bhive_mltf.data.block import JetBlock, empty_block
-from bhive_mltf.data.build.set_writer import FILES, HISTOGRAM, INDEX, WEIGHTS, block_check_file, seek_file, side_file
+from bhive_mltf.data.build.set_writer import BLOCK_CHECKS, FILES, HISTOGRAM, INDEX, SEEK_POINTS, WEIGHTS, side_file
 from bhive_mltf.data.index import JetIndex
 from bhive_mltf.data.layouts.arrow_reader import ArrowShard
 from bhive_mltf.data.layouts.lz4_rows import LZ4Shard
@@ -170,7 +170,7 @@ class Dataset:
             if reader.edges[-1] != rows:
                 raise CorruptFileError(f"'{path}' holds {reader.edges[-1]} jets, {rows} are recorded: {_REBUILD}")
             return reader
-        points, checks = self._side_array(seek_file(shard)), self._side_array(block_check_file(shard))
+        points, checks = (self._side_array(name.format(shard)) for name in (SEEK_POINTS, BLOCK_CHECKS))
         return LZ4Shard(path, self.schema, self.manifest.precision, points, checks)
 
     def _side_array(self, name: str) -> NDArray[np.void] | None:

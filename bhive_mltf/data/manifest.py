@@ -242,12 +242,7 @@ def content_id(path: str | Path) -> int:
 
 
 def file_checksum(path: str | Path) -> str:
-    """XXH3-64 of a file, as 16 hexadecimal digits."""
-    return str(file_hash(path).hexdigest())
-
-
-def file_hash(path: str | Path) -> xxhash.xxh3_64:
-    """XXH3-64 over the bytes of a local file.
+    """XXH3-64 of a local file, as 16 hexadecimal digits.
 
     Raises
     ------
@@ -255,7 +250,7 @@ def file_hash(path: str | Path) -> xxhash.xxh3_64:
         The file cannot be read, or is empty.
     """
     try:
-        return _read_hash(path)
+        return str(_read_hash(path).hexdigest())
     except OSError as error:
         raise mapping.cannot_read(path, error, "restore it, or make it again") from error
 

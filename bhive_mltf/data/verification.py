@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bhive_mltf.data.block import JetBlock
-from bhive_mltf.data.build.set_writer import BATCH_JETS, WEIGHTS, side_file
+from bhive_mltf.data.build.set_writer import WEIGHTS, batch_edges, side_file
 from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.index import truth_bits
 from bhive_mltf.data.manifest import DatasetDigest, file_checksum
@@ -28,8 +28,7 @@ def ranges(dataset: Dataset) -> Iterator[tuple[int, int, int]]:
     """(shard, start, stop) of all jets in stored order, block by block as `write_jets` cuts them."""
     edges = dataset.shard_edges.tolist()
     for shard, (low, high) in enumerate(itertools.pairwise(edges)):
-        cuts = [low, *range(low // BATCH_JETS * BATCH_JETS + BATCH_JETS, high, BATCH_JETS), high]
-        for start, stop in itertools.pairwise(cuts):
+        for start, stop in itertools.pairwise(batch_edges(low, high)):
             yield shard, start, stop
 
 

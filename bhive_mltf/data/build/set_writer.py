@@ -31,6 +31,8 @@ from bhive_mltf.files import atomic
 
 BATCH_JETS = 2_048
 INDEX, HISTOGRAM, WEIGHTS, FILES = "index.npy", "histogram.npy", "weights.json", "processed_files.txt"
+# Beside an LZ4 shard, by its number: jet ids, seek points, and checksums of the blocks of a frame that has none.
+IDS, SEEK_POINTS, BLOCK_CHECKS = "file_{}.ids.npy", "file_{}.seek.npy", "file_{}.blocks.npy"
 _WRITTEN = ("file_*.arrow", "file_*.lz4", "file_*.npy", INDEX, HISTOGRAM, WEIGHTS, WEIGHTING, "spectra.*")
 
 
@@ -74,7 +76,8 @@ def write_jets(
     rows = shard_rows or [
         min(manifest.chunk_size, manifest.n_jets - first) for first in range(0, manifest.n_jets, manifest.chunk_size)
     ]
-    sizes = [_batch_sizes(last - n_rows, n_rows) for last, n_rows in zip(itertools.accumulate(rows), rows, strict=True)]
+    shard_edges = itertools.pairwise(itertools.accumulate(rows, initial=0))
+    sizes = [[b - a for a, b in itertools.pairwise(batch_edges(*shard))] for shard in shard_edges]
     blocks = regroup(jets, itertools.chain.from_iterable(sizes))
     shards: list[Future[Shard]] = []
     with write_index(directory / INDEX, groups, len(schema.truths)) as index, ThreadPoolExecutor(1, "shard") as pool:
@@ -93,11 +96,9 @@ def write_jets(
     return dataclasses.replace(manifest, shards=tuple(shard.result() for shard in shards), digest=digest.hexdigest())
 
 
-def _batch_sizes(start: int, rows: int) -> list[int]:
-    """Jets per batch of a shard; batches end at multiples of their size in the whole set, as the loader's blocks do."""
-    stop = start + rows
-    edges = [start, *range(start // BATCH_JETS * BATCH_JETS + BATCH_JETS, stop, BATCH_JETS), stop]
-    return [b - a for a, b in itertools.pairwise(edges)]
+def batch_edges(start: int, stop: int) -> list[int]:
+    """Edges of the batches of the jets [start, stop) of a set: multiples of their size, as of the loader's blocks."""
+    return [start, *range(start // BATCH_JETS * BATCH_JETS + BATCH_JETS, stop, BATCH_JETS), stop]
 
 
 def _watched(blocks: Iterator[JetBlock], index: IndexWriter, digest: DatasetDigest) -> Iterator[JetBlock]:
@@ -130,7 +131,7 @@ def _write_shard(
         with renaming:
             checksum, size = file_checksum(temporary), temporary.stat().st_size
         if manifest.layout == "LZ4Dataset":
-            write_array(directory / ids_file(number), np.concatenate(ids))
+            atomic.write_array(directory / IDS.format(number), np.concatenate(ids))
             write_seek_points(directory / name, number, directory)
         return Shard(name, n_rows, sum_weight, size, checksum)
 
@@ -143,40 +144,20 @@ def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
     return ArrowShardWriter(path, manifest.schema, planes_of(manifest), manifest.compression)
 
 
-def write_array(path: Path, values: NDArray[np.generic]) -> None:
-    """Write an array as npy, whole or not at all."""
-    atomic.write_array(path, values)
-
-
-def ids_file(shard: int) -> str:
-    """Name of the file with the jet ids of an LZ4 shard."""
-    return f"file_{shard}.ids.npy"
-
-
-def seek_file(shard: int) -> str:
-    """Name of the file with the seek points of an LZ4 shard."""
-    return f"file_{shard}.seek.npy"
-
-
-def block_check_file(shard: int) -> str:
-    """Name of the file with the checksums of the blocks of an LZ4 shard; only for frames that have none."""
-    return f"file_{shard}.blocks.npy"
-
-
 def write_seek_points(shard: Path, number: int, directory: Path) -> None:
     """Read an LZ4 shard once and write its seek points to `directory`."""
     frame = FrameReader(shard)
     points = SeekPoints(frame.header.linked)
     for block in frame.blocks():
         points.add(block)
-    write_array(directory / seek_file(number), points.array())
+    atomic.write_array(directory / SEEK_POINTS.format(number), points.array())
 
 
 def side_checksums(manifest: Manifest, *directories: Path) -> dict[str, str]:
     """Checksums of the files of a set beside its shards, by name; those that are in one of `directories`."""
     names = [INDEX, HISTOGRAM, WEIGHTS, WEIGHTING]
     for number in range(len(manifest.shards)):
-        names += [ids_file(number), seek_file(number), block_check_file(number)]
+        names += [name.format(number) for name in (IDS, SEEK_POINTS, BLOCK_CHECKS)]
     found = {name: side_file(name, *directories) for name in names}
     return {name: file_checksum(path) for name, path in found.items() if path is not None}
 
@@ -188,7 +169,7 @@ def side_file(name: str, *directories: Path) -> Path | None:
 
 def publish(manifest: Manifest, histogram: NDArray[np.generic], directory: Path) -> Manifest:
     """Write what makes the set complete, the list of shards last; returns the manifest as written."""
-    write_array(directory / HISTOGRAM, histogram.astype(np.float32))
+    atomic.write_array(directory / HISTOGRAM, histogram.astype(np.float32))
     weights = {
         "chunk_size": [shard.rows for shard in manifest.shards],
         "sum_weight": [shard.sum_weight for shard in manifest.shards],

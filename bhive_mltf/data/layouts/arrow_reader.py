@@ -85,16 +85,14 @@ class ArrowShard:
             sums.append(json.loads(metadata.get(CHECKSUMS.encode(), b"{}")))
         return sizes, sums
 
-    def _options(self, fields: Set[str]) -> Any:  # noqa: ANN401 - pyarrow has no types
-        places = [i for i, name in enumerate(self._fields) if name in fields]
-        return pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
-
     def _batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
         """The columns `fields` of a block, in memory and checked; the last ones are kept."""
         last = self._last
         if last is None or last[:2] != (block, fields):
+            places = [i for i, name in enumerate(self._fields) if name in fields]
+            options = pa.ipc.IpcReadOptions(included_fields=places, use_threads=False)
             with self._reading(block), pa.OSFile(str(self.path)) as file:
-                batch = pa.ipc.open_file(file, options=self._options(fields)).get_batch(block)
+                batch = pa.ipc.open_file(file, options=options).get_batch(block)
                 self._check(block, batch, fields)
             last = self._last = block, set(fields), batch
         return last[2]
@@ -108,19 +106,9 @@ class ArrowShard:
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error, f"block {block}: ") from error
 
-    def _mapped_batch(self, block: int, fields: Set[str]) -> pa.RecordBatch:
-        """The columns of a block as they lie in the file, those of `fields` checked."""
-        with self._reading(block):
-            batch = self._file.batch(block, fields)
-            self._check(block, batch, fields)
-            return batch
-
-    def _is_checked(self, block: int, fields: Set[str]) -> bool:
-        return all(name in self._checked and self._checked[name][block] for name in fields)
-
     def _check(self, block: int, batch: pa.RecordBatch, fields: Set[str]) -> None:
         """Hold columns against their checksums, the first time."""
-        if self._is_checked(block, fields):
+        if all(name in self._checked and self._checked[name][block] for name in fields):
             return
         if len(batch) != self.n_rows(block):
             raise self._broken(f"block {block} has {len(batch)} rows")
@@ -229,7 +217,9 @@ class ArrowShard:
                 extent = self._spans[name].extent(block, self.n_rows(block))
                 mapping.populate(self.map, self.path, *extent, _REBUILD)
         else:
-            batch = self._mapped_batch(block, fields)
+            with self._reading(block):
+                batch = self._file.batch(block, fields)
+                self._check(block, batch, fields)
             for name in fields:
                 offsets, flat = numbers(batch.column(name))
                 spans = self._spans.setdefault(name, _Spans(len(self._sums), flat.dtype))

@@ -143,6 +143,8 @@ class LZ4ShardWriter:
 class LZ4Shard:
     """One shard in B-Hive's layout; jets by their row.
 
+    frame : its LZ4 frame.
+
     Parameters
     ----------
     precision : "float32" or "float16".
@@ -160,16 +162,11 @@ class LZ4Shard:
         self._path = path
         self._schema = schema
         self._kind = np.dtype(precision).newbyteorder("<")
-        self._frame = FrameReader(path, points, checks)
+        self.frame = FrameReader(path, points, checks)
         self._check_header(precision)
 
-    @property
-    def frame(self) -> FrameReader:
-        """The LZ4 frame."""
-        return self._frame
-
     def _check_header(self, precision: str) -> None:
-        content = self._frame.read(0, 4 * HEADER_NUMBERS)
+        content = self.frame.read(0, 4 * HEADER_NUMBERS)
         self._announced, found = np.frombuffer(content, self._kind)[:HEADER_NUMBERS]
         expected = n_columns(self._schema)
         # float16 rounds the number of columns above 2048, and upstream writes what comes of it.
@@ -206,7 +203,7 @@ class LZ4Shard:
         columns = n_columns(self._schema)
         first = HEADER_NUMBERS + start * columns
         last = HEADER_NUMBERS + stop * columns
-        content = self._frame.read(first * self._kind.itemsize, last * self._kind.itemsize)
+        content = self.frame.read(first * self._kind.itemsize, last * self._kind.itemsize)
         return self.block(np.frombuffer(content, self._kind).reshape(-1, columns), start, choice)
 
     def forget_pages(self) -> None:

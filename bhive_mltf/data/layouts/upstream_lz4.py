@@ -19,13 +19,12 @@ from bhive_mltf.config import Config
 from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.build.set_writer import (
     BATCH_JETS,
+    BLOCK_CHECKS,
     FILES,
     INDEX,
+    SEEK_POINTS,
     WEIGHTS,
-    block_check_file,
-    seek_file,
     side_checksums,
-    write_array,
 )
 from bhive_mltf.data.index import IndexWriter, write_index
 from bhive_mltf.data.layouts.lz4_frame import BLOCK_CHECK, SeekPoints
@@ -33,7 +32,7 @@ from bhive_mltf.data.layouts.lz4_rows import HEADER_NUMBERS, LZ4Shard, n_columns
 from bhive_mltf.data.manifest import Accounting, DatasetDigest, Manifest, Shard, Source, content_id, file_checksum
 from bhive_mltf.data.schema import ColumnChoice, Schema
 from bhive_mltf.errors import CorruptFileError
-from bhive_mltf.files import disk
+from bhive_mltf.files import atomic, disk
 from bhive_mltf.files.text import read_text
 
 logger = logging.getLogger(__name__)
@@ -135,9 +134,9 @@ def _derive_shard(
         sum_weight += float(block.weight.sum(dtype=np.float64))
     if not rows:
         raise CorruptFileError(f"'{path}' holds no jets: remove it from processed_files.txt")
-    write_array(target / seek_file(number), points.array())
+    atomic.write_array(target / SEEK_POINTS.format(number), points.array())
     if not shard.frame.header.block_checksums:
-        write_array(target / block_check_file(number), np.array(checks, BLOCK_CHECK))
+        atomic.write_array(target / BLOCK_CHECKS.format(number), np.array(checks, BLOCK_CHECK))
     return Shard(path.name, rows, sum_weight, path.stat().st_size, file_checksum(path))
 
 
