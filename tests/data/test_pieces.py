@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import uproot
 
+from bhive_mltf.data.build import merge
 from bhive_mltf.data.build.construct import construct
 from bhive_mltf.data.build.merge import in_background, in_threads, merged
 from bhive_mltf.data.build.stage import Span, cut, removing_stale_files, stage_many, temporary_part
 from bhive_mltf.data.build.staged_file import StagedFile
+from bhive_mltf.data.ntuples import jobs as ntuple_jobs
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, ParameterError
@@ -94,13 +96,14 @@ def test_a_staged_file_that_changed_is_refused(config, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_of_the_merge_do_not_change_the_order(config, tmp_path, threads):
+def test_threads_of_the_merge_do_not_change_the_order(config, tmp_path, monkeypatch, threads):
     paths = [big_file(tmp_path / f"TT_{i}.root", 300 + i) for i in range(3)]
     jobs = [job(config, tmp_path / f"{i}.jets", path) for i, path in enumerate(paths)]
     stage_many(jobs)
     staged = [StagedFile(made.target, Schema.of(config)) for made in jobs]
     contents = np.array([int(f.record.sources[0].content_id, 16) for f in staged], np.uint64)
-    one, several = (list(merged(staged, contents, 20, threads=n)) for n in (1, threads))
+    monkeypatch.setattr(merge, "_bucket_jets", lambda *_: 20)
+    one, several = (list(merged(staged, contents, threads=n)) for n in (1, threads))
     assert len(one) == len(several) > 30
     assert all(same(a, b) and np.array_equal(a.jet_id, b.jet_id) for a, b in zip(one, several, strict=True))
 
@@ -168,9 +171,12 @@ def test_the_budget_decides_the_chunks(config, tmp_path):
         stage_many([dataclasses.replace(job_of_little, options=ReadOptions(memory_mb=200))])
 
 
-def test_the_budget_does_not_change_the_set(config, tmp_path):
-    paths = [big_file(tmp_path / "TT.root")]
-    small, large = (build(config, paths, tmp_path / str(size), max_bytes=size) for size in (2_000, 100_000))
+def test_the_budget_does_not_change_the_set(config, tmp_path, monkeypatch):
+    paths, sets = [big_file(tmp_path / "TT.root")], []
+    for size in (2_000, 100_000):
+        monkeypatch.setattr(ntuple_jobs, "_MOST_BYTES", size)
+        sets.append(build(config, paths, tmp_path / str(size)))
+    small, large = sets
     assert small.manifest.shards == large.manifest.shards
     assert small.manifest.digest == large.manifest.digest
 

@@ -16,6 +16,7 @@ from bhive_mltf.data.build import spread, stage
 from bhive_mltf.data.build.stage import stage_many
 from bhive_mltf.data.build.staged_file import StagedFile
 from bhive_mltf.data.loader import order
+from bhive_mltf.data.ntuples import jobs
 from bhive_mltf.data.ntuples.jobs import ReadOptions, StageJob, earlier_names, staged_name
 from bhive_mltf.data.schema import Schema
 from bhive_mltf.errors import CorruptFileError, DataError, FilelistError, MissingBranchError
@@ -117,8 +118,9 @@ def test_debugging_reads_twenty_chunks(config, tmp_path):
     assert ReadOptions.for_debugging().max_chunks == 20
 
 
-def test_chunks_are_bounded_in_bytes(config, tmp_path):
-    made = job(config, tmp_path, write_hand_made(tmp_path / "TT.root", 1000), options=ReadOptions(max_bytes=8_000))
+def test_chunks_are_bounded_in_bytes(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "_MOST_BYTES", 8_000)
+    made = job(config, tmp_path, write_hand_made(tmp_path / "TT.root", 1000))
     stage.stage(made)
     assert max(len(keys) for keys in open_staged(config, made).keys) < 200
 

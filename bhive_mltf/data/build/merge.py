@@ -27,7 +27,6 @@ Result = TypeVar("Result")
 def merged(
     staged: Sequence[StagedFile],
     content_ids: NDArray[np.uint64],
-    bucket_jets: int | None = None,
     *,
     max_bytes: int = DEFAULT_BYTES,
     threads: int = 1,
@@ -42,7 +41,7 @@ def merged(
     ----------
     content_ids : uint64, of the sources of all staged files, one after the other; the jet ids of the blocks refer to
         this order.
-    bucket_jets : jets per block, about; None: what is fast, and at most `max_bytes`.
+    max_bytes : of a block, about; blocks are smaller where that is fast.
     threads : that put blocks together; with more than one, as many blocks are ready ahead.
     finish : what is done to each block, in those threads.
     """
@@ -61,7 +60,7 @@ def merged(
         jets = JetBlock.concatenate(pieces)
         return finish(jets.take(_order(jets.jet_id, np.concatenate(keys), content_ids)))
 
-    runs = _runs(chunks, bucket_jets or _bucket_jets(staged, max_bytes))
+    runs = _runs(chunks, _bucket_jets(staged, max_bytes))
     return in_threads(block, runs, threads) if chunks else iter(())
 
 

@@ -43,13 +43,11 @@ class ReadOptions:
 
     max_jets : jets of a chunk.
     memory_mb : budget of a process in MB; decides the bytes of a chunk.
-    max_bytes : of the branches of a chunk, uncompressed; None: what the budget allows.
     max_chunks : ends the reading of a file early (debugging).
     """
 
     max_jets: int = 50_000
     memory_mb: int = DEFAULT_MB
-    max_bytes: int | None = None
     max_chunks: int | None = None
 
     @classmethod
@@ -60,8 +58,6 @@ class ReadOptions:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the branches of a chunk, uncompressed."""
-        if self.max_bytes is not None:
-            return self.max_bytes
         return min(_MOST_BYTES, ((check_memory(self.memory_mb) - BASE_MB) << 20) // _COPIES)
 
 
