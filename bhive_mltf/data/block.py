@@ -76,7 +76,7 @@ class JetBlock:
         """The chosen columns of a block that has all columns."""
         features = {
             name: self.features[name] if columns is None else self.features[name][:, columns]
-            for name, _, columns in choice.groups
+            for name, columns in choice.items()
         }
         counts = {name: counts for name, counts in self.counts.items() if name in features}
         return replace(self, features=features, counts=counts)

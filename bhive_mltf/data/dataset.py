@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +22,13 @@ from bhive_mltf.data.layouts.arrow_reader import ArrowShard
 from bhive_mltf.data.layouts.lz4_rows import LZ4Shard
 from bhive_mltf.data.layouts.upstream_lz4 import derive
 from bhive_mltf.data.manifest import Manifest, file_checksum
-from bhive_mltf.data.schema import ColumnChoice, Schema
+from bhive_mltf.data.schema import Schema, choose_columns
 from bhive_mltf.errors import CorruptFileError, DataError, DatasetMismatchError
 from bhive_mltf.files import mapping
 from bhive_mltf.files.lock import DirectoryLock
 from bhive_mltf.files.text import read_text
 
 _REBUILD = "build the training set again"
-
-
-class ShardReader(Protocol):
-    """What a layout gives to read one shard."""
-
-    def read(self, start: int, stop: int, choice: ColumnChoice) -> JetBlock:
-        """The jets in rows [start, stop)."""
-
-    def forget_pages(self) -> None:
-        """Give back what is mapped of the file."""
 
 
 class Dataset:
@@ -56,7 +46,7 @@ class Dataset:
         self.directory = directory
         self.manifest = manifest
         self._side = derived_in or directory
-        self._readers: dict[int, ShardReader] = {}
+        self._readers: dict[int, ArrowShard | LZ4Shard] = {}
         self._last_read = -1
         self.index = JetIndex(self._side / INDEX)
 
@@ -109,7 +99,7 @@ class Dataset:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"jets {start} to {stop} of {len(self)}")
-        choice = ColumnChoice.of(self.schema, columns)
+        choice = choose_columns(self.schema, columns)
         if start == stop:
             return empty_block(self.schema).choose(choice)
         edges = self.shard_edges
@@ -155,14 +145,14 @@ class Dataset:
         """Path of a shard."""
         return self.directory / self.manifest.shards[shard].file
 
-    def _reader(self, shard: int) -> ShardReader:
+    def _reader(self, shard: int) -> ArrowShard | LZ4Shard:
         # Opening a shard twice in two threads is harmless: it is only a map.
         reader = self._readers.get(shard)
         if reader is None:
             reader = self._readers[shard] = self._open(shard)
         return reader
 
-    def _open(self, shard: int) -> ShardReader:
+    def _open(self, shard: int) -> ArrowShard | LZ4Shard:
         path = self.path(shard)
         if self.manifest.layout == "ArrowDataset":
             reader = ArrowShard(path, self.schema)

@@ -63,40 +63,34 @@ class Schema:
         )
 
 
-@dataclass(frozen=True)
-class ColumnChoice:
-    """Groups to read: name, number of stored columns, positions of the wanted ones (None: all, in stored order)."""
+ColumnChoice = Mapping[str, NDArray[np.int64] | None]
+"""By group to read: positions of the wanted columns; None: all, in stored order."""
 
-    groups: tuple[tuple[str, int, NDArray[np.int64] | None], ...]
-    n_truths: int
 
-    @classmethod
-    def of(cls, schema: Schema, columns: Mapping[str, Sequence[str]] | None = None) -> ColumnChoice:
-        """Resolve names of columns.
+def choose_columns(schema: Schema, columns: Mapping[str, Sequence[str]] | None = None) -> ColumnChoice:
+    """Resolve names of columns.
 
-        Parameters
-        ----------
-        columns : per group the columns, in the order wanted; groups not named are left out. None: everything.
+    Parameters
+    ----------
+    columns : per group the columns, in the order wanted; groups not named are left out. None: everything.
 
-        Raises
-        ------
-        DataError
-            The training set has no such group or column.
-        """
-        groups: list[tuple[str, int, NDArray[np.int64] | None]] = []
-        if columns is not None:
-            stored = [group.name for group in schema.groups]
-            for name in columns:
-                if name not in stored:
-                    raise DataError(f"the training set has no group {name}; there are {', '.join(stored)}")
-        for group in schema.groups:
-            if columns is None:
-                groups.append((group.name, len(group.columns), None))
-            elif group.name in columns:
-                wanted = tuple(columns[group.name])
-                positions = _positions(group.name, group.columns, wanted)
-                groups.append((group.name, len(group.columns), None if wanted == group.columns else positions))
-        return cls(tuple(groups), len(schema.truths))
+    Raises
+    ------
+    DataError
+        The training set has no such group or column.
+    """
+    stored = {group.name: group.columns for group in schema.groups}
+    if columns is None:
+        return dict.fromkeys(stored)
+    for name in columns:
+        if name not in stored:
+            raise DataError(f"the training set has no group {name}; there are {', '.join(stored)}")
+    choice: dict[str, NDArray[np.int64] | None] = {}
+    for name, all_columns in stored.items():
+        if name in columns:
+            wanted = tuple(columns[name])
+            choice[name] = None if wanted == all_columns else _positions(name, all_columns, wanted)
+    return choice
 
 
 def _positions(group: str, stored: tuple[str, ...], wanted: tuple[str, ...]) -> NDArray[np.int64]:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +33,6 @@ INDEX, HISTOGRAM, WEIGHTS, FILES = "index.npy", "histogram.npy", "weights.json",
 # Beside an LZ4 shard, by its number: jet ids, seek points, and checksums of the blocks of a frame that has none.
 IDS, SEEK_POINTS, BLOCK_CHECKS = "file_{}.ids.npy", "file_{}.seek.npy", "file_{}.blocks.npy"
 _WRITTEN = ("file_*.arrow", "file_*.lz4", "file_*.npy", INDEX, HISTOGRAM, WEIGHTS, WEIGHTING, "spectra.*")
-
-
-class ShardWriter(Protocol):
-    """What a layout gives to write one shard."""
-
-    def append(self, block: JetBlock) -> None:
-        """Add the jets of a block."""
-
-    def close(self) -> None:
-        """Finish the file; nothing happens the second time."""
 
 
 def clear(directory: Path) -> None:
@@ -138,7 +127,7 @@ def _write_shard(
     return finish
 
 
-def _open(path: Path, manifest: Manifest, n_rows: int) -> ShardWriter:
+def _open(path: Path, manifest: Manifest, n_rows: int) -> ArrowShardWriter | LZ4ShardWriter:
     if manifest.layout == "LZ4Dataset":
         return LZ4ShardWriter(path, manifest.schema, n_rows)
     return ArrowShardWriter(path, manifest.schema, planes_of(manifest), manifest.compression)

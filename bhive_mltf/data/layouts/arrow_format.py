@@ -8,7 +8,6 @@ batch carries the XXH3-64 of its columns. Without compression a reader takes the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from bhive_mltf.data.block import JetBlock
+from bhive_mltf.data.block import JetBlock, empty_block
 from bhive_mltf.data.layouts.column_planes import Planes, to_json
 from bhive_mltf.data.schema import GLOBAL, Schema
 
@@ -97,31 +96,22 @@ class ArrowShardWriter:
     """
 
     def __init__(self, path: Path, schema: Schema, planes: Planes, compression: str = "none") -> None:
-        self._path = path
         self._schema = schema
         self._planes = planes
         self._compression = compression
-        self._codec = None if compression == "none" else pa.Codec(compression, 1 if compression == "zstd" else None)
-        self._sink: Any = None
-        self._writer: Any = None
+        codec = None if compression == "none" else pa.Codec(compression, 1 if compression == "zstd" else None)
+        options = pa.ipc.IpcWriteOptions(compression=codec, use_threads=False)
+        empty = encode(empty_block(schema), schema, planes, compression)
+        self._sink = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._sink, empty.schema, options=options)
 
     def append(self, block: JetBlock) -> None:
         """Add a record batch."""
         batch = encode(block, self._schema, self._planes, self._compression)
-        if self._writer is None:
-            self._sink = pa.OSFile(str(self._path), "wb")
-            options = pa.ipc.IpcWriteOptions(compression=self._codec, use_threads=False)
-            self._writer = pa.ipc.new_file(self._sink, batch.schema, options=options)
-        sums = {name: checksum(column) for name, column in _columns(batch)}
+        sums = {name: checksum(batch.column(name)) for name in batch.schema.names}
         self._writer.write_batch(batch, custom_metadata={CHECKSUMS: json.dumps(sums)})
 
     def close(self) -> None:
         """Finish the file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = None
-
-
-def _columns(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
-    return zip(batch.schema.names, batch.columns, strict=True)
+        self._writer.close()
+        self._sink.close()

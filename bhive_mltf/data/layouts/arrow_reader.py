@@ -146,13 +146,13 @@ class ArrowShard:
         return JetBlock.concatenate(pieces)
 
     def _read_block(self, block: int, begin: int, end: int, choice: ColumnChoice) -> JetBlock:
-        fields = {*JET_FIELDS, *(field for name, _, wanted in choice.groups for field in self.fields(name, wanted))}
+        fields = {*JET_FIELDS, *(field for name, wanted in choice.items() for field in self.fields(name, wanted))}
         batch = self._batch(block, fields)
         rows = slice(begin, end)
         features, counts = {}, {}
-        for name, width, wanted in choice.groups:
+        for name, wanted in choice.items():
             if name == GLOBAL:
-                values = self._matrix(batch, name, width)[rows]
+                values = self._matrix(batch, name, len(self._schema.group(name).columns))[rows]
                 features[name] = values if wanted is None else values[:, wanted]
             else:
                 features[name], counts[name] = self._candidates(batch, name, wanted, rows)
@@ -162,7 +162,7 @@ class ArrowShard:
         return JetBlock(
             features=features,
             counts=counts,
-            truth=self._matrix(batch, "truth", choice.n_truths)[rows].view(np.bool_),
+            truth=self._matrix(batch, "truth", len(self._schema.truths))[rows].view(np.bool_),
             process=numbers(batch.column("process"))[1][rows],
             weight=numbers(batch.column("weight"))[1][rows],
             jet_id=jet_id,

@@ -86,16 +86,15 @@ def check_layout(schema: Schema, precision: str, config_name: str) -> None:
 def from_rows(rows: NDArray[Any], schema: Schema, choice: ColumnChoice, jet_id: NDArray[np.int64]) -> JetBlock:
     """Rows [J,C] of float32 or float16 as a block; candidates that are all zero at the end of a jet are padding."""
     features, counts = {}, {}
-    wanted = {name: columns for name, _, columns in choice.groups}
     first = 0
     for group in schema.groups:
         last = first + len(group.columns) * group.length
-        if group.name in wanted:
+        if group.name in choice:
             values = rows[:, first:last]
             if group.name != GLOBAL:
                 values, counts[group.name] = unpad(values.reshape(len(rows), group.length, -1))
-            if wanted[group.name] is not None:
-                values = values[:, wanted[group.name]]
+            if (wanted := choice[group.name]) is not None:
+                values = values[:, wanted]
             features[group.name] = np.ascontiguousarray(values, np.float32)
         first = last
     return JetBlock(

@@ -30,7 +30,7 @@ from bhive_mltf.data.index import IndexWriter, write_index
 from bhive_mltf.data.layouts.lz4_frame import BLOCK_CHECK, SeekPoints
 from bhive_mltf.data.layouts.lz4_rows import HEADER_NUMBERS, LZ4Shard, n_columns
 from bhive_mltf.data.manifest import Accounting, DatasetDigest, Manifest, Shard, Source, content_id, file_checksum
-from bhive_mltf.data.schema import ColumnChoice, Schema
+from bhive_mltf.data.schema import Schema, choose_columns
 from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.files import atomic, disk
 from bhive_mltf.files.text import read_text
@@ -143,7 +143,7 @@ def _derive_shard(
 def _blocks(shard: LZ4Shard, config: Config, points: SeekPoints, checks: list[tuple[int, int]]) -> Iterator[JetBlock]:
     """All jets of a shard, at most 2048 at a time; seek points and block checksums are collected on the way."""
     schema = Schema.of(config)
-    choice = ColumnChoice.of(schema)
+    choice = choose_columns(schema)
     kind = np.dtype(config.data_precision).newbyteorder("<")
     width = n_columns(schema) * kind.itemsize
     held, row, total = bytearray(), 0, 0

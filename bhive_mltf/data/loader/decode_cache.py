@@ -48,7 +48,7 @@ class Arenas:
     def __init__(self, view: LoaderView, arrow: ArrowWindows | None) -> None:
         self._view = view
         self._arrow = arrow
-        self._recipes = arrow.recipes if arrow else {g.name: _recipe(g) for g in _jagged(view.inputs)}
+        self._recipes = arrow.recipes if arrow else {g.name: _recipe(g) for g in view.inputs.groups if g.name != GLOBAL}
         self._regions = self._make_regions()
         self._columns = read_columns(view.inputs)
         self._starts = lru_cache(8)(self._window_starts)
@@ -150,10 +150,6 @@ class Arenas:
     def _window_starts(self, group: str, window: Window) -> NDArray[np.int64]:
         """Where each jet's candidates begin in an arena, and where the last ones end; int64 [W+1]."""
         return np.concatenate([[0], np.cumsum(self._view.counts(group, window))])
-
-
-def _jagged(inputs: ModelInputs) -> list[GroupInput]:
-    return [group for group in inputs.groups if group.name != GLOBAL]
 
 
 def _vectors(group: GroupInput) -> str:
