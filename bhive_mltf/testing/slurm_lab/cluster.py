@@ -60,8 +60,8 @@ class Lab:
         daemons.stop(self.settings, "slurmctld", signal.SIGKILL)
 
     def start_controller(self) -> None:
-        """Start the controller again; it goes on with the jobs it knew."""
-        daemons.start_controller(self.settings)
+        """Start the controller; it goes on with the jobs that an earlier one knew."""
+        daemons.run(self.settings, ["slurmctld", "-f", str(self.settings.slurm_conf)], host="localhost")
         daemons.wait(lambda: self.run("scontrol", "ping").returncode == 0, "slurmctld", self.settings)
 
     def lose_node(self, number: int) -> None:
@@ -71,8 +71,9 @@ class Lab:
         daemons.kill_jobs(self.settings, name)
 
     def start_node(self, number: int) -> None:
-        """Start the daemon of a node again."""
-        daemons.start_node(self.settings, self.settings.nodes[number][0])
+        """Start the daemon of a node."""
+        name = self.settings.nodes[number][0]
+        daemons.run(self.settings, ["slurmd", "-N", name, "-f", str(self.settings.slurm_conf)], host=name)
 
     def restore(self) -> None:
         """Cancel all jobs, start what does not run, and wait until both nodes are idle."""
@@ -83,7 +84,7 @@ class Lab:
                 self.start_node(number)
         _cancel_all(self)
         self.run("scontrol", "update", f"nodename={','.join(name for name, _ in self.settings.nodes)}", "state=resume")
-        daemons.wait(self.are_nodes_ready, "the nodes", self.settings, daemons.START_S)
+        daemons.wait(self.are_nodes_ready, "the nodes", self.settings)
 
     def submissions(self) -> int:
         """How many batch jobs the controller has been asked for since it was first started."""
@@ -181,7 +182,7 @@ def _prepare(settings: Settings) -> Settings:
     _write(settings, "hosts", texts.hosts(replace(settings, names="namespace")))
     if not settings.names:
         settings = replace(settings, names="namespace" if daemons.namespaces_work(settings) else "address")
-    _write_key(settings.folder("etc") / "munge.key")
+    _write(settings, "munge.key", secrets.token_bytes(1024), mode=0o600)
     _write(settings, "slurm.conf", texts.slurm_conf(settings))
     _write(settings, "gres.conf", texts.gres_conf(settings))
     if settings.accounting:
@@ -205,16 +206,10 @@ def _clear(directory: Path) -> None:
     directory.mkdir(parents=True, mode=0o755)
 
 
-def _write(settings: Settings, name: str, text: str, mode: int = 0o644) -> None:
+def _write(settings: Settings, name: str, content: str | bytes, mode: int = 0o644) -> None:
     path = settings.folder("etc") / name
     path.touch(mode=mode)
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_key(path: Path) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(secrets.token_bytes(1024))
-    path.chmod(0o400)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _make_devices(settings: Settings) -> None:
@@ -230,7 +225,7 @@ def _start(lab: Lab) -> None:
     daemons.wait((settings.folder("run") / "munge.socket").exists, "munged", settings)
     if settings.accounting:
         daemons.start_accounting(settings)
-    daemons.start_controller(settings)
-    for name, _ in settings.nodes:
-        daemons.start_node(settings, name)
+    lab.start_controller()
+    for number in range(len(settings.nodes)):
+        lab.start_node(number)
     daemons.wait(lab.are_nodes_ready, "the nodes", settings)

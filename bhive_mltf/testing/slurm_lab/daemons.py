@@ -73,16 +73,6 @@ def start_munge(lab: Settings) -> None:
     run(lab, command)
 
 
-def start_controller(lab: Settings) -> None:
-    """The controller; it finds the jobs of an earlier one."""
-    run(lab, ["slurmctld", "-f", str(lab.slurm_conf)], host="localhost")
-
-
-def start_node(lab: Settings, name: str) -> None:
-    """The daemon of a node."""
-    run(lab, ["slurmd", "-N", name, "-f", str(lab.slurm_conf)], host=name)
-
-
 def start_accounting(lab: Settings) -> None:
     """MariaDB with an empty database, and slurmdbd on it."""
     data, folder = lab.folder("database"), lab.folder("run")
