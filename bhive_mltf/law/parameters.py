@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     class Host:
         """The task class that stands behind a mixin in a task's bases."""
 
+        task_family: str
+
         def store_parts(self) -> tuple[str, ...]:
             """Path parts below `$DATA_PATH`."""
 
@@ -25,6 +27,19 @@ if TYPE_CHECKING:
 
         def deps(self) -> list[Any]:
             """The tasks that this one needs, for the scheduler."""
+
+        def complete(self) -> bool:
+            """Whether the outputs are there."""
+
+        def run(self) -> None:
+            """Do the work."""
+
+        def publish_message(self, msg: str, *, scheduler: bool = True) -> None:
+            """Show a line to the person at the terminal."""
+
+        @classmethod
+        def get_params(cls) -> list[tuple[str, luigi.Parameter]]:
+            """Names and parameters."""
 else:
     Host = object
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,10 +42,8 @@ def read_task(path: Path) -> Any:
     """The task that the command described."""
     content = json.loads(path.read_text(encoding="utf-8"))
     sys.path += [entry for entry in content["path"] if entry not in sys.path]
-    found: Any = importlib.import_module(content["module"])
-    for name in content["name"].split("."):
-        found = getattr(found, name)
-    return found.from_str_params(content["parameters"])
+    cls = attrgetter(content["name"])(importlib.import_module(content["module"]))
+    return cls.from_str_params(content["parameters"])
 
 
 class StoppedError(TrainingInterruptedError):

@@ -8,53 +8,23 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import luigi
 
 from bhive_mltf.errors import ParameterError
-
-if TYPE_CHECKING:
-
-    class Task:
-        """What the mixins need of a task class."""
-
-        task_family: str
-
-        def local_path(self, *path: str) -> str:
-            """A path below the task's outputs."""
-
-        def complete(self) -> bool:
-            """Whether the outputs are there."""
-
-        def to_str_params(self) -> dict[str, str]:
-            """The parameters as they are typed."""
-
-        def publish_message(self, msg: str, *, scheduler: bool = True) -> None:
-            """Show a line to the person at the terminal."""
-
-        def deps(self) -> list[Any]:
-            """The tasks that this one needs, for the scheduler."""
-
-        @classmethod
-        def get_params(cls) -> list[tuple[str, luigi.Parameter]]:
-            """Names and parameters."""
-
-        def run(self) -> None:
-            """Do the work."""
-else:
-    Task = object
+from bhive_mltf.law.parameters import Host
 
 Status = Literal["RUNNING", "SCHEDULED"]
 NEEDED = ("local_path", "to_str_params", "complete", "publish_message")
-RANK_MODULE = "bhive_mltf.law.mixins.rank_process"
 Work = Callable[[], None]
 
 
-class RunMixin(Task):
+class RunMixin(Host):
     """Base of the mixins.
 
     A class that has one wraps its own `run`. A subclass that calls `super().run()` is one run: only the outermost call
@@ -65,7 +35,7 @@ class RunMixin(Task):
     # whether one command at a time may work in the directory of the outputs
     one_command: ClassVar[bool] = False
     # what a rank is started as
-    rank_module: ClassVar[str] = RANK_MODULE
+    rank_module: ClassVar[str] = "bhive_mltf.law.mixins.rank_process"
     _runs = _is_alone = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,8 +61,8 @@ class RunMixin(Task):
         if self._runs:
             work()
             return
-        bases: list[Any] = list(type(self).__mro__)
-        mixins = {base.place: base for base in bases if _is_mixin(base) and "around_run" in vars(base)}
+        bases = [base for base in type(self).__mro__ if _is_mixin(base) and "around_run" in vars(base)]
+        mixins: dict[int, Any] = {base.place: base for base in bases}
         work = functools.partial(self._from_where_it_was, work)
         for _, mixin in sorted(mixins.items(), reverse=True):
             work = functools.partial(mixin.around_run, self, work)
@@ -122,10 +92,6 @@ class RunMixin(Task):
         self.resume_if_begun()
         work()
 
-    def tell(self, text: str) -> None:
-        """Show a line to the person at the terminal."""
-        self.publish_message(text, scheduler=False)
-
     # hooks, for the mixins to know of each other
 
     def is_left(self) -> bool:
@@ -139,7 +105,8 @@ class RunMixin(Task):
         """
         if getattr(self, "resume_training", True) or not any(Path(self.local_path()).glob("model_[0-9]*.pt")):
             return
-        self.tell(f"going on with the models in {self.local_path()}; remove them to begin anew")
+        text = f"going on with the models in {self.local_path()}; remove them to begin anew"
+        self.publish_message(text, scheduler=False)
         self.resume_training = True
 
     def prepare_run(self, status: Status = "RUNNING") -> None:
@@ -174,33 +141,28 @@ def _run_of_the_task(cls: type) -> Callable[..., Any] | None:
     return next(found, None)
 
 
-def _is_mixin(base: type) -> bool:
+def _is_mixin(base: type) -> TypeGuard[type[RunMixin]]:
     return issubclass(base, RunMixin) and not issubclass(base, luigi.Task)
 
 
 def _refuse_bases(cls: type) -> None:
     """TypeError for mixins in another order than the documented one, or behind other bases."""
-    seen: list[type] = []
-    for base in cls.__bases__:
-        if not _is_mixin(base):
-            seen.append(base)
-            continue
-        before = next((one for one in seen if not _is_mixin(one) or _place(one) > _place(base)), None)
+    for number, base in enumerate(cls.__bases__):
+        before = next((one for one in cls.__bases__[:number] if _place(one) > _place(base)), None)
         if before is not None:
             raise TypeError(
                 f"class {cls.__name__} has {base.__name__} behind {before.__name__}: its bases are SlurmMixin, "
                 "MLflowMixin, RanksMixin in this order, those that it has, and then all others"
             )
-        seen.append(base)
 
 
-def _place(mixin: type) -> int:
-    return int(getattr(mixin, "place", -1))
+def _place(base: type) -> float:
+    return base.place if _is_mixin(base) else math.inf
 
 
 def _refuse_missing(cls: type) -> None:
     """TypeError for a class that lacks what the mixins need of a task."""
-    theirs = [base for base in cls.__mro__ if not _is_mixin(base) and base is not RunMixin]
+    theirs = [base for base in cls.__mro__ if not _is_mixin(base)]
     missing = [name for name in NEEDED if not any(name in vars(base) for base in theirs)]
     if missing:
         first = next(base.__name__ for base in cls.__bases__ if issubclass(base, RunMixin))

@@ -131,24 +131,19 @@ class SlurmMixin(SlurmDependency, RunMixin):
         """What the job runs."""
         from bhive_mltf.slurm import job
 
-        ranks = self.rank_file()
-        if ranks is None:
-            return job.make_spec(
-                profile,
-                name=self.task_family,
-                kind="command",
-                command=law_command(self, profile.python),
-                directory=self.job_directory(),
-                environment=job.shell(),
-            )
+        file = self.rank_file()
+        command = (
+            law_command(self, profile.python) if file is None else [profile.python, "-m", self.rank_module, str(file)]
+        )
+        sizes = () if file is None else ("nodes", "ranks_per_node", "threads_per_rank")
         return job.make_spec(
             profile,
             name=self.task_family,
-            kind="ranks",
-            command=[profile.python, "-m", self.rank_module, str(ranks)],
+            kind="command" if file is None else "ranks",
+            command=command,
             directory=self.job_directory(),
             environment=job.shell(),
-            **{name: getattr(self, name) for name in ("nodes", "ranks_per_node", "threads_per_rank")},
+            **{name: getattr(self, name) for name in sizes},
         )
 
 
@@ -172,7 +167,7 @@ def follow_to_end(task: Any, record: JobRecord, client: Slurm, profile: Profile)
     """Follow a job; JobFailedError when it is over and the task is not complete."""
     from bhive_mltf.slurm import follow
 
-    task.tell(f"job {record.job_id} of profile {profile.name}: {record.folder}")
+    task.publish_message(f"job {record.job_id} of profile {profile.name}: {record.folder}", scheduler=False)
     follow.follow(record, client, poll_s=profile.poll_seconds)
     if not task.complete():
         raise JobFailedError(

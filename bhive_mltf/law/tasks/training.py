@@ -237,25 +237,16 @@ class TrainingTask(
         return record
 
     def job_spec(self, profile: Profile) -> JobSpec:
-        """What the job runs."""
-        from bhive_mltf.slurm import job
+        """What the job runs: the ranks, and once they are done the figures."""
         from bhive_mltf.training import launch
 
-        directory = Path(self.local_path())
-        plan = str(directory / "plan.json")
-        spec = job.make_spec(
-            profile,
-            name=self.run_name(),
-            kind="ranks",
-            command=[profile.python, "-m", self.rank_module, plan],
-            directory=directory,
-            nodes=self.nodes,
-            ranks_per_node=self.ranks_per_node,
-            threads_per_rank=self.threads_per_rank,
-            environment=job.shell(),
-            afterwards=[profile.python, "-m", FIGURES, plan],
-        )
-        return spec.model_copy(update={"staged": launch.sets_to_copy(self._prepared)})
+        afterwards = (profile.python, "-m", FIGURES, str(self.rank_file()))
+        update = {"name": self.run_name(), "afterwards": afterwards, "staged": launch.sets_to_copy(self._prepared)}
+        return super().job_spec(profile).model_copy(update=update)
+
+    def rank_file(self) -> Path:
+        """The plan."""
+        return self._prepared.path
 
     def prepare(self, status: Status = "RUNNING", **values: int) -> TrainingPlan:
         """Carry out what the command changes, write the records, make the MLflow run; the plan to train.
@@ -296,10 +287,6 @@ class TrainingTask(
             params={name: getattr(self, name) for name in parameters},
             dataset_version=self.dataset_version,
         )
-
-    def run_name(self) -> str:
-        """What people call this training."""
-        return f"{self.training_version} {self.model_name} {self.dataset_version}"
 
     def profile(self) -> Profile:
         from bhive_mltf.slurm import job
