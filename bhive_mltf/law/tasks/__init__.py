@@ -13,17 +13,3 @@ from bhive_mltf.law.tasks import (
     working_point,
     wrappers,
 )
-
-__all__ = [
-    "base",
-    "dataset",
-    "export",
-    "inference",
-    "input_plotter",
-    "optimize",
-    "plotting",
-    "scaling",
-    "training",
-    "working_point",
-    "wrappers",
-]

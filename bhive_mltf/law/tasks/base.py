@@ -119,16 +119,15 @@ class BaseTask(law.Task):
         loaded = config.load(self.config, strict=self.strict_config)
         for warning in loaded.warnings:
             messages.warn_once(warning)
-        flavour = getattr(self, "reference_flavour", "") or self.recorded_flavour()
+        flavour = getattr(self, "reference_flavour", "") or self.recorded("reference_flavour")
         loaded = config.with_reference(loaded, flavour) if flavour else loaded
-        return config.as_recorded(loaded, self.recorded_config()) or loaded
+        return config.as_recorded(loaded, self.recorded("config")) or loaded
 
-    def recorded_config(self) -> str:
-        """Digest of the config that the training set of this task was made with; empty when that is not known."""
-        return ""
+    def recorded(self, name: str) -> str:  # noqa: ARG002
+        """What the training set of this task was made with; empty when that is not known.
 
-    def recorded_flavour(self) -> str:
-        """The reference flavour that the data set of this task was made with, when it was given by parameter."""
+        name : `config` (its digest), or `reference_flavour`, which is recorded when it was given by parameter.
+        """
         return ""
 
     def result_parameters(self) -> dict[str, Any]:

@@ -34,13 +34,7 @@ class DatasetTask(DatasetDependency, BaseTask):
 
     exclude_index = True
 
-    def recorded_flavour(self) -> str:
-        return self._recorded("reference_flavour")
-
-    def recorded_config(self) -> str:
-        return self._recorded("config")
-
-    def _recorded(self, name: str) -> str:
+    def recorded(self, name: str) -> str:
         dataset = DatasetConstructorTask.req(self)
         record = Record.read(dataset.local_path()) if dataset.is_made() else None
         return str(record.parameters.get(name, "")) if record else ""
@@ -53,8 +47,6 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
     coffea_worker = technical(luigi.IntParameter, default=1, description="processes; 0: one per core")
 
     conversion_memory = technical(luigi.IntParameter, default=1024, description="MB of memory per converting process")
-
-    exclude_index = False
 
     def check(self) -> None:
         if self.files_per_branch < 1:
@@ -91,13 +83,10 @@ class ConvertNtuples(PooledLocalWorkflow, SlurmWorkflow, DatasetTask):
         return one_file_per_process(files, self.load_config().processes)
 
     def output(self) -> law.LocalFileTarget:
-        return self.local_target(self.staged_name(self.branch_data))
-
-    def staged_name(self, files: tuple[str, ...]) -> str:
-        """Name of the staged file of some input files: a digest of all that decides its content."""
         from bhive_mltf.data.ntuples.jobs import staged_name
 
-        return staged_name(self.load_config(), files, self.seed, debug=self.debug, skip_bad_files=self.skip_bad_files)
+        options = {"debug": self.debug, "skip_bad_files": self.skip_bad_files}
+        return self.local_target(staged_name(self.load_config(), self.branch_data, self.seed, **options))
 
     def job(self) -> StageJob:
         """What the library converts for this branch."""
@@ -148,14 +137,8 @@ class DatasetConstructorTask(SlurmMixin, DatasetTask):
         description="the jets are only evaluated: they may lack the reference flavour, or all labels but one",
     )
 
-    exclude_index = False
-
     def requires(self) -> dict[str, law.Task]:
-        return {} if self.is_made() else {"staged": self.conversion()}
-
-    def conversion(self) -> ConvertNtuples:
-        """The task that reads the ROOT files."""
-        return ConvertNtuples.req(self)
+        return {} if self.is_made() else {"staged": ConvertNtuples.req(self)}
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         return {
@@ -172,7 +155,7 @@ class DatasetConstructorTask(SlurmMixin, DatasetTask):
         if not self.is_made():
             return False
         if self.filelist:
-            checks.refuse_other_files(self.conversion().input_files, self.filelist, self.local_path())
+            checks.refuse_other_files(ConvertNtuples.req(self).input_files, self.filelist, self.local_path())
         self.hold_against_record()
         return True
 
@@ -207,20 +190,14 @@ class DatasetConstructorTask(SlurmMixin, DatasetTask):
         """The set to make, as the library takes it."""
         from bhive_mltf.data.build.from_root import BuildRequest
 
-        conversion = self.conversion()
+        conversion, config = ConvertNtuples.req(self), self.load_config()
+        recorded = ("chunk_size", "reference_flavour", "seed", "skip_bad_files", "weighting")
         return BuildRequest(
             directory=Path(self.local_path()),
-            config=self.load_config(),
+            config=config,
             filelist=conversion.input_files(),
             jobs=[branch.job() for branch in conversion.get_branch_tasks().values()],
-            parameters={
-                "chunk_size": self.chunk_size,
-                "reference_flavour": self.reference_flavour,
-                "seed": self.seed,
-                "skip_bad_files": self.skip_bad_files,
-                "weighting": self.weighting,
-                "config": self.config_digest(),
-            },
+            parameters={**{name: getattr(self, name) for name in recorded}, "config": config.dataset_digest},
             outputs=tuple(Path(target.path).name for target in self.output().values()),
             chunk_size=self.chunk_size,
             seed=self.seed,
@@ -233,8 +210,4 @@ class DatasetConstructorTask(SlurmMixin, DatasetTask):
     def result_parameters(self) -> dict[str, Any]:
         # a training with another seed may use the same set
         names = ("chunk_size", "reference_flavour", "weighting", *(("seed",) if self.is_root_task() else ()))
-        return {**{name: getattr(self, name) for name in names}, "config": self.config_digest()}
-
-    def config_digest(self) -> str:
-        """Digest of what the config says about the content of a training set."""
-        return self.load_config().dataset_digest
+        return {**{name: getattr(self, name) for name in names}, "config": self.load_config().dataset_digest}

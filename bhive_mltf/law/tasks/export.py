@@ -33,8 +33,6 @@ class ExportTask(EvaluationBase):
     register = technical(luigi.Parameter, default="", description="name in the MLflow model registry; empty: none")
     alias = technical(luigi.Parameter, default="", description="alias of the registered version, e.g. champion")
 
-    exclude_index = False
-
     def store_parts(self) -> tuple[str, ...]:
         parts = super().store_parts()
         return parts if self.weights == "best" else (*parts, f"weights_{self.weights}")

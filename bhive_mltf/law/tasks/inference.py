@@ -48,19 +48,16 @@ class EvaluationBase(
 
     def test_dataset(self) -> DatasetConstructorTask:
         """The set that it is evaluated on."""
+        is_another = self.test_dataset_version != self.dataset_version
         return DatasetConstructorTask.req(
             self,
             dataset_version=self.test_dataset_version,
-            filelist=self.test_filelist or self.same_filelist(),
-            is_test_set=self.test_dataset_version != self.dataset_version,
+            filelist=self.test_filelist or ("" if is_another else self.filelist),
+            is_test_set=is_another,
         )
 
-    def same_filelist(self) -> str:
-        """The training list, when the test set is the training set."""
-        return self.filelist if self.test_dataset_version == self.dataset_version else ""
-
-    def recorded_config(self) -> str:
-        return self.training().recorded_config()
+    def recorded(self, name: str) -> str:
+        return self.training().recorded(name)
 
     def evaluated(self) -> dict[str, BaseTask]:
         """The results that this one is made from, by the name under which its record knows them."""
@@ -124,8 +121,6 @@ class EvaluationBase(
 
 class InferenceTask(EvaluationBase):
     """Predict each jet of the test set once."""
-
-    exclude_index = False
 
     def requires(self) -> dict[str, law.Task]:
         return {} if self.is_refused() else self.evaluated()

@@ -31,8 +31,6 @@ class InputHistogrammerTask(SlurmMixin, DatasetTask):
     n_workers = technical(luigi.IntParameter, default=-1, description="processes; -1: one per core but one")
     weight_histo = luigi.BoolParameter(default=False, description="count each jet with its weight")
 
-    exclude_index = False
-
     def store_parts(self) -> tuple[str, ...]:
         parts = super().store_parts()
         return parts if self.Nbins == DEFAULT_BINS else (*parts, f"Nbins_{self.Nbins}")
@@ -85,8 +83,6 @@ class HistogramPlotterTask(InputHistogrammerTask):
     """Figures of the histograms: one per feature and truth label, and one per feature with all labels."""
 
     ylog = luigi.BoolParameter(default=True, description="logarithmic counts")
-
-    exclude_index = False
 
     def check_to_run(self) -> None:
         compat.require(self.task_family, "evaluation", "matplotlib")

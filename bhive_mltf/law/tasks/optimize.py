@@ -42,8 +42,6 @@ class OptimizeTask(SlurmDependency, AttackDependency, TrainingDependency, ValDat
         luigi.BoolParameter, default=True, description="end trainings worse than the median of the others"
     )
 
-    exclude_index = False
-
     def store_parts(self) -> tuple[str, ...]:
         return (*super().store_parts(), f"study_{self.study}")
 

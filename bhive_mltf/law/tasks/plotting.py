@@ -15,8 +15,6 @@ from bhive_mltf.law.tasks.inference import EvaluationBase
 class ROCCurveTask(EvaluationBase):
     """ROC curves and AUCs; the directory appears complete or not at all."""
 
-    exclude_index = False
-
     def requires(self) -> dict[str, law.Task]:
         if self.is_refused():
             return {}

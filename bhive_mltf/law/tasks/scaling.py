@@ -28,8 +28,6 @@ class ScalingTask(TrainingDependency, DatasetTask):
     steps = luigi.IntParameter(default=20, description="measured steps of each; own path part")
     warm_up_steps = technical(luigi.IntParameter, default=5, description="steps before the measured ones")
 
-    exclude_index = False
-
     def store_parts(self) -> tuple[str, ...]:
         ranks = "_".join(map(str, self.world_sizes))
         return (*super().store_parts(), f"batch_{self.batch_size}", f"ranks_{ranks}", f"steps_{self.steps}")

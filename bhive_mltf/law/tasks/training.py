@@ -78,7 +78,6 @@ class TrainingTask(
         luigi.BoolParameter, default=False, description="also log upstream's nested run model_performance_metrics"
     )
 
-    exclude_index = False
     exclude_params_req = {"restart", "read_root", "profile_steps"}
     # --TrainingTask-use-iterations True at a downstream task, as with upstream
     prefer_params_cli = {"use_iterations", "total_iterations", "n_iters_per_save"}
@@ -315,9 +314,9 @@ class TrainingTask(
             start_from=self.start_weights(),
         )
 
-    def recorded_config(self) -> str:
+    def recorded(self, name: str) -> str:
         record = records.Record.read(self.local_path())
-        return super().recorded_config() or (str(record.parameters.get("config", "")) if record is not None else "")
+        return super().recorded(name) or (str(record.parameters.get(name, "")) if record is not None else "")
 
     def asks_for_a_change(self) -> bool:
         """True while this command still has to restart the training or take it back to an epoch."""

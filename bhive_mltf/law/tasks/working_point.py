@@ -15,8 +15,6 @@ from bhive_mltf.law.tasks.inference import EvaluationBase
 class WorkingPointTask(EvaluationBase):
     """Working points: `working_point.pdf`, `wps_combined.csv`, `working_points.csv` and `.json`."""
 
-    exclude_index = False
-
     def requires(self) -> dict[str, law.Task]:
         if self.is_refused():
             return {}

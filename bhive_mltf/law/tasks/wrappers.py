@@ -39,14 +39,12 @@ class _Run(law.WrapperTask, TrainingDependency, BaseTask):
 class DeepJetRun(_Run):
     """DeepJet on offline AK4 jets."""
 
-    exclude_index = False
     config_name = "offline_run3"
 
 
 class DeepJetRunHLT(_Run):
     """DeepJet on HLT jets."""
 
-    exclude_index = False
     model_name = luigi.Parameter(default="DeepJetHLT", description="name in the model registry")
     config_name = "hlt_run3"
 
@@ -54,7 +52,6 @@ class DeepJetRunHLT(_Run):
 class DeepJetRunHLTPhase2(_Run):
     """DeepJet on jets of the Phase-2 trigger. Its config is upstream's own, and lies in `$B_HIVE_DIR/config`."""
 
-    exclude_index = False
     model_name = luigi.Parameter(default="DeepJetHLT", description="name in the model registry")
     config_name = "hlt_phase2"
 
@@ -62,6 +59,5 @@ class DeepJetRunHLTPhase2(_Run):
 class ParticleNetRunHLT(_Run):
     """ParticleNet on HLT jets."""
 
-    exclude_index = False
     model_name = luigi.Parameter(default="ParticleNet_InProHLT", description="name in the model registry")
     config_name = "hlt_run3"
