@@ -21,8 +21,7 @@ from law.workflow.remote import BaseRemoteWorkflow, BaseRemoteWorkflowProxy
 
 from bhive_mltf.errors import JobFailedError
 from bhive_mltf.files.lock import DirectoryLock
-from bhive_mltf.law.mixins.run import given_parameters
-from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, is_inside_job
+from bhive_mltf.law.mixins.slurm import DISPATCH, SlurmDependency, is_inside_job, typed_command
 from bhive_mltf.law.parameters import technical
 
 if TYPE_CHECKING:
@@ -115,15 +114,14 @@ class BranchJobs(BaseJobManager):
     def _status(self, record: JobRecord) -> dict[str, Any]:
         from bhive_mltf.slurm import outcome
 
-        status: dict[str, Any]
+        code, error = None, None
         if not record.is_over:
-            status = self.job_status_dict(record.job_id, self.RUNNING if record.state.is_running else self.PENDING)
+            status = self.RUNNING if record.state.is_running else self.PENDING
         elif outcome.is_done(record):
-            status = self.job_status_dict(record.job_id, self.FINISHED, code=0)
+            status, code = self.FINISHED, 0
         else:
-            error = outcome.failure_sentence(record)
-            status = self.job_status_dict(record.job_id, self.FAILED, code=record.exit_code, error=error)
-        return status
+            status, code, error = self.FAILED, record.exit_code, outcome.failure_sentence(record)
+        return dict(self.job_status_dict(record.job_id, status, code, error))
 
 
 class NoFiles:
@@ -212,10 +210,8 @@ class SlurmWorkflow(SlurmDependency, BaseRemoteWorkflow):
     def branch_command(self, profile: Profile, branches: Sequence[int]) -> list[str]:
         """The law command that makes some branches where it is started."""
         remote = {*DISPATCH, *self.exclude_params_branch, *OF_THIS_COMMAND}
-        given = given_parameters(self, remote, self.slurm_branch_parameters(profile, branches))
-        options = [part for name, text in given.items() for part in (f"--{name.replace('_', '-')}", text)]
-        chosen = ["--workflow", "local", "--branches", ",".join(map(str, branches))]
-        return [profile.python, "-m", "law", "run", f"{self.__module__}.{self.task_family}", *options, *chosen]
+        command = typed_command(self, profile.python, remote, self.slurm_branch_parameters(profile, branches))
+        return [*command, "--workflow", "local", "--branches", ",".join(map(str, branches))]
 
     def slurm_branch_parameters(self, profile: Profile, branches: Sequence[int]) -> dict[str, Any]:  # noqa: ARG002
         """Hook: parameters that the command of some branches has in place of those of this command."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -178,10 +178,14 @@ def follow_to_end(task: Any, record: JobRecord, client: Slurm, profile: Profile)
 
 def law_command(task: Any, python: str, exclude: Iterable[str] = DISPATCH) -> list[str]:
     """The command that runs this very task, and of other tasks only what was typed for those that it requires."""
-    given = given_parameters(task, {*exclude})
+    return [*typed_command(task, python, {*exclude}), *_for_required(task)]
+
+
+def typed_command(task: Any, python: str, exclude: set[str], instead: Mapping[str, Any] | None = None) -> list[str]:
+    """The command with the task's own parameters only, see `given_parameters`."""
+    given = given_parameters(task, exclude, instead)
     options = [part for name, text in given.items() for part in (f"--{name.replace('_', '-')}", text)]
-    name = f"{task.__module__}.{task.task_family}"
-    return [python, "-m", "law", "run", name, *options, *_for_required(task)]
+    return [python, "-m", "law", "run", f"{task.__module__}.{task.task_family}", *options]
 
 
 def _for_required(task: Any) -> list[str]:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bhive_mltf.errors import DatasetMismatchError, FilelistError, ParameterError
-
-if TYPE_CHECKING:
-    from bhive_mltf.models.base import Tagger
-    from bhive_mltf.training.plan import TrainingPlan
 
 
 def refuse_small_numbers(**parameters: tuple[int, int]) -> None:
@@ -19,23 +14,6 @@ def refuse_small_numbers(**parameters: tuple[int, int]) -> None:
     for name, (value, least) in parameters.items():
         if value < least:
             raise ParameterError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
-
-
-def refuse_other_weights(model: Tagger, plan: TrainingPlan) -> None:
-    """CheckpointError when a training that is still to begin cannot begin with the weights that it is to start from."""
-    from bhive_mltf.training.checkpointing import checkpoint, start_from
-
-    if not (checkpoint.epoch_files(plan.directory) or checkpoint.step_files(plan.directory)):
-        start_from.load(model, plan.model_name, Path(plan.start_from))
-
-
-PRECISIONS = ("float32", "float16", "float64")
-
-
-def refuse_unknown_precision(name: str) -> None:
-    """ParameterError for a precision that inference cannot compute in."""
-    if name not in PRECISIONS:
-        raise ParameterError(f"--testing-precision {name} does not exist: choose one of {', '.join(PRECISIONS)}")
 
 
 def refuse_two_lists_for_one_version(version: str, filelist: str, test_filelist: str, directory: str) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import law
 import luigi
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.files.records import Record
 from bhive_mltf.law.parameters import technical
-from bhive_mltf.law.targets import DerivedDirectoryTarget
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.base import BaseTask
 from bhive_mltf.law.tasks.inference import EvaluationBase, InferenceTask
@@ -43,18 +41,8 @@ class ExportTask(EvaluationBase):
         if self.alias and not self.register:
             raise ParameterError(f"--alias {self.alias} is of a registered model: add --register NAME")
 
-    def requires(self) -> dict[str, law.Task]:
-        return {} if self.is_refused() else dict(self.evaluated())
-
     def evaluated(self) -> dict[str, BaseTask]:
         return {"training": self.training(), "test_dataset": self.test_dataset()}
-
-    def output(self) -> law.LocalDirectoryTarget:
-        return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
-
-    def job_directory(self) -> Path:
-        # that of the output appears complete or not at all
-        return Path(self.local_path() + "_job")
 
     def run(self) -> None:
         from bhive_mltf.evaluation.export import bundle
@@ -87,7 +75,7 @@ class ExportTask(EvaluationBase):
         file = "best_model.pt" if self.weights == "best" else f"model_{training.last_number()}.pt"
         plan = InferenceTask.req(self).plan()
         return ExportRequest(
-            plan=plan.model_copy(update={"dataset_sidecar": Path(self.local_path() + "_job") / "dataset"}),
+            plan=plan.model_copy(update={"dataset_sidecar": self.job_directory() / "dataset"}),
             weights=file,
             n_compared=self.n_compared,
             training={

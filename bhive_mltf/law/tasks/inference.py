@@ -18,7 +18,7 @@ from bhive_mltf.law.parameters import (
     TestDatasetDependency,
     TrainingDependency,
 )
-from bhive_mltf.law.targets import DerivedFileTarget
+from bhive_mltf.law.targets import DerivedDirectoryTarget, DerivedFileTarget
 from bhive_mltf.law.tasks import checks
 from bhive_mltf.law.tasks.base import BaseTask
 from bhive_mltf.law.tasks.dataset import DatasetConstructorTask, DatasetTask
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from bhive_mltf import tracking
     from bhive_mltf.evaluation.inference import InferencePlan
     from bhive_mltf.evaluation.predictions import Predictions
+
+PRECISIONS = ("float32", "float16", "float64")
 
 
 class EvaluationBase(
@@ -61,7 +63,18 @@ class EvaluationBase(
 
     def evaluated(self) -> dict[str, BaseTask]:
         """The results that this one is made from, by the name under which its record knows them."""
-        return {"training": self.training(), "test_dataset": self.test_dataset(), "inference": InferenceTask.req(self)}
+        return {"training": self.training(), "inference": InferenceTask.req(self), "test_dataset": self.test_dataset()}
+
+    def requires(self) -> dict[str, law.Task]:
+        return {} if self.is_refused() else dict(self.evaluated())
+
+    def output(self) -> Any:
+        """The whole directory, which appears complete or not at all; or files of it by name."""
+        return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
+
+    def job_directory(self) -> Path:
+        is_whole = isinstance(self.output(), law.LocalDirectoryTarget)
+        return Path(f"{self.local_path()}_job" if is_whole else self.local_path())
 
     def sources(self) -> dict[str, str]:
         """Directories of the results that this one is made from."""
@@ -81,7 +94,10 @@ class EvaluationBase(
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs."""
         AttackOptions.of(self, "test_attack")
-        checks.refuse_unknown_precision(self.testing_precision)
+        if self.testing_precision not in PRECISIONS:
+            raise ParameterError(
+                f"--testing-precision {self.testing_precision} does not exist: choose one of {', '.join(PRECISIONS)}"
+            )
         if self.dataset_version == self.test_dataset_version:
             checks.refuse_two_lists_for_one_version(
                 self.dataset_version, self.filelist, self.test_filelist, self.test_dataset().local_path()
@@ -121,9 +137,6 @@ class EvaluationBase(
 
 class InferenceTask(EvaluationBase):
     """Predict each jet of the test set once."""
-
-    def requires(self) -> dict[str, law.Task]:
-        return {} if self.is_refused() else self.evaluated()
 
     def output(self) -> dict[str, law.LocalFileTarget]:
         files = {

@@ -93,14 +93,14 @@ class HistogramPlotterTask(InputHistogrammerTask):
     def output(self) -> dict[str, DerivedFileTarget]:
         from bhive_mltf.evaluation.inputs.features import figure_names
 
-        names = figure_names(self.features(), self.labels(), ylog=self.ylog, weighted=self.weight_histo)
+        names = figure_names(self.features(), self.load_config().labels, ylog=self.ylog, weighted=self.weight_histo)
         return {key: self.derived(name) for key, name in names.items()}
 
     def run(self) -> None:
         from bhive_mltf.evaluation.inputs import results
 
         path = Path(self.histograms().output().path)
-        results.draw(self.request(), path, self.features(), self.labels(), ylog=self.ylog)
+        results.draw(self.request(), path, self.features(), self.load_config().labels, ylog=self.ylog)
         self.say(f"{len(self.output())} figures; those of all labels together: {self.local_path()}/<feature>/all*.png")
 
     def sources(self) -> dict[str, str]:
@@ -115,7 +115,3 @@ class HistogramPlotterTask(InputHistogrammerTask):
         from bhive_mltf.evaluation.inputs.features import features
 
         return features(self.load_config().groups)
-
-    def labels(self) -> tuple[str, ...]:
-        """The truth labels of the config."""
-        return tuple(self.load_config().labels)

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import law
-
 from bhive_mltf import compat
 from bhive_mltf.files.records import Record
-from bhive_mltf.law.targets import DerivedDirectoryTarget
 from bhive_mltf.law.tasks.inference import EvaluationBase
 
 
 class ROCCurveTask(EvaluationBase):
     """ROC curves and AUCs; the directory appears complete or not at all."""
 
-    def requires(self) -> dict[str, law.Task]:
-        if self.is_refused():
-            return {}
-        needed = self.evaluated()
-        return {name: needed[name] for name in ("training", "inference", "test_dataset")}
-
-    def output(self) -> law.LocalDirectoryTarget:
-        return DerivedDirectoryTarget(self.local_path(), sources=self.sources())
-
     def check_to_run(self) -> None:
         compat.require(self.task_family, "evaluation", "matplotlib", "sklearn")
-
-    def job_directory(self) -> Path:
-        # that of the output appears complete or not at all
-        return Path(self.local_path() + "_job")
 
     def run(self) -> None:
         from bhive_mltf.evaluation.roc import make_roc_directory

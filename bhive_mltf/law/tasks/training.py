@@ -142,12 +142,14 @@ class TrainingTask(
 
     def check_to_run(self) -> None:
         from bhive_mltf.models import registry
+        from bhive_mltf.training.checkpointing import checkpoint, start_from
         from bhive_mltf.training.choices import check_compile_mode, check_loss
 
         plan = self.plan()
         model = registry.create(plan.model_name, plan.config, **plan.model_kwargs)
-        if plan.start_from:
-            checks.refuse_other_weights(model, plan)
+        # one that has begun goes on with weights of its own
+        if plan.start_from and not (checkpoint.epoch_files(plan.directory) or checkpoint.step_files(plan.directory)):
+            start_from.load(model, plan.model_name, Path(plan.start_from))
         check_loss(plan.loss_function, plan.model_name, model.regression)
         if plan.use_torch_compile:
             check_compile_mode(plan.torch_compile_mode, plan.model_name, model.padding)

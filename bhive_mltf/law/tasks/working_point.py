@@ -16,10 +16,8 @@ class WorkingPointTask(EvaluationBase):
     """Working points: `working_point.pdf`, `wps_combined.csv`, `working_points.csv` and `.json`."""
 
     def requires(self) -> dict[str, law.Task]:
-        if self.is_refused():
-            return {}
-        needed = self.evaluated()
-        return {name: needed[name] for name in ("inference", "test_dataset")}
+        # upstream's keys
+        return {name: task for name, task in super().requires().items() if name != "training"}
 
     def check_to_run(self) -> None:
         compat.require(self.task_family, "evaluation", "matplotlib", "sklearn")
