@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -47,11 +48,11 @@ class Gateway:
         key = str(uuid.uuid4())
         with tempfile.TemporaryDirectory() as place:
             archive = Path(place, "project.tar")
-            report = packing.pack(folder, archive, allowed)
-            if not self._has(report.digest):
-                self._upload(report.digest, archive)
+            digest = packing.pack(folder, archive, allowed)
+            if not self._has(digest):
+                self._upload(digest, archive)
         # the same key at each try: a lost answer never makes a second job
-        content = {**request, "project": report.digest}
+        content = {**request, "project": digest}
         return self._json("POST", "/v1/submissions", json=content, headers={"Idempotency-Key": key})
 
     def me(self) -> dict[str, Any]:
@@ -115,8 +116,7 @@ class Gateway:
     def _upload(self, digest: str, archive: Path) -> None:
         packed = archive.with_suffix(".tar.gz")
         with archive.open("rb") as source, gzip.open(packed, "wb", compresslevel=5) as target:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
+            shutil.copyfileobj(source, target, _CHUNK)
         headers = {"Content-Encoding": "gzip", "Content-Type": "application/x-tar"}
         self._ask("PUT", f"/v1/projects/{digest}", headers=headers, body=lambda: _chunks(packed))
 

@@ -8,7 +8,6 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,20 +25,6 @@ _SECRET_CONTENT = re.compile(
     rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----|eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{20,}"
 )
 _LOOKED_AT_BYTES = 2**20
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was packed.
-
-    digest : SHA-256 of the archive.
-    largest : up to ten (bytes, path), largest first.
-    """
-
-    digest: str
-    files: int
-    bytes: int
-    largest: tuple[tuple[int, str], ...]
 
 
 def collect(folder: Path, allowed: Iterable[str] = ()) -> list[tuple[str, Path]]:
@@ -78,8 +63,8 @@ def collect(folder: Path, allowed: Iterable[str] = ()) -> list[tuple[str, Path]]
     return sorted(found, key=lambda one: os.fsencode(one[0]))
 
 
-def pack(folder: Path, target: Path, allowed: Iterable[str] = ()) -> Report:
-    """Write the project's archive to `target`; what was packed.
+def pack(folder: Path, target: Path, allowed: Iterable[str] = ()) -> str:
+    """Write the project's archive to `target`; its SHA-256.
 
     Raises
     ------
@@ -88,20 +73,17 @@ def pack(folder: Path, target: Path, allowed: Iterable[str] = ()) -> Report:
     members = collect(folder, allowed)
     if not members:
         raise ClientError(f"{folder} has no files to hand in")
-    sizes = []
     with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as archive:
         for name, path in members:
             content = path.read_bytes()
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.uid, member.gid = len(content), 0, 0, 0
             member.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-            sizes.append((len(content), name))
             try:
                 archive.addfile(member, io.BytesIO(content))
             except (ValueError, UnicodeError):
                 raise ClientError(f"{name} has a name that no archive takes: make it shorter") from None
-    largest = tuple(sorted(sizes, key=lambda one: (-one[0], one[1]))[:10])
-    return Report(_digest(target), len(sizes), sum(size for size, _ in sizes), largest)
+    return _digest(target)
 
 
 def _check(path: Path, name: str, permitted: set[str]) -> None:

@@ -26,9 +26,8 @@ router = APIRouter()
 @router.head("/v1/projects/{digest}")
 def look(digest: str, person: Me, parts: Parts) -> Response:
     """Whether the caller has uploaded this project."""
-    with parts.database.reading() as session:
-        if queries.project_of(session, person.owner.id, digest) is None:
-            raise not_found("project")
+    if _known(parts, person.owner.id, digest) is None:
+        raise not_found("project")
     return Response(status_code=200)
 
 

@@ -34,13 +34,16 @@ def submit(  # noqa: PLR0917 - parameters of the request
         project = queries.project_of(session, person.owner.id, request.project)
     if project is None:
         raise Problem(422, "project", "you have not uploaded this project: PUT it to /v1/projects/{digest} first")
+    chosen = {
+        "argv": requests.argv_of(request, project),
+        "profile": request.profile,
+        "environment": environments.choose(request.environment, project, request.profile, parts.settings),
+        "hours": request.hours or profile.max_hours,
+    }
     if dry_run:
-        argv = requests.argv_of(request, project)
-        environment = environments.choose(request.environment, project, request.profile, parts.settings)
         response.status_code = 200
-        hours = request.hours or profile.max_hours
-        return {"argv": argv, "profile": request.profile, "environment": environment, "hours": hours}
-    job, is_new = _insert(request, person, parts, project, idempotency_key)
+        return chosen
+    job, is_new = _insert(request, person, parts, project, idempotency_key, chosen=chosen)
     if job.state == State.CREATING.value:
         job = _track(job.id, request, person, parts)
     response.status_code = 201 if is_new else 200
@@ -107,14 +110,13 @@ def _mine(job_id: str, person: Person, parts: Services) -> Submission:
 
 
 def _insert(
-    request: SubmissionRequest, person: Person, parts: Services, project: Project, key: str
+    request: SubmissionRequest, person: Person, parts: Services, project: Project, key: str, *, chosen: dict[str, Any]
 ) -> tuple[Submission, bool]:
-    """The row of this key, new or as it is; quota and row are one transaction."""
-    profile = parts.settings.profiles[request.profile]
-    argv = requests.argv_of(request, project)
-    environment = environments.choose(request.environment, project, request.profile, parts.settings)
-    hours = request.hours or profile.max_hours
-    gpus = request.nodes * profile.gpus_per_node
+    """The row of this key, new or as it is; quota and row are one transaction.
+
+    chosen : columns that request, project and profile decide together.
+    """
+    gpus = request.nodes * parts.settings.profiles[request.profile].gpus_per_node
     with parts.database.writing() as session:
         queries.lock_owner(session, person.owner.id)
         before = queries.submission_by_key(session, person.owner.id, key)
@@ -122,7 +124,7 @@ def _insert(
             if before.request_hash != request.digest():
                 raise Problem(409, "idempotency", "this idempotency key was used for another request: take a new one")
             return before, False
-        requests.check_quota(list(queries.alive(session, person.owner.id)), gpus * hours, person)
+        requests.check_quota(list(queries.alive(session, person.owner.id)), gpus * chosen["hours"], person)
         job = Submission(
             owner=person.owner.id,
             idem_key=key,
@@ -132,15 +134,12 @@ def _insert(
             label=request.label,
             entry_point=request.entry_point,
             params=request.parameters,
-            argv=argv,
-            profile=request.profile,
-            environment=environment,
             nodes=request.nodes,
             ranks_per_node=request.ranks_per_node,
             resume=request.resume,
             gpus=gpus,
-            hours=hours,
             experiment=f"{person.owner.mlflow_name}/{request.experiment or project.name or 'project'}",
+            **chosen,
         )
         session.add(job)
         session.flush()
@@ -153,10 +152,7 @@ def _insert(
 
 def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Services) -> Submission:
     """Make experiment and run, by names that are there before; then hand the submission over to the worker."""
-    with parts.database.reading() as session:
-        job = queries.submission_of(session, person.owner.id, job_id)
-    if job is None:
-        raise not_found()
+    job = _mine(job_id, person, parts)
     tags = {
         **{name: value for name, value in request.tags.items() if not name.startswith(("mlflow.", "mltf."))},
         "mlflow.source.type": "PROJECT",
@@ -176,11 +172,11 @@ def _track(job_id: str, request: SubmissionRequest, person: Person, parts: Servi
         tracking.set_status(run_id, "SCHEDULED")
     faults.point("after_scheduled")
     with parts.database.writing() as session:
-        job = queries.submission_of(session, person.owner.id, job_id, to_write=True)
-        if job is None:
+        row = queries.submission_of(session, person.owner.id, job_id, to_write=True)
+        if row is None:
             raise not_found()
-        if job.state == State.CREATING.value:
+        if row.state == State.CREATING.value:
             values = {"experiment_id": experiment_id, "run_id": run_id, "run_status_sent": "SCHEDULED"}
-            queries.move(session, job, State.ACCEPTED, ACTOR, f"run {run_id}", **values)
+            queries.move(session, row, State.ACCEPTED, ACTOR, f"run {run_id}", **values)
     faults.point("after_accept")
-    return job
+    return row

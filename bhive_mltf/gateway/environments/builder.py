@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from bhive_mltf.files import atomic
@@ -92,14 +92,14 @@ class Builder:
                 raise BuiltElsewhereError("the cache is being removed")
             folder = Path(place)
             if not lock_file.is_file():
-                self._say(f"locking {len(wanted.requirements)} requirements for Python {python[0]}")
+                say(self.log, f"locking {len(wanted.requirements)} requirements for Python {python[0]}")
                 atomic.write_text(lock_file, self._lock(wanted, python[1], folder))
                 faults.point("after_lock")
             lock = lock_file.read_text(encoding="utf-8")
             facts = self._facts(*python)
             key = key_of(lock, **facts)
             if self.store.is_ready(key):
-                self._say(f"environment {key} is there already")
+                say(self.log, f"environment {key} is there already")
                 return key
             with self.store.lock(key) as mine:
                 if not mine:
@@ -142,7 +142,7 @@ class Builder:
 
     def _install(self, key: str, lock: str, facts: dict[str, str], python: Path, folder: Path) -> None:
         begun, target = time.monotonic(), self.store.begin(key)
-        self._say(f"building environment {key}")
+        say(self.log, f"building environment {key}")
         (folder / "locked.txt").write_text(lock, encoding="utf-8")
         # its folder is moved at the end
         command = [_UV, "venv", "--quiet", "--relocatable", "--python", str(python), str(target)]
@@ -158,7 +158,7 @@ class Builder:
         faults.point("in_build")
         size = self.store.finish(key, lock, facts)
         faults.point("after_build")
-        self._say(f"environment {key} is ready after {time.monotonic() - begun:.1f} s, {size / 1e6:,.1f} MB")
+        say(self.log, f"environment {key} is ready after {time.monotonic() - begun:.1f} s, {size / 1e6:,.1f} MB")
 
     def _index(self) -> list[str]:
         parts = urlsplit(self.builds.index_url)
@@ -195,7 +195,7 @@ class Builder:
             code = self._wait(sandbox.enter(self._options(python, folder, ours), command, output), target)
             reason = self._reason(before, code) if code not in allowed else ""
             if hosts and proxy.refused:
-                self._say(f"refused, since it is no host of the index: {', '.join(sorted(proxy.refused))}")
+                say(self.log, f"refused, since it is no host of the index: {', '.join(sorted(proxy.refused))}")
             if reason:
                 raise EnvironmentBuildError(reason)
 
@@ -256,14 +256,10 @@ class Builder:
         said = " ".join(line for line in lines[first:] if line).removeprefix("error: ")
         return f"uv: {said[:_LONGEST_REASON]}" if said else f"uv ended with exit code {code}"
 
-    def _say(self, text: str) -> None:
-        say(self.log, text)
-
 
 def say(log: Path, text: str) -> None:
     """Add a line of the gateway's own to a log."""
     log.parent.mkdir(exist_ok=True)
-    file: IO[bytes]
     with log.open("ab") as file:
         file.write(f"mltf: {text}\n".encode())
 

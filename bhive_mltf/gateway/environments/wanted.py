@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
 from bhive_mltf.gateway.errors import ProjectError
+from bhive_mltf.gateway.projects import mlproject
 
 PREPARED: Final = "profile"
 """The word for an environment that the operator has prepared: alone, or as `profile:NAME`."""
@@ -147,7 +148,11 @@ def _joined(text: str) -> list[str]:
 
 def _read_python_env(name: str, found: _Lines) -> str:
     """Add what a `python_env.yaml` asks for; the version of Python that it names."""
-    content = _mapping(name, found.text(name))
+    text = found.text(name)
+    if len(text) > _LARGEST_YAML:
+        raise ProjectError(f"{name} is longer than {_LARGEST_YAML:,} characters")
+    # all values as they are written: 3.10 is no number
+    content = mlproject.mapping(name, text, yaml.BaseLoader)
     listed = [content.get(key) or [] for key in ("build_dependencies", "dependencies")]
     if _OF_CONDA & set(content) or any(isinstance(one, dict) for part in listed for one in part):
         raise ProjectError(f"{name} is for conda, which is not here: write a python_env.yaml instead")
@@ -161,16 +166,3 @@ def _read_python_env(name: str, found: _Lines) -> str:
         for number, line in enumerate(part, 1):
             found.add(line, f"{name}, entry {number}", "requirements", folder)
     return str(content.get("python") or "").strip()
-
-
-def _mapping(name: str, text: str) -> dict[str, Any]:
-    if len(text) > _LARGEST_YAML:
-        raise ProjectError(f"{name} is longer than {_LARGEST_YAML:,} characters")
-    try:
-        # all values as they are written: 3.10 is no number
-        content = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - it makes strings, lists and mappings only
-    except (yaml.YAMLError, RecursionError):
-        raise ProjectError(f"{name} is no YAML") from None
-    if not isinstance(content, dict):
-        raise ProjectError(f"{name} has no keys")
-    return content

@@ -136,22 +136,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self, length: int | None) -> Iterator[bytes]:
         if length is not None:
-            while length > 0:
-                part = self.rfile.read(min(length, _CHUNK))
-                if not part:
-                    raise ConnectionError("the body ended early")
-                length -= len(part)
-                yield part
+            yield from self._parts(length)
             return
         while (size := int(self.rfile.readline(64).split(b";")[0], 16)) > 0:
-            left = size
-            while left > 0:
-                part = self.rfile.read(min(left, _CHUNK))
-                if not part:
-                    raise ConnectionError("the body ended early")
-                left -= len(part)
-                yield part
+            yield from self._parts(size)
             self.rfile.readline(8)
+
+    def _parts(self, left: int) -> Iterator[bytes]:
+        while left > 0:
+            part = self.rfile.read(min(left, _CHUNK))
+            if not part:
+                raise ConnectionError("the body ended early")
+            left -= len(part)
+            yield part
 
     def _return(self, answer: http.client.HTTPResponse) -> None:
         self.send_response(answer.status)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -136,8 +137,7 @@ def unpack(path: Path, folder: Path, limits: Limits) -> None:
             if source is None:
                 raise ArchiveError(f"{member.name!r} cannot be read")
             with source, target.open("xb") as file:
-                while chunk := source.read(_READ_BYTES):
-                    file.write(chunk)
+                shutil.copyfileobj(source, file, _READ_BYTES)
             target.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 

@@ -99,12 +99,7 @@ def parse(text: str) -> MLproject:
     ------
     ProjectError : it is not what mlflow reads, or asks for what the gateway does not have.
     """
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        raise ProjectError(f"{NAME} is no YAML") from None
-    if not isinstance(content, dict):
-        raise ProjectError(f"{NAME} has no keys")
+    content = mapping(NAME, text, yaml.SafeLoader)
     for key in content:
         if key not in _KEYS:
             raise ProjectError(f"{NAME} has the key {key!r}; there are {', '.join(sorted(_KEYS))}")
@@ -114,6 +109,17 @@ def parse(text: str) -> MLproject:
     name = content.get("name")
     found = {str(key): _entry_point(str(key), value) for key, value in points.items()}
     return MLproject(str(name)[:100] if name is not None else "", found, _environment(content))
+
+
+def mapping(name: str, text: str, loader: type[yaml.BaseLoader | yaml.SafeLoader]) -> dict[str, Any]:
+    """The content of a YAML file; ProjectError when that is none, or has no keys."""
+    try:
+        content = yaml.load(text, Loader=loader)  # noqa: S506 - both loaders make plain values only
+    except (yaml.YAMLError, RecursionError):
+        raise ProjectError(f"{name} is no YAML") from None
+    if not isinstance(content, dict):
+        raise ProjectError(f"{name} has no keys")
+    return content
 
 
 def _environment(content: Mapping[str, Any]) -> str:

@@ -109,9 +109,7 @@ def move(session: Session, submission: Submission, after: State, actor: str, det
     submission.state = after.value
     submission.updated_at = time.time()
     session.add(submission)
-    session.add(
-        Event(submission=submission.id, before=before, after=after.value, actor=actor, detail=detail.replace("\0", ""))
-    )
+    session.add(Event(submission=submission.id, before=before, after=after.value, actor=actor, detail=detail))
 
 
 def take_office(session: Session, holder: str) -> int:

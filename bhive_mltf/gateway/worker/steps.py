@@ -181,7 +181,7 @@ class Steps:
 
     def _closing(self, submission: Submission) -> None:
         state = State(submission.outcome)
-        status = _RUN_STATUS[state]
+        status, ended = _RUN_STATUS[state], submission.ended_at or time.time()
         self.environments.note_end(submission)
         self._log_environment(submission)
         with self._tracking(submission) as tracking:
@@ -189,10 +189,9 @@ class Steps:
             if run_id:
                 tags = {"mltf.reason": submission.reason} if submission.reason else {}
                 tracking.set_tags(run_id, {**tags, "mltf.slurm_job": submission.job_id, "mltf.state": state.value})
-                tracking.set_status(run_id, status, submission.ended_at or time.time())
+                tracking.set_status(run_id, status, ended)
         faults.point("after_status")
         job_folder.remove_secrets(self.settings, submission)
-        ended = submission.ended_at or time.time()
         self._move(submission, state, submission.reason, run_status_sent=status, ended_at=ended)
 
     def _stray_run(self, submission: Submission, tracking: Tracking) -> str:
