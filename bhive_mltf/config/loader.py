@@ -13,10 +13,9 @@ from bhive_mltf.config.keys import modernised
 from bhive_mltf.config.reading import build
 from bhive_mltf.config.schema import Config
 from bhive_mltf.config.settings import Settings
-from bhive_mltf.config.yaml_file import read_mapping
+from bhive_mltf.config.yaml_file import find_named, names_in, read_mapping
 from bhive_mltf.errors import ConfigError, nearest
 
-SUFFIXES = (".yml", ".yaml")
 DEFAULT = "default.yml"
 
 
@@ -35,8 +34,7 @@ def folders() -> tuple[Path, ...]:
 
 def available() -> tuple[str, ...]:
     """Names that `load` knows."""
-    names = {path.stem for folder in folders() if folder.is_dir() for path in _files(folder)}
-    return tuple(sorted(names))
+    return names_in(folders())
 
 
 def load(name_or_path: str, *, strict: bool = False) -> Config:
@@ -75,16 +73,10 @@ def require_complete(config: Config) -> None:
 def find(name_or_path: str) -> Path:
     """The file of a config; ConfigError with the searched folders when there is none."""
     text = name_or_path.strip()
-    path = Path(os.path.expandvars(text)).expanduser()
-    is_path = len(path.parts) > 1 or path.suffix in SUFFIXES
-    if is_path and path.is_file():
-        return path.absolute()
-    if len(path.parts) == 1:
-        for folder in folders():
-            for candidate in _named(folder, path):
-                if candidate.is_file():
-                    return candidate
-    raise ConfigError(_not_found(text, path))
+    found = find_named(text, folders())
+    if found is None:
+        raise ConfigError(_not_found(text, Path(os.path.expandvars(text)).expanduser()))
+    return found
 
 
 def _taken(path: Path) -> list[str]:
@@ -100,12 +92,6 @@ def _taken(path: Path) -> list[str]:
     return []
 
 
-def _named(folder: Path, name: Path) -> list[Path]:
-    if name.suffix in SUFFIXES:
-        return [folder / name]
-    return [folder / f"{name}{suffix}" for suffix in SUFFIXES]
-
-
 def _not_found(text: str, path: Path) -> str:
     if len(path.parts) > 1:
         return f"there is no config file {text}; give an existing path, or one of the names {', '.join(available())}"
@@ -113,10 +99,6 @@ def _not_found(text: str, path: Path) -> str:
     hint = "" if os.environ.get("B_HIVE_DIR") else " (B_HIVE_DIR is not set)"
     names = ", ".join(nearest(path.stem, available())) or "none"
     return f"there is no config {text!r} in {searched}{hint}; nearest: {names}; or give the path of a file"
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix in SUFFIXES]
 
 
 def _default_for(path: Path) -> Path | None:

@@ -1,8 +1,9 @@
-"""One YAML file as a mapping; keys written twice are an error, not a choice."""
+"""One YAML file as a mapping, and where files are found by name; keys written twice are an error, not a choice."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import os
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,24 @@ import yaml
 from bhive_mltf.config.settings import shown
 from bhive_mltf.errors import ConfigError
 from bhive_mltf.files.text import read_text
+
+SUFFIXES = (".yml", ".yaml")
+
+
+def find_named(text: str, folders: Sequence[Path]) -> Path | None:
+    """The YAML file at a path, or of a name in the first of the folders that has one; None when there is none."""
+    path = Path(os.path.expandvars(text)).expanduser()
+    if (len(path.parts) > 1 or path.suffix in SUFFIXES) and path.is_file():
+        return path.absolute()
+    names = [path.name] if path.suffix in SUFFIXES else [f"{path.name}{suffix}" for suffix in SUFFIXES]
+    candidates = (folder / name for folder in folders for name in names) if len(path.parts) == 1 else ()
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def names_in(folders: Sequence[Path]) -> tuple[str, ...]:
+    """The names that `find_named` knows, sorted."""
+    there = (folder for folder in folders if folder.is_dir())
+    return tuple(sorted({path.stem for folder in there for path in folder.iterdir() if path.suffix in SUFFIXES}))
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,10 +14,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bhive_mltf.config.loader import own_folder
-from bhive_mltf.config.yaml_file import read_mapping
+from bhive_mltf.config.yaml_file import find_named, names_in, read_mapping
 from bhive_mltf.errors import ProfileError, nearest
 
-SUFFIXES: Final = (".yml", ".yaml")
 FOLDER_VARIABLE: Final = "BHIVE_FACILITY_DIR"
 # A value of an #SBATCH line: no blanks, quotes or comments, which sbatch and a shell read differently.
 _PLAIN: Final = re.compile(r"[^\s'\"\\#;]*")
@@ -224,16 +223,11 @@ def read_profile(name_or_path: str, **overrides: Any) -> Profile:  # noqa: ANN40
 def find_profile(name_or_path: str) -> Path:
     """The file of a profile; ProfileError with the searched folders and the nearest names when there is none."""
     text = name_or_path.strip()
-    path = Path(os.path.expandvars(text)).expanduser()
-    if (len(path.parts) > 1 or path.suffix in SUFFIXES) and path.is_file():
-        return path.absolute()
-    if len(path.parts) == 1:
-        for folder in folders():
-            for candidate in (folder / path.name, *(folder / f"{path.name}{suffix}" for suffix in SUFFIXES)):
-                if candidate.suffix in SUFFIXES and candidate.is_file():
-                    return candidate
+    found = find_named(text, folders())
+    if found is not None:
+        return found
     searched = " and ".join(map(str, folders())) or f"no folder ({FOLDER_VARIABLE} names one)"
-    names = ", ".join(nearest(path.stem, available())) or "none"
+    names = ", ".join(nearest(Path(os.path.expandvars(text)).expanduser().stem, available())) or "none"
     raise ProfileError(f"there is no profile {text!r} in {searched}; nearest: {names}; or give the path of a file")
 
 
@@ -245,8 +239,7 @@ def folders() -> tuple[Path, ...]:
 
 def available() -> tuple[str, ...]:
     """Names that `read_profile` knows."""
-    found = {p.stem for folder in folders() if folder.is_dir() for p in folder.iterdir() if p.suffix in SUFFIXES}
-    return tuple(sorted(found))
+    return names_in(folders())
 
 
 def _refuse_unknown(values: dict[str, Any], where: str) -> None:
