@@ -177,6 +177,16 @@ def uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
 
 
+def set_compiled_variants(number: int) -> None:
+    """How many variants of a function `torch.compile` makes before it lets it run as written.
+
+    `cache_size_limit` in torch 2.5, which newer ones have as another name.
+    """
+    from torch._dynamo import config
+
+    setattr(config, "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit", number)
+
+
 def set_cuda_allocator(settings: str) -> None:
     """Settings of CUDA's allocator for what is allocated from now on, as its environment variable has them.
 

@@ -51,6 +51,14 @@ def test_d06_norm_of_all_gradients_on_torch_2_5(monkeypatch):
     assert compat.total_norm([]) == 0
 
 
+@pytest.mark.parametrize("name", ["recompile_limit", "cache_size_limit"])
+def test_d06_number_of_compiled_variants_by_both_names(monkeypatch, name):
+    config = SimpleNamespace(**{name: 8})
+    monkeypatch.setattr("torch._dynamo.config", config)
+    compat.set_compiled_variants(64)
+    assert vars(config) == {name: 64}
+
+
 @pytest.fixture
 def torch_2_5(monkeypatch):
     """torch's launcher as it was: without the options that are newer."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._functorch import config as functorch
 
+from bhive_mltf import compat
 from bhive_mltf.attacks.attack import pick_attack
 from bhive_mltf.errors import TrainingError
 from bhive_mltf.files import disk
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 # s; ranks of a command that was just killed need a moment to end, and what ran on a lost node is silent for a minute
 LOCK_WAIT = STALE_AFTER_S + 30.0
+# of a function: groups by their widths, with no, one or many rows, in attack, step and evaluation
+COMPILED_VARIANTS = 64
 
 
 def train(plan: TrainingPlan, world: World, build: Builder = making.build, observer: Observer | None = None) -> None:
@@ -125,6 +128,7 @@ def compile_model(model: nn.Module, mode: str, *, keeps_graphs: bool = False) ->
     keeps_graphs : several backwards go through one forward, as in attacks.
     """
     check_compile_mode(mode, type(model).__name__, getattr(model, "padding", ""))
+    compat.set_compiled_variants(COMPILED_VARIANTS)
     if keeps_graphs:
         # a backward must not write its results over what the forward left for the next one
         functorch.donated_buffer = False

@@ -1,5 +1,7 @@
 """Models through the whole chain: one with regression outputs, one of another package."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -173,3 +175,30 @@ def test_a_transformer_in_bf16_on_two_ranks(sandbox, lists):
     assert np.isfinite(state["loss_val"])
     (prediction,) = sandbox.data_path.glob("InferenceTask/**/prediction.npy")
     assert np.isfinite(np.load(prediction)).all()
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_upstreams_offline_4_on_part_run3(sandbox):
+    jets.write_btag(sandbox.folder / "ntuple_merged_0.root", 60, 1)
+    (sandbox.folder / "filelist.txt").write_text(f"{sandbox.folder}/ntuple_merged_0.root\n")
+    typed = """--debug True --DatasetConstructorTask-chunk-size 1000 --config part_run3 --training-version test_offline
+        --dataset-version test_offline --filelist filelist.txt --test-dataset-version test_offline
+        --test-filelist filelist.txt --model-name ParticleTransformer --epochs 1 --batch-size 4
+        --lr-scheduler epoch_lin_decay --lr-decay-factor 0.01 --optimizer RAdam --attack jetfool --attack-magnitude 0.1
+        --test-attack optimizer --test-attack-magnitude 0.15 --use-torch-compile True --torch-compile-mode default
+        --mixed-precision True"""
+    cache = sandbox.folder / "inductor"
+    output = sandbox.run("ROCCurveTask", *typed.split(), TORCHINDUCTOR_CACHE_DIR=str(cache))
+    assert list(cache.rglob("*.so"))
+    # torch's limit of variants, beyond which a function runs as written
+    assert "hit config" not in output
+    (best,) = sandbox.data_path.glob("TrainingTask/part_run3/debug/test_offline/**/best_model.pt")
+    state = torch.load(best, weights_only=True)
+    assert not any("_orig_mod" in key for key in state["model_state_dict"])
+    assert np.isfinite(state["loss_val"])
+    (prediction,) = sandbox.data_path.glob("InferenceTask/part_run3/debug/**/prediction.npy")
+    logits = np.load(prediction)
+    assert logits.shape == (60, 6)
+    assert np.isfinite(logits).all()
+    assert list(sandbox.data_path.glob("ROCCurveTask/part_run3/debug/**/roc_default_bvsl.npy"))

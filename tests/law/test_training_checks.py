@@ -46,6 +46,10 @@ REFUSED = {
         {"config": "hlt_run3", "model_name": "ParticleTransformer"},
         "model ParticleTransformer needs the group 'npf', which config 'hlt_run3' does not have",
     ),
+    "w32 test_offline 4": (
+        {"model_name": "ParticleTransformer"},
+        "model ParticleTransformer needs four-vectors; config",
+    ),
     "graphs of shapes": (
         {
             "config": "part_run3",
@@ -69,6 +73,15 @@ ACCEPTED = {
         "model_name": "UParticleNet_InProHLT",
         "loss_function": "CrossEntropyLogCoshHLT",
         "loss_weighting": True,
+    },
+    "test_offline 4 on part_run3": {
+        "config": "part_run3",
+        "model_name": "ParticleTransformer",
+        "optimizer": "RAdam",
+        "attack": "jetfool",
+        "attack_magnitude": 0.1,
+        "use_torch_compile": True,
+        "mixed_precision": True,
     },
     "graphs": {"use_torch_compile": True, "torch_compile_mode": "reduce-overhead"},
     "graphs that are not asked for": {

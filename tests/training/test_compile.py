@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import shutil
 
@@ -148,11 +149,9 @@ PAPER = "ParticleTransformer_JetClass"
 OTHERS = sorted(set(CONFIGS) - VARIANTS - {PAPER})
 
 
-@torchs_own
-@pytest.mark.parametrize("name", [PAPER, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
-def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
-    """No graph break inside of what is compiled, nothing compiled anew after the second batch."""
-    # what is traced, and when again, does not depend on what the backend makes of it
+@pytest.fixture
+def only_traced(monkeypatch):
+    """What is traced, and when again, does not depend on what the backend makes of it."""
     real = torch.compile
 
     def eager(function, *, dynamic, mode):
@@ -160,6 +159,13 @@ def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
 
     # `nn.Module.compile` calls it too
     monkeypatch.setattr(torch, "compile", eager)
+
+
+@torchs_own
+@pytest.mark.parametrize("name", [PAPER, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
+@pytest.mark.usefixtures("only_traced")
+def test_compiled_once_for_all_batch_shapes(name, tmp_path):
+    """No graph break inside of what is compiled, nothing compiled anew after the second batch."""
     model = small(name)
     keys = list(model.state_dict())
     parts = Ingredients(model, None, None, None, "", "", [], {})
@@ -176,3 +182,22 @@ def test_compiled_once_for_all_batch_shapes(name, tmp_path, monkeypatch):
     assert list(stepper.model.state_dict()) == keys
     if name == PAPER:
         assert not counters["graph_break"]
+
+
+@pytest.mark.long
+@torchs_own
+@pytest.mark.usefixtures("only_traced")
+def test_all_that_an_attacked_training_calls_is_compiled(tmp_path, caplog):
+    """Features of each width, of no, one or many rows, in attack, step and validation: more than torch's eight."""
+    name = "ParticleTransformer"
+    parts = Ingredients(small(name), None, None, None, "", "", [], {})
+    made = plan(tmp_path, use_torch_compile=True, model_name=name, attack="jetfool")
+    stepper = make_stepper(made, World(), parts)
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    logger.addHandler(caplog.handler)
+    for step, counts in enumerate([*BATCHES[:2], [1], [0, 0]]):
+        stepper.train(jets(parts.model, counts, seed=step), step, 1e-3)
+        stepper.validate(jets(parts.model, counts, seed=step))
+    logger.removeHandler(caplog.handler)
+    assert counters["stats"]["unique_graphs"] > 8
+    assert "hit config" not in caplog.text
