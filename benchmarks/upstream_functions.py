@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import importlib.abc
-import importlib.machinery
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -81,30 +79,24 @@ class Nothing(types.ModuleType):
         return Placeholder
 
 
-class Missing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The last finder: modules that no other one finds are empty."""
-
-    def find_spec(self, name, path=None, target=None):  # noqa: ARG002 - as importlib calls it
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec):
-        return Nothing(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
 def upstream_class(path: Path, module: str, name: str) -> type[nn.Module]:
     """A model class of the checkout."""
-    finder = Missing()
+    wanted = f"utils.models.{module}"
+    loaded = None
     sys.path.insert(0, str(path))
-    sys.meta_path.append(finder)
     try:
-        found: type[nn.Module] = getattr(importlib.import_module(f"utils.models.{module}"), name)
-        return found
+        while loaded is None:
+            try:
+                loaded = importlib.import_module(wanted)
+            except ModuleNotFoundError as error:
+                # only what the checkout itself imports: installed packages try for others, and do without
+                if error.name is None or wanted.startswith(error.name):
+                    raise
+                sys.modules[error.name] = Nothing(error.name)
     finally:
-        sys.meta_path.remove(finder)
         sys.path.remove(str(path))
+    found: type[nn.Module] = getattr(loaded, name)
+    return found
 
 
 def random_jets(model: Tagger, *, padded: bool) -> Batch:
