@@ -69,12 +69,24 @@ def mlflow_before():
     return installed_once(folder, f"pip cannot install mlflow {MLFLOW_BEFORE}", command)
 
 
-def installed_once(folder, trouble, command):
+def downloaded_wheels(requirements):
+    """A folder with the wheels of these packages and of all that they need."""
+
+    def command(temporary):
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:"]
+        return [*pip, "--dest", str(temporary), *requirements]
+
+    name = hashlib.sha256("\n".join(requirements).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"bhive-wheels-{os.getuid()}" / name
+    return installed_once(folder, f"pip cannot download {' '.join(requirements)}", command, seconds=1200)
+
+
+def installed_once(folder, trouble, command, seconds=300):
     """A folder that is kept for later sessions, filled by the command that installs into a temporary one."""
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-        options = {"cwd": temporary, "capture_output": True, "text": True, "check": False, "timeout": 300}
+        options = {"cwd": temporary, "capture_output": True, "text": True, "check": False, "timeout": seconds}
         done = subprocess.run(command(temporary), **options)
         if done.returncode:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -5,7 +5,9 @@ import shutil
 import pytest
 import torch
 
+from bhive_mltf.gateway.environments.wanted import read_wanted
 from bhive_mltf.training.checkpointing.checkpoint import read_checkpoint
+from tests.gateway import needs
 from tests.gateway.stack import REPOSITORY
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slurm]
@@ -46,6 +48,12 @@ def newest_step(person, job, metric):
     return steps.get(metric, -1)
 
 
+def steps_of(person, job, metric):
+    asked = {"run_id": person.show(job)["run_id"], "metric_key": metric}
+    answer = person.mlflow("GET", "/api/2.0/mlflow/metrics/get-history", params=asked)
+    return [int(one["step"]) for one in answer.json()["metrics"]]
+
+
 def warn(lab, person, job, metric="step", seconds=60):
     """Warn a job once it is in its loop, as SLURM does before a time limit."""
     person.wait(job, "running", seconds=90)
@@ -66,10 +74,7 @@ def test_one_run_through_two_time_limits(stack, alice, tmp_path):
     assert found["restarts"] == 2
     assert alice.tracked(job)["info"]["status"] == "FINISHED"
     assert [one["to"] for one in found["events"]].count("queued") == 1
-    history = alice.mlflow(
-        "GET", "/api/2.0/mlflow/metrics/get-history", params={"run_id": found["run_id"], "metric_key": "step"}
-    )
-    steps = [int(one["step"]) for one in history.json()["metrics"]]
+    steps = steps_of(alice, job, "step")
     assert steps == list(range(len(steps)))
 
 
@@ -123,3 +128,25 @@ def test_bhive_through_two_time_limits_gives_the_same_weights(stack, alice, trai
         one, other = (read_checkpoint(next(alice.folder_of(job).rglob(name)))["model_state_dict"] for job in jobs)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+@pytest.mark.long
+def test_keras_project_in_its_own_environment_goes_on(stack, alice):
+    """Its packages are 360 MB to download, which continuous integration leaves out."""
+    needs.builds()
+    project = REPOSITORY / "examples" / "tensorflow_project"
+    asked = read_wanted("python_env.yaml", lambda name: (project / name).read_text())
+    shutil.copytree(needs.downloaded_wheels(asked.requirements), stack.wheels, dirs_exist_ok=True)
+    job = alice.submit(project, "--resume", "-P", "epochs=12", "-P", "pause=2")
+    alice.wait(job, "running", seconds=900)
+    warn(stack.lab, alice, job, "loss", seconds=300)
+    alice.wait_for(job, lambda found: found["restarts"] == 1, 90, "start 2")
+    found = alice.wait(job, "succeeded", seconds=400)
+    run = alice.tracked(job)
+    assert run["info"]["status"] == "FINISHED"
+    # each epoch once
+    assert steps_of(alice, job, "loss") == list(range(12))
+    assert logged(alice, job)["val_accuracy"] > 0.5
+    assert {"epochs", "rate", "weights"} <= {one["key"] for one in run["data"]["params"]}
+    assert len(run["outputs"]["model_outputs"]) == 1
+    assert f"environment {found['env_key']} is ready" in alice.run("logs", job)[0]
