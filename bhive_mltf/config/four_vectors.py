@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from bhive_mltf.config.truths import Frozen
 
 Kind = Literal["pxpypze", "ptetaphie"]
 
@@ -18,10 +18,8 @@ COMPONENTS: Final[dict[Kind, tuple[str, str, str]]] = {
 ENERGIES: Final = ("energy", "e")
 
 
-class FourVectors(BaseModel):
+class FourVectors(Frozen):
     """The four-vectors of a group: GeV and radian, energy last."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
     columns: tuple[str, str, str, str]

@@ -105,11 +105,10 @@ def _default_for(path: Path) -> Path | None:
     """`default.yml` of the same folder, else ours; none for a default itself."""
     if path.name == DEFAULT:
         return None
-    own = own_folder()
-    for folder in (path.parent, *([own] if own else [])):
-        if (folder / DEFAULT).is_file():
-            return folder / DEFAULT
-    return None
+    beside, own = path.parent / DEFAULT, own_folder()
+    if beside.is_file():
+        return beside
+    return own / DEFAULT if own else None
 
 
 def _settings_of(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -6,11 +6,11 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from bhive_mltf.config.expressions.expression import Expression
 from bhive_mltf.config.four_vectors import FourVectors
-from bhive_mltf.config.truths import Truth
+from bhive_mltf.config.truths import Frozen, Truth
 
 GroupName = Literal["global", "cpf", "npf", "vtx", "lt"]
 Layout = Literal["ArrowDataset", "LZ4Dataset"]
@@ -21,11 +21,7 @@ Compression = Literal["none", "lz4", "zstd"]
 DIGEST_FORMAT = 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CustomFeature(_Frozen):
+class CustomFeature(Frozen):
     """A column computed from branches."""
 
     name: str
@@ -36,7 +32,7 @@ class CustomFeature(_Frozen):
         return Expression.parse(self.expression, where or f"custom feature {self.name}")
 
 
-class ProcessCuts(_Frozen):
+class ProcessCuts(Frozen):
     """Jets of one process that figures show; GeV, None: no cut."""
 
     pt_min: float | None = None
@@ -45,7 +41,7 @@ class ProcessCuts(_Frozen):
     eta_max: float | None = None
 
 
-class Group(_Frozen):
+class Group(Frozen):
     """Columns of the jet (`global`) or of one kind of candidate.
 
     plain : branches, in order; `custom` columns follow them.
@@ -85,7 +81,7 @@ class Group(_Frozen):
         }
 
 
-class Config(_Frozen):
+class Config(Frozen):
     """A B-Hive config file, merged with its `default.yml` and checked.
 
     name : stem of the file; part of output paths.
@@ -121,8 +117,8 @@ class Config(_Frozen):
     dataset: Layout
     data_precision: Precision
     compression: Compression = "none"
-    storage_order: dict[str, tuple[str, ...]] = {}
-    non_finite: dict[str, float] = {}
+    storage_order: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    non_finite: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     known_as: str = ""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from bhive_mltf.errors import ConfigError, UnknownKeyError, nearest
 
 T = TypeVar("T", bound=str)
+C = TypeVar("C", list[Any], dict[Any, Any])
 
 # Aliases can make a small YAML file a huge object: messages show only its outside.
 _REPR = reprlib.Repr()
@@ -116,20 +117,18 @@ class Settings:
 
     def items(self, key: str) -> list[Any]:
         """A setting that is a list; empty when absent."""
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise ConfigError(f"{self.where(key)}: {shown(value)} is not a list")
-        return value
+        return self._container(key, list, "a list")
 
     def mapping(self, key: str) -> dict[Any, Any]:
         """A setting that is a mapping; empty when absent."""
+        return self._container(key, dict, "a mapping")
+
+    def _container(self, key: str, kind: type[C], what: str) -> C:
         value = self.values.get(key)
         if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise ConfigError(f"{self.where(key)}: {shown(value)} is not a mapping")
+            return kind()
+        if not isinstance(value, kind):
+            raise ConfigError(f"{self.where(key)}: {shown(value)} is not {what}")
         return value
 
     def names(self, key: str) -> tuple[str, ...]:

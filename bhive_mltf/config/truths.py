@@ -25,18 +25,20 @@ OPERATORS: Final[Mapping[Operator, Callable[[Any, Any], Any]]] = {
 }
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Data of a config: cannot be changed, and has no other fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """A branch compared with a number; NaN satisfies none."""
 
     operator: Operator
     value: float
 
 
-class Condition(_Frozen):
+class Condition(Frozen):
     """One branch that satisfies any of the comparisons."""
 
     branch: str
@@ -53,7 +55,7 @@ class Condition(_Frozen):
         return result
 
 
-class Truth(_Frozen):
+class Truth(Frozen):
     """A label: true for the jets that satisfy all conditions."""
 
     label: str

@@ -60,44 +60,22 @@ def _nan_to_num(value: Value, nan: float = 0.0, posinf: float | None = None, neg
     return np.nan_to_num(value, nan=nan, posinf=posinf, neginf=neginf)
 
 
-def _unary(call: Callable[..., Value]) -> Function:
-    return Function(_numeric(call), 1, 1)
-
-
-def _binary(call: Callable[..., Value]) -> Function:
-    return Function(_numeric(call), 2, 2)
+def _of_numpy(arguments: int, *names: str) -> dict[str, Function]:
+    """Functions of numpy under its own names, all of so many arguments."""
+    return {name: Function(_numeric(getattr(np, name)), arguments, arguments) for name in names}
 
 
 FUNCTIONS: Mapping[str, Function] = {
-    "log": _unary(np.log),
-    "log1p": _unary(np.log1p),
-    "log2": _unary(np.log2),
-    "log10": _unary(np.log10),
-    "exp": _unary(np.exp),
-    "expm1": _unary(np.expm1),
-    "sqrt": _unary(np.sqrt),
-    "square": _unary(np.square),
-    "sinh": _unary(np.sinh),
-    "cosh": _unary(np.cosh),
-    "tanh": _unary(np.tanh),
-    "arcsinh": _unary(np.arcsinh),
-    "sin": _unary(np.sin),
-    "cos": _unary(np.cos),
-    "tan": _unary(np.tan),
-    "arctan": _unary(np.arctan),
-    "arctan2": _binary(np.arctan2),
-    "hypot": _binary(np.hypot),
-    "power": _binary(_power),
-    "abs": _unary(np.absolute),
-    "absolute": _unary(np.absolute),
-    "sign": _unary(np.sign),
-    "floor": _unary(np.floor),
-    "minimum": _binary(np.minimum),
-    "maximum": _binary(np.maximum),
+    **_of_numpy(1, "log", "log1p", "log2", "log10", "exp", "expm1", "sqrt", "square"),
+    **_of_numpy(1, "sinh", "cosh", "tanh", "arcsinh", "sin", "cos", "tan", "arctan"),
+    **_of_numpy(2, "arctan2", "hypot"),
+    "power": Function(_numeric(_power), 2, 2),
+    **_of_numpy(1, "abs", "absolute", "sign", "floor"),
+    **_of_numpy(2, "minimum", "maximum"),
     "clip": Function(_numeric(np.clip), 1, 3, ("a_min", "a_max")),
     "nan_to_num": Function(_numeric(_nan_to_num), 1, 1, ("nan", "posinf", "neginf")),
     "where": Function(np.where, 3, 3),
-    "isfinite": Function(_numeric(np.isfinite), 1, 1),
+    **_of_numpy(1, "isfinite"),
 }
 
 OPERATORS: Mapping[str, Callable[..., Value]] = {

@@ -26,7 +26,7 @@ MAX_CHARACTERS: Final = 4000
 MAX_NODES: Final = 1000
 MAX_DEPTH: Final = 150
 
-_BINARY: Final[Mapping[type[ast.AST], str]] = {
+_OPERATORS: Final[Mapping[type[ast.AST], str]] = {
     ast.Add: "+",
     ast.Sub: "-",
     ast.Mult: "*",
@@ -35,20 +35,18 @@ _BINARY: Final[Mapping[type[ast.AST], str]] = {
     ast.Pow: "**",
     ast.BitAnd: "&",
     ast.BitOr: "|",
-}
-_UNARY: Final[Mapping[type[ast.AST], str]] = {
     ast.USub: "negative",
     ast.UAdd: "positive",
     ast.Invert: "~",
     ast.Not: "not",
-}
-_COMPARE: Final[Mapping[type[ast.AST], str]] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
     ast.Lt: "<",
     ast.LtE: "<=",
     ast.Gt: ">",
     ast.GtE: ">=",
+    ast.And: "and",
+    ast.Or: "or",
 }
 _REFUSED: Final[Mapping[type[ast.AST], str]] = {
     ast.IfExp: "if-else (write where(condition, a, b))",
@@ -118,26 +116,23 @@ class _Translator:
             self.refuse(f"there is no constant `{node.value.id}.{node.attr}`, only {', '.join(CONSTANTS)}")
         return Number(CONSTANTS[node.attr])
 
+    def _operator(self, node: ast.AST) -> str:
+        return _OPERATORS.get(type(node)) or self.unknown(node)
+
     def _binary(self, node: ast.BinOp, depth: int) -> Node:
-        operator = _BINARY.get(type(node.op))
-        if operator is None:
-            self.unknown(node.op)
+        operator = self._operator(node.op)
         return Call(operator, (self.translate(node.left, depth), self.translate(node.right, depth)))
 
     def _unary(self, node: ast.UnaryOp, depth: int) -> Node:
-        return Call(_UNARY[type(node.op)], (self.translate(node.operand, depth),))
+        return Call(self._operator(node.op), (self.translate(node.operand, depth),))
 
     def _boolean(self, node: ast.BoolOp, depth: int) -> Node:
-        return _fold("and" if isinstance(node.op, ast.And) else "or", [self.translate(v, depth) for v in node.values])
+        return _fold(self._operator(node.op), [self.translate(value, depth) for value in node.values])
 
     def _compare(self, node: ast.Compare, depth: int) -> Node:
         values = [self.translate(value, depth) for value in (node.left, *node.comparators)]
-        parts: list[Node] = []
-        for operator, left, right in zip(node.ops, values, values[1:], strict=False):
-            if type(operator) not in _COMPARE:
-                self.unknown(operator)
-            parts.append(Call(_COMPARE[type(operator)], (left, right)))
-        return _fold("and", parts)
+        compared = zip(node.ops, values, values[1:], strict=False)
+        return _fold("and", [Call(self._operator(operator), (left, right)) for operator, left, right in compared])
 
     def _call(self, node: ast.Call, depth: int) -> Node:
         name = self._function_name(node.func)
