@@ -2,9 +2,8 @@
 
 from bhive_mltf.tracking import environment
 from bhive_mltf.tracking.create_run import prepare
-from bhive_mltf.tracking.current_run import current, log_epoch
+from bhive_mltf.tracking.current_run import attach, current, log_epoch
 from bhive_mltf.tracking.history import provenance
-from bhive_mltf.tracking.mlflow_run import attach
 from bhive_mltf.tracking.run import NullRun, Run
 from bhive_mltf.tracking.store import RunRecord, view_command
 from bhive_mltf.tracking.sync import close, close_abandoned

@@ -1,13 +1,47 @@
-"""The run of the task that runs in this process, for code that has no task at hand, such as a training loop."""
+"""The run of a training in this process: opened from its directory, and at hand for code without a task."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from bhive_mltf.errors import TrackingError
+from bhive_mltf.tracking.connection import one_line
+from bhive_mltf.tracking.journal import Journal
 from bhive_mltf.tracking.run import NullRun, Run
+from bhive_mltf.tracking.run_resolver import Runs
+from bhive_mltf.tracking.sender import Sender
+from bhive_mltf.tracking.store import RunRecord
 
+logger = logging.getLogger(__name__)
 _current: list[Run] = []
+
+
+def attach(directory: str | Path, tracking: bool = True) -> Run:
+    """The run of a training directory; a NullRun when tracking is off or the directory has no run.
+
+    Any process that sees the directory may attach; each writes a journal file of its own and delivers all files. What
+    an earlier process could not deliver goes first. A store that does not answer is no error.
+    """
+    if not tracking:
+        return NullRun()
+    try:
+        record = RunRecord.read(Path(directory))
+        if record is None:
+            return NullRun()
+        path = Path(directory).absolute()
+        return Run(Journal(path), Sender(Runs(path, record)))
+    except TrackingError as error:
+        logger.warning("tracking is off: %s", error)
+    except ImportError as error:
+        logger.warning(
+            "tracking is off: %s; pip install 'bhive_mltf[tracking]', or pass --tracking False", one_line(error)
+        )
+    except Exception as error:  # noqa: BLE001 - tracking never ends a training
+        logger.warning("tracking is off: the run in %s cannot be opened (%s)", directory, one_line(error))
+    return NullRun()
 
 
 def current() -> Run:

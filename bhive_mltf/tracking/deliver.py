@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bhive_mltf.tracking.journal import Record, folder_of
 from bhive_mltf.tracking.run_resolver import one_maker
@@ -222,11 +222,6 @@ def as_text(value: object) -> str:
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, default=str)
     return str(value)
-
-
-def json_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    """Indented JSON; what JSON does not know is written as text."""
-    return json.dumps(value, indent=2, default=str)
 
 
 def _dataset_schema(columns: Mapping[str, str]) -> str:

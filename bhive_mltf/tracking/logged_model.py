@@ -11,16 +11,17 @@ import copy
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bhive_mltf import compat
 from bhive_mltf.files import atomic, disk
 from bhive_mltf.tracking.connection import quiet_with_warnings
-from bhive_mltf.tracking.run import ModelArrays
 from bhive_mltf.tracking.store import is_server
 
 if TYPE_CHECKING:
+    import numpy as np
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
     from torch import nn
@@ -28,6 +29,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _noted = False
 _REQUIREMENTS = ("bhive_mltf", "cloudpickle", "mlflow", "numpy", "torch")
+
+
+@dataclass(frozen=True)
+class ModelArrays:
+    """Signature and input example of a model.
+
+    inputs, outputs : shape by name of array, -1 for a free axis; outputs are float32. example : of the inputs, by name.
+    """
+
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+    example: Mapping[str, np.ndarray[Any, Any]]
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,18 +38,16 @@ CHECK_TAG = "bhive_mltf.delivery_checked"
 class Sender:
     """Delivers the journal of a training from a background thread that ends with the process.
 
-    Parameters
-    ----------
-    connect : makes a client; an error of it counts as a server that does not answer.
-    label : names the store in messages.
+    Raises
+    ------
+    ImportError : mlflow is not installed.
     """
 
-    def __init__(
-        self, runs: Runs, connect: Callable[[], MlflowClient], label: str, client: MlflowClient | None = None
-    ) -> None:
+    def __init__(self, runs: Runs) -> None:
         self.runs = runs
         self.in_memory: list[Record] = []  # status and tags for which the disk has no room, until they are sent
-        self._connect, self._client, self._label = connect, client, label
+        self._uri = runs.record.tracking_uri
+        self._client: MlflowClient | None = None
         self._condition = threading.Condition()
         self._flushing = self._stopped = False
         self._is_ended = False  # a status from memory was sent, which is newer than those of the journal
@@ -58,6 +56,14 @@ class Sender:
         self._sent: dict[Path, int] = {}  # a full disk keeps no `.sent` file
         self._refused: Counter[str] = Counter()
         self._warned: set[str] = set()
+        # here and not in the thread: two threads that import at once can see half-made modules
+        connection.load()
+        connection.limit_http()
+        try:
+            with connection.quiet_with_warnings():
+                self._client = connection.connect(self._uri)
+        except Exception as error:  # noqa: BLE001 - tried again by the thread
+            self.warn_once("down", "MLflow at %s cannot be opened now (%s)", self._uri, one_line(error))
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-tracking", daemon=True)
         self._thread.start()
 
@@ -118,12 +124,12 @@ class Sender:
                     "down",
                     "MLflow at %s cannot take data now (%s); the training goes on, and what is logged is kept beside"
                     " it and sent when it answers again; check the server, or pass --tracking False",
-                    self._label,
+                    self._uri,
                     one_line(error),
                 )
             else:
                 if self._failures:
-                    logger.info("MLflow at %s answers again", self._label)
+                    logger.info("MLflow at %s answers again", self._uri)
                 self._failures = 0
             self._pause()
 
@@ -169,7 +175,7 @@ class Sender:
         if not records or self._is_superseded(records[0]):
             return
         if self._client is None:
-            self._client = self._connect()
+            self._client = connection.connect(self._uri)
         try:
             run_id = self.runs.resolve(self._client, records[0].get("child", ""))
             deliver.send(deliver.Target(self._client, self.runs.directory, self.runs.record, run_id), records)
@@ -205,7 +211,7 @@ class Sender:
         self.warn_once(
             kind,
             "MLflow at %s refused a %s (%s); it is left out, and so are others like it",
-            self._label,
+            self._uri,
             f"{kind} {next(iter(record['values']))!r}" if record["kind"] == "metrics" else kind,
             one_line(error),
         )

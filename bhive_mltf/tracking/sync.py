@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bhive_mltf.tracking import connection, deliver, journal
 from bhive_mltf.tracking.connection import one_line
-from bhive_mltf.tracking.mlflow_run import attach
+from bhive_mltf.tracking.current_run import attach
 from bhive_mltf.tracking.run import FLUSH_TIMEOUT
 from bhive_mltf.tracking.run_resolver import Runs
 from bhive_mltf.tracking.store import FILE_NAME, RunRecord

@@ -14,7 +14,7 @@ from mlflow.models import Model
 from torch import nn
 
 from bhive_mltf.tracking import RunRecord, attach, deliver, journal, prepare
-from bhive_mltf.tracking.run import ModelArrays
+from bhive_mltf.tracking.logged_model import ModelArrays
 from tests.helpers.waiting import wait_for
 
 

@@ -8,7 +8,7 @@ import torch
 
 from bhive_mltf.ranks.agreement import RankAgreement
 from bhive_mltf.ranks.distributed import World, join_world, pick_device, set_threads
-from bhive_mltf.tracking import Run
+from bhive_mltf.tracking import NullRun
 from bhive_mltf.training.engine import train
 from bhive_mltf.training.losses import JetLosses
 from bhive_mltf.training.metrics import N_SUMS, Figures, jet_sums
@@ -45,7 +45,7 @@ def test_a_terminal_gets_bars(tmp_path):
     assert "epoch 1/1: loss " in stream.getvalue()
 
 
-class Recording(Run):
+class Recording(NullRun):
     def __init__(self):
         self.points, self.calls = [], []
 

@@ -16,7 +16,7 @@ from bhive_mltf.interface import ModelInputs
 from bhive_mltf.models.resolve import GLOBAL
 from bhive_mltf.ranks import srun
 from bhive_mltf.tracking import NullRun, Run, attach, environment, provenance
-from bhive_mltf.tracking.run import ModelArrays
+from bhive_mltf.tracking.logged_model import ModelArrays
 from bhive_mltf.tracking.system.sampler import sample_node
 from bhive_mltf.training.monitoring.observers import EpochResult, Interval, Observer
 from bhive_mltf.training.plan import TrainingPlan
