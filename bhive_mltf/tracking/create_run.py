@@ -65,7 +65,8 @@ def prepare(
     directory, params = Path(directory).absolute(), without_secrets(dict(params or {}))
     # a run that goes on has not failed
     begun = {"failure": ""} if (directory / store.FILE_NAME).exists() else {}
-    wanted = _Wanted(directory, Path(data_path), run_name, without_secrets({**begun, **(tags or {})}), status)
+    all_tags = {DIRECTORY_TAG: str(directory), **without_secrets({**begun, **(tags or {})})}
+    wanted = _Wanted(directory, Path(data_path), run_name, all_tags, status)
     record, journal = None, None
     try:
         journal = Journal(wanted.directory)
@@ -75,7 +76,7 @@ def prepare(
             record, client = _continued(record, wanted) or _begun(wanted)
             record.write(wanted.directory)
             deliver.log_params(client, record.run_id, params)
-            deliver.log_tags(client, record.run_id, {**_own_tags(wanted), **wanted.tags})
+            deliver.log_tags(client, record.run_id, wanted.tags)
     except ImportError as error:
         logger.warning("no tracking: %s; pip install 'bhive_mltf[tracking]', or pass --tracking False", one_line(error))
         return None
@@ -83,7 +84,8 @@ def prepare(
         logger.warning("no tracking: %s", error)
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
         uri = store.without_credentials(store.tracking_uri(wanted.data_path))
-        record = record or _later(uri, wanted)
+        outside = os.environ.get("MLFLOW_RUN_ID", "").strip() or None
+        record = record or pending(uri, wanted.data_path, wanted.name, parent_run_id=outside)
         logger.warning(
             "MLflow at %s cannot be used (%s); the training goes on, and what it logs is kept in %s and sent when it"
             " answers; check MLFLOW_TRACKING_URI, or pass --tracking False",
@@ -99,18 +101,12 @@ def prepare(
     return record
 
 
-def _later(uri: str, wanted: _Wanted) -> RunRecord:
-    """The record of a run that is made when the store answers."""
-    outside = os.environ.get("MLFLOW_RUN_ID", "").strip() or None
-    return pending(uri, wanted.data_path, wanted.name, parent_run_id=outside)
-
-
 def _note(record: RunRecord, wanted: _Wanted, params: Mapping[str, object], journal: Journal) -> None:
     """Keep for later what the store did not take."""
     try:
         record.write(wanted.directory)
         journal.append("status", status=wanted.status)
-        tags = {**(_made_by(wanted) if record.pending else {}), **_own_tags(wanted), **wanted.tags}
+        tags = {**(_first_tags(wanted) if record.pending else {}), **wanted.tags}
         journal.append("tags", values=deliver.run_tags(tags))
         journal.append("params", values={key: deliver.as_text(value) for key, value in params.items()})
     except Exception as error:  # noqa: BLE001 - tracking never ends a training
@@ -133,7 +129,7 @@ def _continued(record: RunRecord | None, wanted: _Wanted) -> tuple[RunRecord, Ml
     if record.pending is not None:
         client = connection.connect(current)
         with one_maker(wanted.directory):
-            return make(client, replace(record, tracking_uri=current), _all_tags(wanted)), client
+            return make(client, replace(record, tracking_uri=current), _first_tags(wanted)), client
     silent: Exception | None = None
     for uri in dict.fromkeys((current, record.tracking_uri)):
         try:
@@ -211,29 +207,22 @@ def _given_from_outside(uri: str) -> tuple[str, str] | None:
 
 def _create(client: MlflowClient, record: RunRecord, wanted: _Wanted) -> RunRecord:
     """A new run, as a pending record wants it."""
-    made = make(client, record, _all_tags(wanted))
+    made = make(client, record, _first_tags(wanted))
     if wanted.status != "RUNNING":
         client.update_run(made.run_id, status=wanted.status)
     return made
 
 
-def _all_tags(wanted: _Wanted) -> dict[str, str]:
-    return deliver.run_tags({**_made_by(wanted), **_own_tags(wanted)})
-
-
-def _made_by(wanted: _Wanted) -> dict[str, str]:
-    """MLflow's own tags of a new run."""
+def _first_tags(wanted: _Wanted) -> dict[str, str]:
+    """Tags with which a run is made: MLflow's own, and that of the training."""
     tags = {
         "mlflow.user": _user(),
         "mlflow.source.name": Path(sys.argv[0]).name,
         "mlflow.source.type": "LOCAL" if wanted.status == "RUNNING" else "JOB",
     }
     commit = environment.git_state().get("commit")
-    return {**tags, "mlflow.source.git.commit": str(commit)} if commit else tags
-
-
-def _own_tags(wanted: _Wanted) -> dict[str, object]:
-    return {DIRECTORY_TAG: str(wanted.directory)}
+    git = {"mlflow.source.git.commit": str(commit)} if commit else {}
+    return deliver.run_tags({**tags, **git, DIRECTORY_TAG: str(wanted.directory)})
 
 
 def _user() -> str:

@@ -16,7 +16,7 @@ import posixpath
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,10 +81,25 @@ def count(records: Iterable[Record]) -> Counter[str]:
 
 def send(target: Target, records: Sequence[Record]) -> None:
     """Deliver records of metrics in one call, or one record of another kind."""
-    if records[0]["kind"] == "metrics":
-        _metrics(target, records)
-    else:
-        _SENDERS[records[0]["kind"]](target, records[0])
+    client, run_id, record = target.client, target.run_id, records[0]
+    match record["kind"]:
+        case "metrics":
+            _metrics(target, records)
+        case "params":
+            log_params(client, run_id, record["values"])
+        case "tags":
+            log_tags(client, run_id, record["values"])
+        case "text":
+            client.log_text(run_id, record["text"], record["file"])
+        case "artifact":
+            log = client.log_artifacts if Path(record["path"]).is_dir() else client.log_artifact
+            log(run_id, record["path"], record["folder"])
+        case "dataset":
+            _dataset(target, record)
+        case "model":
+            _model(target, record)
+        case "status":
+            _status(target, record)
 
 
 def discard(directory: Path, record: Record) -> None:
@@ -104,29 +119,14 @@ def _metrics(target: Target, records: Sequence[Record]) -> None:
     target.client.log_batch(target.run_id, metrics=points, synchronous=True)
 
 
-def _params(target: Target, record: Record) -> None:
-    log_params(target.client, target.run_id, record["values"])
-
-
-def _tags(target: Target, record: Record) -> None:
-    log_tags(target.client, target.run_id, record["values"])
-
-
-def _text(target: Target, record: Record) -> None:
-    target.client.log_text(target.run_id, record["text"], record["file"])
-
-
-def _artifact(target: Target, record: Record) -> None:
-    log = target.client.log_artifacts if Path(record["path"]).is_dir() else target.client.log_artifact
-    log(target.run_id, record["path"], record["folder"])
-
-
 def _dataset(target: Target, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = record["source"]
     facts = json.dumps({**(record["profile"] or {}), "digest": record["digest"]}, default=str)
-    schema = _dataset_schema(record["columns"]) if record["columns"] else None
+    # the form that MLflow's page draws as a table
+    columns = [{"name": name, "type": kind} for name, kind in (record["columns"] or {}).items()]
+    schema = json.dumps({"mlflow_colspec": columns}) if columns else None
     where = json.dumps({"uri": source[:_MAX_SOURCE]})
     kind = "local" if "://" not in source else "uri"
     dataset = Dataset(record["name"], record["digest"][:_MAX_DIGEST], kind, where, schema, facts)
@@ -150,17 +150,6 @@ def _status(target: Target, record: Record) -> None:
         target.client.set_terminated(target.run_id, record["status"], record["time"])
     else:
         target.client.update_run(target.run_id, status=record["status"])
-
-
-_SENDERS: dict[str, Callable[[Target, Record], None]] = {
-    "params": _params,
-    "tags": _tags,
-    "text": _text,
-    "artifact": _artifact,
-    "dataset": _dataset,
-    "model": _model,
-    "status": _status,
-}
 
 
 def log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
@@ -222,11 +211,6 @@ def as_text(value: object) -> str:
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, default=str)
     return str(value)
-
-
-def _dataset_schema(columns: Mapping[str, str]) -> str:
-    """Columns and their types (`float`, `long`, ...) in the form that MLflow's page draws as a table."""
-    return json.dumps({"mlflow_colspec": [{"name": key, "type": kind} for key, kind in columns.items()]})
 
 
 def _short(text: str) -> str:

@@ -142,16 +142,13 @@ class Journal:
                 return float(record["values"][key]), int(record["time"])
         return None
 
-    def next_step(self, prefix: str, *, nested: bool = True) -> int:
-        """The step after the last one of the metrics that begin with `prefix`.
-
-        nested : also of those that have a further `/`.
-        """
+    def next_step(self, prefix: str) -> int:
+        """The step after the last one of the metrics that begin with `prefix` and have no further `/`."""
         with self._lock:
             steps = [
                 max(seen)
                 for (_, key, _), seen in self._seen.items()
-                if key.startswith(prefix) and seen and (nested or "/" not in key[len(prefix) :])
+                if key.startswith(prefix) and "/" not in key[len(prefix) :]
             ]
         return max(steps, default=-1) + 1
 

@@ -176,8 +176,8 @@ def test_nested_run(training, client):
 
 
 def wait_for_step(directory, step, seconds=30):
-    """Until system metrics have gone beyond this step."""
-    wait_for(lambda: journal.Journal(directory).next_step("system/") > step, seconds, f"step {step}")
+    """Until system metrics of `node0` have gone beyond this step."""
+    wait_for(lambda: journal.Journal(directory).next_step("system/node0/") > step, seconds, f"step {step}")
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_system_metrics(training, client):
     start = time.monotonic()
     for _ in range(2):
         run = attach(training)
-        first = journal.Journal(training).next_step("system/")
+        first = journal.Journal(training).next_step("system/node0/")
         run.start_system_metrics("node0", interval=0.1)
         wait_for_step(training, first + 2)
         run.finish("FINISHED")

@@ -114,8 +114,7 @@ def _run_id(directory: Path) -> str:
 def of_directory(directory: Path) -> Snapshot:
     """What the journal and the files of a training say of it."""
     directory = directory.absolute()
-    run_id = _run_id(directory)
-    found = Snapshot(_label(directory), run_id, directory)
+    found = Snapshot("/".join(directory.parts[-4:]), _run_id(directory), directory)
     for record in journal.records(directory):
         if record.get("child"):
             continue
@@ -129,10 +128,6 @@ def of_directory(directory: Path) -> Snapshot:
         if (directory / name).is_file():
             found.texts[name] = (directory / name).read_text(encoding="utf-8")
     return found
-
-
-def _label(directory: Path) -> str:
-    return "/".join(directory.parts[-4:])
 
 
 def _is_wanted(name: str) -> bool:
@@ -153,7 +148,7 @@ def of_store(run_id: str, uri: str) -> Snapshot:
             run = client.get_run(run_id)
             found = Snapshot(str(run.info.run_name or run_id), run_id, None)
             for name in _names(client, run_id):
-                found.texts[name] = _text(client, run_id, name)
+                found.texts[name] = Path(client.download_artifacts(run_id, name)).read_text(encoding="utf-8")
             for key in run.data.metrics:
                 if key in _SERIES or key.startswith("auc/"):
                     points = client.get_metric_history(run_id, key)
@@ -177,10 +172,6 @@ def _names(client: MlflowClient, run_id: str) -> Iterator[str]:
             yield from (inner.path for inner in client.list_artifacts(run_id, entry.path))
         elif entry.path in (*_FILES, "reproducibility.json"):
             yield entry.path
-
-
-def _text(client: MlflowClient, run_id: str, name: str) -> str:
-    return Path(client.download_artifacts(run_id, name)).read_text(encoding="utf-8")
 
 
 def default_folder(given: str | None) -> Path | None:

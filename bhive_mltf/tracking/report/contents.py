@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,8 @@ def read(directory: Path) -> Contents:
     """Read what is there of a training; what is missing is left out."""
     found = Contents(directory, RunRecord.read(directory), journal.last_status(directory) or "")
     for record in journal.records(directory):
-        if record.get("kind") in _READERS and not record.get("child"):
-            _READERS[record["kind"]](found, record)
+        if not record.get("child"):
+            _add(found, record)
     for points in found.series.values():
         points.sort(key=lambda point: point[0])
     found.parameters = read_object(directory / RECORD_NAME).get("parameters", {})
@@ -64,38 +63,23 @@ def read(directory: Path) -> Contents:
     return found
 
 
-def _metrics(found: Contents, record: Record) -> None:
-    for name, value in record["values"].items():
-        found.series.setdefault(name, []).append((record["step"], record["time"] / 1000, float(value)))
-
-
-def _tags(found: Contents, record: Record) -> None:
-    found.tags |= record["values"]
-
-
-def _text(found: Contents, record: Record) -> None:
-    if record["file"] == "environment.json":
-        found.environment = json.loads(record["text"])
-
-
-def _dataset(found: Contents, record: Record) -> None:
-    others = [dataset for dataset in found.datasets if dataset["name"] != record["name"]]
-    found.datasets = [*others, record]
-
-
-def _artifact(found: Contents, record: Record) -> None:
-    image = record["folder"] or "", Path(record["path"])
-    if image[1].suffix == ".png" and image not in found.figures and image[1].is_file():
-        found.figures.append(image)
-
-
-_READERS: dict[str, Callable[[Contents, Record], None]] = {
-    "metrics": _metrics,
-    "tags": _tags,
-    "text": _text,
-    "dataset": _dataset,
-    "artifact": _artifact,
-}
+def _add(found: Contents, record: Record) -> None:
+    """Add what a record of the run itself says."""
+    match record.get("kind"):
+        case "metrics":
+            for name, value in record["values"].items():
+                found.series.setdefault(name, []).append((record["step"], record["time"] / 1000, float(value)))
+        case "tags":
+            found.tags |= record["values"]
+        case "text" if record["file"] == "environment.json":
+            found.environment = json.loads(record["text"])
+        case "dataset":
+            others = [dataset for dataset in found.datasets if dataset["name"] != record["name"]]
+            found.datasets = [*others, record]
+        case "artifact":
+            image = record["folder"] or "", Path(record["path"])
+            if image[1].suffix == ".png" and image not in found.figures and image[1].is_file():
+                found.figures.append(image)
 
 
 def _used(points: Series) -> float:

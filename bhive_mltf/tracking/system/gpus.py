@@ -100,10 +100,8 @@ class _Gpu:
 
     def __init__(self, handle: Any, is_slice: bool) -> None:  # noqa: ANN401 - an NVML handle
         self._handle = handle
-        whole = () if is_slice else (self._load, self._power, self._energy, self._temperature, self._clocks)
-        self._counters: tuple[Callable[[], dict[str, float]], ...] = (self._memory, *whole)
-        if not is_slice:
-            self._counters += (self._pcie, self._nvlink)
+        whole = self._load, self._power, self._energy, self._temperature, self._clocks, self._pcie, self._nvlink
+        self._counters: tuple[Callable[[], dict[str, float]], ...] = (self._memory, *(() if is_slice else whole))
         self._first_energy: float | None = None
         self._links: tuple[float, dict[str, float]] | None = None  # time in s, KiB since the driver was loaded
 

@@ -53,7 +53,7 @@ class Sampler:
         self._prefix = f"system/{node}/" if node else "system/"
         self._interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or interval)
         self._samples = int(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING") or 1)
-        self._step = journal.next_step(self._prefix, nested=False)
+        self._step = journal.next_step(self._prefix)
         self._root = os.getpid() if root is None else root
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="bhive-mltf-system-metrics", daemon=True)
