@@ -7,9 +7,9 @@ from typing import Final
 
 from bhive_mltf.config.groups import read_groups, read_storage_order
 from bhive_mltf.config.keys import BRANCH_KEYS, KNOWN
-from bhive_mltf.config.labels import read_truths
 from bhive_mltf.config.schema import Config, Group, Layout, Precision, ProcessCuts
 from bhive_mltf.config.settings import Settings, check_known, number, shown
+from bhive_mltf.config.truths import read_truths
 from bhive_mltf.errors import ConfigError
 
 _FLOAT32_MAX = 3.4028234663852886e38
