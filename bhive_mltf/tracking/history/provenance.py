@@ -167,8 +167,7 @@ def driver() -> dict[str, str]:
         pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return {}
-    text = version.decode() if isinstance(version, bytes) else str(version)
-    return {"driver": text, "driver_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}"}
+    return {"driver": version, "driver_cuda": f"{cuda // 1000}.{cuda % 1000 // 10}"}
 
 
 def apply_patch(checkout: Path, text: str) -> str:

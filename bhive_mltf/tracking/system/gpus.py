@@ -65,7 +65,7 @@ def _find(name: str, every: list[Any]) -> tuple[Any, bool] | None:
     if name.isdigit():
         return (every[int(name)], False) if int(name) < len(every) else None
     if name.startswith("GPU-"):
-        like = [handle for handle in every if _text(pynvml.nvmlDeviceGetUUID(handle)).startswith(name)]
+        like = [handle for handle in every if pynvml.nvmlDeviceGetUUID(handle).startswith(name)]
         return (like[0], False) if len(like) == 1 else None
     if name.startswith("MIG-"):
         return next(((mig, True) for gpu in every for mig in _slices(gpu) if name in _slice_names(gpu, mig)), None)
@@ -86,13 +86,8 @@ def _slices(gpu: Any) -> Iterator[Any]:  # noqa: ANN401 - an NVML handle
 
 def _slice_names(gpu: Any, mig: Any) -> tuple[str, str]:  # noqa: ANN401 - NVML handles
     """The UUID of a MIG slice, and its name for drivers before 470."""
-    own = _text(pynvml.nvmlDeviceGetUUID(mig))
     ids = pynvml.nvmlDeviceGetGpuInstanceId(mig), pynvml.nvmlDeviceGetComputeInstanceId(mig)
-    return own, f"MIG-{_text(pynvml.nvmlDeviceGetUUID(gpu))}/{ids[0]}/{ids[1]}"
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return pynvml.nvmlDeviceGetUUID(mig), f"MIG-{pynvml.nvmlDeviceGetUUID(gpu)}/{ids[0]}/{ids[1]}"
 
 
 class _Gpu:
