@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from bhive_mltf.config.truths import Frozen
@@ -25,22 +24,12 @@ class FourVectors(Frozen):
     columns: tuple[str, str, str, str]
 
 
-@dataclass(frozen=True)
-class Ambiguous:
-    """Several sets of columns could be the four-vectors."""
-
-    candidates: tuple[FourVectors, ...]
-
-    def __str__(self) -> str:
-        return " or ".join(", ".join(candidate.columns) for candidate in self.candidates)
-
-
-def find(columns: Sequence[str]) -> FourVectors | Ambiguous | None:
-    """Recognise the four-vectors among `columns` by name.
+def find(columns: Sequence[str]) -> list[FourVectors]:
+    """The sets of `columns` that are four-vectors by their names.
 
     A set is complete when four columns share a prefix that is not empty, and go on with px, py, pz or
-    pt, eta, phi and with e or energy, in whatever order and place. One complete set is the answer; with
-    several (both kinds, two prefixes) the names do not decide.
+    pt, eta, phi and with e or energy, in whatever order and place. With several complete sets (both kinds, two
+    prefixes) the names do not decide.
     """
     known = set(columns)
     found = []
@@ -53,6 +42,4 @@ def find(columns: Sequence[str]) -> FourVectors | Ambiguous | None:
                 names = (column, prefix + second, prefix + third, prefix + energy)
                 if known.issuperset(names):
                     found.append(FourVectors(kind=kind, columns=names))
-    if len(found) > 1:
-        return Ambiguous(tuple(found))
-    return found[0] if found else None
+    return found

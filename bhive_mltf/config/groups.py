@@ -96,10 +96,11 @@ def _with_four_vectors(settings: Settings, group: Group, given: object) -> Group
     if given is not None:
         return group.model_copy(update={"four_vectors": _read_four_vectors(settings, group, given)})
     found = fv.find(group.columns)
-    if isinstance(found, fv.FourVectors):
-        return group.model_copy(update={"four_vectors": found})
-    problem = f"several sets of columns could be the four-vectors: {found}"
-    if found is None:
+    if len(found) == 1:
+        return group.model_copy(update={"four_vectors": found[0]})
+    listed = " or ".join(", ".join(candidate.columns) for candidate in found)
+    problem = f"several sets of columns could be the four-vectors: {listed}"
+    if not found:
         problem = "no four columns share a prefix and end in px, py, pz, e(nergy) or in pt, eta, phi, e(nergy)"
     advice = f"name them in the config with four_vectors: {{{group.name}: {{kind: ..., columns: [...]}}}}"
     return group.model_copy(
