@@ -16,11 +16,12 @@ import posixpath
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bhive_mltf.tracking import journal
 from bhive_mltf.tracking.journal import Record, folder_of
 from bhive_mltf.tracking.run_resolver import one_maker
 from bhive_mltf.tracking.store import RunRecord
@@ -70,12 +71,16 @@ def size(record: Record) -> int:
     return len(record["values"]) if record.get("kind") == "metrics" else 1
 
 
-def count(records: Iterable[Record]) -> Counter[str]:
-    """How many of what."""
+def undelivered(directory: Path, sent: Callable[[Path], int] = journal.sent) -> Counter[str]:
+    """What the journal of a training still holds, by kind.
+
+    sent : up to which byte a file was delivered.
+    """
     found: Counter[str] = Counter()
-    for record in records:
-        if what(record):
-            found[what(record)] += size(record)
+    for path in journal.files(directory):
+        for record, _ in journal.read(path, sent(path)):
+            if what(record):
+                found[what(record)] += size(record)
     return found
 
 

@@ -90,10 +90,7 @@ class Sender:
             self._stopped = True
             self._condition.notify_all()
         self._thread.join(0.5)  # a request under way ends by itself
-        left: Counter[str] = Counter()
-        for path in journal.files(self.runs.directory):
-            left += deliver.count(record for record, _ in journal.read(path, self._position(path)))
-        return left, self._refused
+        return deliver.undelivered(self.runs.directory, self._position), self._refused
 
     def warn_once(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning, once per kind."""

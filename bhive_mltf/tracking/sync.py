@@ -75,19 +75,11 @@ def sync(
         closed = end.status
     else:
         closed = end.status if end.status and close_abandoned(directory, end.status, locks, end.failure) else ""
-    before = undelivered(directory)
+    before = deliver.undelivered(directory)
     if before:
         attach(directory).finish(timeout=timeout)
-    left = undelivered(directory)
+    left = deliver.undelivered(directory)
     return Synced(directory, before - left, left, closed)
-
-
-def undelivered(directory: Path) -> Counter[str]:
-    """What the journal of a training still holds, by kind."""
-    found: Counter[str] = Counter()
-    for path in journal.files(directory):
-        found += deliver.count(record for record, _ in journal.read(path, journal.sent(path)))
-    return found
 
 
 def close(directory: Path, status: str, failure: str, since: float, timeout: float = FLUSH_TIMEOUT) -> None:
