@@ -19,7 +19,7 @@ from bhive_mltf.models.layout import Layout, Pairs, lay_out
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest, resolve_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from bhive_mltf.config import Config
     from bhive_mltf.interface import Batch, GroupBatch, ModelInputs, Padding
@@ -92,6 +92,11 @@ class Tagger(nn.Module):
         n_classes = len(self.classes)
         return Outputs(values[:, :n_classes], values[:, n_classes:]) if self.regression else values
 
+    def per_group(self, make: Callable[[int], nn.Module]) -> nn.ModuleDict:
+        """A module for each group of candidates, made for its number of columns."""
+        groups = [group for group in self.inputs.groups if group.name != GLOBAL]
+        return nn.ModuleDict({group.name: make(len(group.columns)) for group in groups})
+
     def jet_columns(self, batch: Batch, columns: Sequence[str]) -> Tensor:
         """These columns of the group `global`, [B,len(columns)], at least float32."""
         group = self.group_of(batch, GLOBAL)
@@ -129,10 +134,12 @@ class Tagger(nn.Module):
         counts = [group.counts for group in groups if group.counts is not None]
         return lay_out(np.stack(counts), [group.mask.shape[1] for group in groups], batch.target.device, pairs)
 
-    def real_features(self, batch: Batch, names: Iterable[str], layout: Layout) -> list[Tensor]:
-        """Features [M,F] of the real candidates of each of the groups of a layout."""
-        parts = zip(names, layout.real, strict=True)
-        return [self.features(batch, name).flatten(0, 1).index_select(0, real) for name, real in parts]
+    def real_tokens(self, batch: Batch, embeddings: nn.ModuleDict, layout: Layout) -> Tensor:
+        """Tokens [M,E] of the real candidates of all groups of a layout, made by the embedding of each."""
+        parts = zip(embeddings.items(), layout.real, strict=True)
+        return torch.cat(
+            [embed(self.features(batch, name).flatten(0, 1).index_select(0, real)) for (name, embed), real in parts]
+        )
 
     def real_momenta(self, batch: Batch, names: Iterable[str], layout: Layout) -> Tensor:
         """Four-momenta [M,4] of the real candidates of all groups of a layout."""

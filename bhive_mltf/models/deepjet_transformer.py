@@ -18,8 +18,8 @@ from bhive_mltf.models.classes import HLT, HLT_OUTPUTS, OFFLINE_UD
 from bhive_mltf.models.deepjet import HLT_CPF, HLT_VTX
 from bhive_mltf.models.layers import batch_norm
 from bhive_mltf.models.layout import Layout
-from bhive_mltf.models.part.v1 import HLT_JET, NORM_EPS, ConvolutionEmbedding
-from bhive_mltf.models.part.v2 import ParticleBlock2, TokenEmbedding
+from bhive_mltf.models.part.v1 import HLT_JET, ConvolutionEmbedding
+from bhive_mltf.models.part.v2 import NORM_EPS, ParticleBlock2, TokenEmbedding
 from bhive_mltf.models.regression import HLT_COLUMNS, hlt_tagger_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
@@ -124,13 +124,7 @@ class DeepJetTransformerTagger(Tagger):
         at_least(self.name, 1, num_layers=num_layers, embed_dim=embed_dim, num_heads=num_heads)
         fraction(self.name, dropout=dropout)
         divisible(self.name, embed_dim, num_heads)
-        self.embeddings = nn.ModuleDict(
-            {
-                group.name: self.embedding(len(group.columns), embed_dim, dropout)
-                for group in self.inputs.groups
-                if group.name != GLOBAL
-            }
-        )
+        self.embeddings = self.per_group(lambda n_features: self.embedding(n_features, embed_dim, dropout))
         self.blocks = nn.ModuleList(ParticleBlock2(embed_dim, num_heads, dropout) for _ in range(num_layers))
         self.pooling = AttentionPooling(embed_dim, dropout, function_version)
         self.dense = ResidualDense(embed_dim, dropout, function_version)
@@ -144,11 +138,9 @@ class DeepJetTransformerTagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        batch, names = self.counted(batch), list(self.embeddings)
-        layout = self.lay_out(batch, names)
-        features = self.real_features(batch, names, layout)
-        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
-        rows = layout.rows(torch.cat(tokens))
+        batch = self.counted(batch)
+        layout = self.lay_out(batch, self.embeddings)
+        rows = layout.rows(self.real_tokens(batch, self.embeddings, layout))
         biases = layout.key_biases(rows.dtype)
         for block in self.blocks:
             rows = block(rows, biases, layout)

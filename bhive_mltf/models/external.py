@@ -26,11 +26,6 @@ def installed() -> dict[str, str]:
     return {point.name: point.value for point in sorted(metadata.entry_points(group=GROUP))}
 
 
-def is_dotted(name: str) -> bool:
-    """Whether a name is meant as `package.module:Class`."""
-    return ":" in name
-
-
 def locate(name: str) -> tuple[str, str]:
     """(module, attribute) of `package.module:Class`; ModelError for another form."""
     match = _DOTTED.fullmatch(name)

@@ -20,6 +20,7 @@ from bhive_mltf.models.layout import Layout, hiding
 # cuDNN, torch's first choice for half types on Hopper, has no gradient of the bias.
 _KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _RANDOM_BITS = 16
+RMS_EPS = 1e-6
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -72,6 +73,9 @@ def batch_norm(norm: nn.Module, rows: Tensor) -> Tensor:
 
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm that keeps the type of its weight under autocast, where torch's falls to a slow path."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=RMS_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,E] -> [...,E]."""

@@ -180,13 +180,7 @@ class ParticleNetTagger(Tagger):
         self.function_version = function_version
         at_least(self.name, 1, embed_dim=embed_dim, k=k)
         fraction(self.name, dropout=dropout)
-        groups = [group for group in self.inputs.groups if group.name != GLOBAL]
-        self.embeddings = nn.ModuleDict(
-            {
-                group.name: CandidateEmbedding(len(group.columns), embed_dim, dropout, function_version)
-                for group in groups
-            }
-        )
+        self.embeddings = self.per_group(lambda n: CandidateEmbedding(n, embed_dim, dropout, function_version))
         self.norm_in = nn.BatchNorm1d(embed_dim)
         inputs = (embed_dim, *(widths[-1] for widths in EDGE_WIDTHS))
         self.convolutions = nn.ModuleList(
@@ -201,11 +195,9 @@ class ParticleNetTagger(Tagger):
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        batch, names = self.counted(batch), list(self.embeddings)
-        layout = self.lay_out(batch, names)
-        features = self.real_features(batch, names, layout)
-        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
-        embedded = torch.cat(tokens)
+        batch = self.counted(batch)
+        layout = self.lay_out(batch, self.embeddings)
+        embedded = self.real_tokens(batch, self.embeddings, layout)
         rows = batch_norm(self.norm_in, embedded)
         points, layers = (embedded if self.function_version > 1 else rows), []
         for convolution in self.convolutions:

@@ -103,7 +103,7 @@ def entry(name: str) -> Entry:
     """
     if name in MODELS:
         return MODELS[name]
-    if external.is_dotted(name):
+    if ":" in name:
         return Entry(*external.locate(name), classes=None, regression=None)
     if name in ABSENT:
         msg = f"model {name!r} is one of B-Hive's that this package does not have; take one of: {', '.join(names())}"

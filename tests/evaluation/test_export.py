@@ -40,7 +40,7 @@ def trained(name):
 def inputs(exported, batch, extra=0):
     """Arrays of a batch, with more padding."""
     found = []
-    for port, array in zip(exported.ports, onnx_file.arrays(exported, batch).values(), strict=True):
+    for port, array in zip(exported.ports, onnx_file.arrays(exported.ports, batch).values(), strict=True):
         tensor = torch.from_numpy(array)
         if port.what != "n" and port.group != "global":
             tensor = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
@@ -75,6 +75,17 @@ def test_the_padded_function_of_upstream_checkpoints():
     with torch.no_grad():
         for arrays in (inputs(exported, batch), short):
             torch.testing.assert_close(exported(*arrays), model(batch).softmax(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_neighbours_of_exported_particle_net_are_the_models(version):
+    """Version 2 takes the first ones before the norm of the tokens, which here weighs them otherwise."""
+    model = small("ParticleNet_InPro", function_version=version).eval()
+    with torch.no_grad():
+        model.norm_in.weight.copy_(torch.logspace(-3, 3, len(model.norm_in.weight)))
+        batch = jets(model, COUNTS)
+        exported = ExportedModel(model)
+        torch.testing.assert_close(exported(*inputs(exported, batch)), model(batch).softmax(1), rtol=0, atol=1e-5)
 
 
 def test_the_exported_model_is_a_copy():
@@ -179,7 +190,7 @@ def test_the_scorer_makes_the_inputs_of_the_loader(sample, tmp_path):
     exported = ExportedModel(model)
     n_seen = 0
     for batch in batches(dataset, config, model):
-        wanted = onnx_file.arrays(exported, batch)
+        wanted = onnx_file.arrays(exported.ports, batch)
         for row, entry in enumerate(batch.jet_id[:, 1].tolist()):
             assert finite[entry]
             for name, values in wanted.items():

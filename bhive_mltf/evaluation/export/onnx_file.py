@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bhive_mltf.errors import ModelError
-from bhive_mltf.evaluation.export.padded import ExportedModel, Port
+from bhive_mltf.evaluation.export.padded import ExportedModel, Port, ports
 from bhive_mltf.evaluation.export.quiet import without_remarks
 from bhive_mltf.files import atomic
 from bhive_mltf.interface import Batch
@@ -28,8 +29,8 @@ PROBABILITIES, REGRESSION = "probabilities", "regression"
 _EXAMPLE_JETS, _EXAMPLE_SLOTS = 3, 7  # unlike each other and every other size, so that no axis is taken for another
 
 
-def write(model: Tagger, path: Path) -> ExportedModel:
-    """Write `model` as ONNX, whole or not at all; the function that was exported.
+def write(model: Tagger, path: Path) -> None:
+    """Write `model` as ONNX, whole or not at all.
 
     Raises
     ------
@@ -57,7 +58,6 @@ def write(model: Tagger, path: Path) -> ExportedModel:
             external_data=False,
             verbose=False,
         )
-    return exported
 
 
 def _free_axes(port: Port) -> tuple[int, ...]:
@@ -94,13 +94,12 @@ def compare(model: Tagger, path: Path, batches: Iterable[Batch]) -> Comparison:
     ------
     ModelError : they differ by more than `TOLERANCE`, or onnxruntime cannot run the file.
     """
-    run, exported = runner(path), ExportedModel(model)
-    own = model.float().cpu().eval()
+    run, own = runner(path), model.float().cpu().eval()
     largest, n_jets, lengths = 0.0, 0, set()
     for batch in batches:
         with torch.no_grad():
             expected = _values(own(batch))
-        found = run(arrays(exported, batch))
+        found = run(arrays(ports(model), batch))
         for one, other in zip(found, expected, strict=True):
             scale = np.maximum(np.abs(other), 1.0)
             largest = max(largest, float((np.abs(one - other) / scale).max(initial=0.0)))
@@ -122,10 +121,10 @@ def _values(output: Tensor | Outputs) -> list[np.ndarray[Any, Any]]:
     return [output.float().softmax(1).numpy()]
 
 
-def arrays(exported: ExportedModel, batch: Batch) -> dict[str, np.ndarray[Any, Any]]:
+def arrays(inputs: Iterable[Port], batch: Batch) -> dict[str, np.ndarray[Any, Any]]:
     """The inputs of the file from a batch."""
     found = {}
-    for port in exported.ports:
+    for port in inputs:
         group = batch.groups[port.group]
         if port.what == "n":
             found[port.name] = group.mask.sum(1).numpy().astype(np.int64)
@@ -148,8 +147,4 @@ def runner(path: Path) -> Callable[[dict[str, np.ndarray[Any, Any]]], list[np.nd
     except ImportError as error:
         raise ModelError(f"no comparison without the package {error.name}: pip install 'bhive_mltf[export]'") from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def run(inputs: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        return list(session.run(None, inputs))
-
-    return run
+    return partial(session.run, None)

@@ -175,7 +175,7 @@ def prepared(model: Tagger) -> Tagger:
     elif own.laid_out:
         known.counted = lambda batch: batch
         known.lay_out = lambda batch, names, pairs="none": PaddedLayout(_of(own, batch, names), pairs)
-        known.real_features = lambda batch, names, _: [own.features(batch, name).flatten(0, 1) for name in names]
+        known.real_tokens = lambda batch, embeddings, _: _tokens(own, batch, embeddings)
         known.real_momenta = lambda batch, names, _: torch.cat(
             [own.momenta(batch, name).flatten(0, 1) for name in names]
         )
@@ -188,45 +188,39 @@ def _of(model: Tagger, batch: Batch, names: Iterable[str]) -> list[GroupBatch]:
     return [model.group_of(batch, name) for name in names]
 
 
+def _tokens(model: Tagger, batch: Batch, embeddings: nn.ModuleDict) -> Tensor:
+    """Tokens [sum of B*N,E] of all slots, group behind group."""
+    return torch.cat([embed(model.features(batch, name).flatten(0, 1)) for name, embed in embeddings.items()])
+
+
 def _part_logits(model: ParticleTransformer_JetClass, batch: Batch) -> Tensor:
     """Logits [B,C] of the published Particle Transformer."""
-    network, group = model.network, model.group_of(batch, "cpf")
+    group = model.group_of(batch, "cpf")
     features = model.standardise(model.features(batch, "cpf"), group.mask)
     layout: Any = PaddedLayout([group], "all")
-    momenta = model.momenta(batch, "cpf")
-    biases = layout.pair_biases(network.pair_embedding(network._pair_features(momenta, layout)))
-    x = network.embedding(features, layout)
-    for block in network.blocks:
-        x = block(x, biases, layout)
-    token = network.class_token[0].expand(batch.target.shape[0], -1)
-    for block in network.class_blocks:
-        token = block(token, x, layout)
-    logits: Tensor = network.head(network.norm(token))
-    return logits
+    return model.network.logits(features, model.momenta(batch, "cpf"), layout)
 
 
 def _particle_net(model: ParticleNetTagger, batch: Batch) -> Tensor | Outputs:
     """What ParticleNet gives; slots without a candidate are nobody's neighbour and in no mean."""
-    names = list(model.embeddings)
-    mask = torch.cat([group.mask for group in _of(model, batch, names)], 1)
-    tokens = [embed(model.features(batch, name).flatten(0, 1)) for name, embed in model.embeddings.items()]
-    lengths = [group.mask.shape[1] for group in _of(model, batch, names)]
-    n_jets = batch.target.shape[0]
-    jets = [token.reshape(n_jets, length, -1) for token, length in zip(tokens, lengths, strict=True)]
-    x = batch_norm(model.norm_in, torch.cat(jets, 1).flatten(0, 1)).reshape(n_jets, sum(lengths), -1)
+    layout = PaddedLayout(_of(model, batch, model.embeddings), "none")
+    mask = ~layout.hidden
+    embedded = layout.rows(_tokens(model, batch, model.embeddings))
+    (x,) = layout.split(batch_norm(model.norm_in, embedded))
+    (points,) = layout.split(embedded) if model.function_version > 1 else (x,)
     layers = []
     for convolution in model.convolutions:
-        x = _edge_convolution(cast("EdgeConvolution", convolution), x, mask)
+        x = points = _edge_convolution(cast("EdgeConvolution", convolution), x, points, mask)
         layers.append(x)
     fused = batch_norm(model.norm_fusion, model.fusion(torch.cat(layers, 2)).flatten(0, 1)).relu()
-    fused = fused.reshape(n_jets, sum(lengths), -1) * mask[..., None]
+    fused = fused.reshape(layout.n_jets, layout.length, -1) * mask[..., None]
     mean = fused.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
     return model.outputs(model.head(model.dense(mean)))
 
 
-def _edge_convolution(own: EdgeConvolution, x: Tensor, mask: Tensor) -> Tensor:
-    """[B,L,before] -> [B,L,after]: means over the real ones of the k nearest slots."""
-    neighbour, is_real = _neighbours(x, mask, own.k)
+def _edge_convolution(own: EdgeConvolution, x: Tensor, points: Tensor, mask: Tensor) -> Tensor:
+    """[B,L,before] -> [B,L,after]: means over the real ones of the k slots that are nearest among `points` [B,L,F]."""
+    neighbour, is_real = _neighbours(points, mask, own.k)
     first, difference = own.linears[0].get_parameter("weight").chunk(2, dim=1)
     centres, others = F.linear(x, first - difference), F.linear(x, difference)
     width = others.shape[2]

@@ -189,6 +189,10 @@ class PartNetwork(nn.Module):
         counts : int64 [B], on the host: particles of each jet, which are the first ones of its N.
         """
         layout = lay_out(np.asarray(counts)[None], features.shape[1:2], features.device, "all", packed=False)
+        return self.logits(features, momenta, layout)
+
+    def logits(self, features: Tensor, momenta: Tensor, layout: Layout) -> Tensor:
+        """The same of particles that are laid out already, with all pairs."""
         biases = layout.pair_biases(self.pair_embedding(self._pair_features(momenta, layout)))
         x = self.embedding(features, layout)
         for block in self.blocks:

@@ -7,30 +7,30 @@ Axes: B jets, F columns, E width, H heads, C classes; M real candidates and R ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bhive_mltf.errors import ModelError
-from bhive_mltf.models.base import Outputs, Tagger, at_least, divisible, fraction
+from bhive_mltf.models.base import Outputs
 from bhive_mltf.models.classes import HLT, OFFLINE, OFFLINE_OUTPUTS
-from bhive_mltf.models.layers import Attention, RowWise, batch_norm, row_wise
-from bhive_mltf.models.layout import Layout
-from bhive_mltf.models.part import upstream_padding
-from bhive_mltf.models.part.v2 import PairEmbedding2
+from bhive_mltf.models.kinematics import log1p_features, pair_kinematics
+from bhive_mltf.models.layers import RowWise, batch_norm, row_wise
+from bhive_mltf.models.layout import hiding
+from bhive_mltf.models.part.v2 import NORM_EPS, Block, ClassBlock, PairEmbedding2, Part2Tagger, ParticleBlock
 from bhive_mltf.models.regression import OFFLINE_COLUMNS, offline_targets
 from bhive_mltf.models.resolve import GLOBAL, GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.interface import Batch, Padding
+    from bhive_mltf.interface import Batch
 
-NORM_EPS = 1e-3
 EXPANSION = 4
 PAIR_WIDTH = 6  # times the number of heads
 PADDING_KEYS = ("hidden", "upstream")
+RAISED_BY = 1.0  # scores of padded keys with "upstream"
 HLT_JET = ("jet_pt", "jet_eta", "jet_phi", "jet_energy")
 
 
@@ -86,74 +86,46 @@ class FeedForward(nn.Module):
         return contracted
 
 
-class Block1(RowWise):
+class Block1(Block):
     """The normalised sum of tokens and attention is what the feed-forward part is added to."""
 
+    new_norm = nn.LayerNorm
+
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self._norms(embed_dim)
-        self.attention = Attention(embed_dim, num_heads, dropout)
+        super().__init__(embed_dim, num_heads, dropout)
         self.norm_sum = nn.LayerNorm(embed_dim)
         self.feed_forward = FeedForward(embed_dim, dropout)
 
-    def _norms(self, embed_dim: int) -> None:
-        raise NotImplementedError
-
     @row_wise
     def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        tokens = self.norm_sum(tokens + self.attention.project_out(attended))
+        return self.added(tokens, self.attention.project_out(attended))
+
+    def added(self, tokens: Tensor, found: Tensor) -> Tensor:
+        """Tokens [...,E] from those before the block and what attention gives, [...,E]."""
+        tokens = self.norm_sum(tokens + found)
         added: Tensor = tokens + self.feed_forward(tokens)
         return added
 
 
-class ParticleBlock1(Block1):
-    """Self-attention with the pair bias."""
-
-    def _norms(self, embed_dim: int) -> None:
-        self.norm = nn.LayerNorm(embed_dim)
-
-    def forward(self, rows: Tensor, biases: Sequence[Tensor], layout: Layout) -> Tensor:
-        """Rows [R,E] from rows and the bias of each group [H,S,L,L]."""
-        return self._after_attention(rows, self.attention.among_rows(self._projected(rows), biases, layout))
-
-    @row_wise
-    def _projected(self, rows: Tensor) -> Tensor:
-        projected: Tensor = self.attention.project_in(self.norm(rows))
-        return projected
+class ParticleBlock1(ParticleBlock, Block1):
+    """Block of the candidates."""
 
 
-class ClassBlock1(Block1):
-    """Attention of the class token to itself and all candidates."""
-
-    def _norms(self, embed_dim: int) -> None:
-        self.norm_query = nn.LayerNorm(embed_dim)
-        self.norm_memory = nn.LayerNorm(embed_dim)
-
-    def forward(self, token: Tensor, rows: Tensor, layout: Layout) -> Tensor:
-        """Class tokens [B,E] from them and rows [R,E]."""
-        return self._after_attention(token, self.attention.to_rows(*self._projected(token, rows), layout))
-
-    @row_wise
-    def _projected(self, token: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attention, norm = self.attention, self.norm_memory
-        own, others = (attention.keys_and_values(norm(values)) for values in (token, rows))
-        return attention.queries(self.norm_query(token)), own, others
+class ClassBlock1(ClassBlock, Block1):
+    """Block of the class token."""
 
 
-class Part1Tagger(Tagger):
-    """Common part: the candidates of all groups become tokens of one sequence.
-
-    jet_inputs : columns of the jet that join the class token before the last layer.
+class Part1Tagger(Part2Tagger):
+    """Common part: that of the second transformer, made of other layers.
 
     Parameters
     ----------
-    padding_keys : "hidden", or "upstream" for the function of B-Hive's own checkpoints (`part.upstream_padding`), which
-        is slower and depends on the configured number of candidates.
+    padding_keys : "hidden", or "upstream" for the function of B-Hive's own checkpoints, which is slower and depends on
+        the configured number of candidates.
     """
 
-    padding: Padding = "longest"
-    laid_out = True
-    jet_inputs: tuple[str, ...] = ()
+    particle_block = ParticleBlock1
+    class_block = ClassBlock1
 
     def __init__(
         self,
@@ -172,63 +144,76 @@ class Part1Tagger(Tagger):
         self.keeps_padding = padding_keys == "upstream"
         if self.keeps_padding:
             self.padding, self.laid_out = "configured", False
-        super().__init__(config)
-        at_least(self.name, 1, num_layers=num_layers, num_cls_layers=num_cls_layers, embed_dim=embed_dim)
-        at_least(self.name, 1, num_heads=num_heads)
-        fraction(self.name, dropout=dropout)
-        divisible(self.name, embed_dim, num_heads)
-        groups = [group for group in self.inputs.groups if group.name != GLOBAL]
-        self.embeddings = nn.ModuleDict(
-            {group.name: ConvolutionEmbedding(len(group.columns), embed_dim, dropout, nn.ReLU()) for group in groups}
+        super().__init__(
+            config,
+            num_layers=num_layers,
+            num_cls_layers=num_cls_layers,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            dropout=dropout,
         )
-        self.pair_embedding = PairEmbedding2(num_heads, PAIR_WIDTH * num_heads, nn.GELU())
-        self.blocks = nn.ModuleList(ParticleBlock1(embed_dim, num_heads, dropout) for _ in range(num_layers))
-        self.class_blocks = nn.ModuleList(ClassBlock1(embed_dim, num_heads, dropout) for _ in range(num_cls_layers))
-        self.class_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        self.norm = nn.LayerNorm(embed_dim)
-        n_jet = len(self.jet_inputs)
-        self.norm_global = nn.BatchNorm1d(n_jet, eps=NORM_EPS) if n_jet else nn.Identity()
-        self.head = nn.Linear(embed_dim + n_jet, self.n_outputs)
+
+    def embedding(self, n_features: int, embed_dim: int, dropout: float) -> nn.Module:
+        """Convolutions with batch norms."""
+        return ConvolutionEmbedding(n_features, embed_dim, dropout, nn.ReLU())
+
+    def embedding_of_pairs(self, num_heads: int) -> PairEmbedding2:
+        """Wider than in the second one, with another activation."""
+        return PairEmbedding2(num_heads, PAIR_WIDTH * num_heads, nn.GELU())
 
     def forward(self, batch: Batch) -> Tensor | Outputs:
         """Logits [B,C], or `Outputs`."""
-        jet: Tensor = self.norm(self._class_tokens(batch))
+        if self.keeps_padding:
+            tokens = self._padded_class_tokens(batch)
+        else:
+            found, layout = self.class_tokens(batch)
+            tokens = layout.jets(found)
+        jet: Tensor = self.norm(tokens)
         if self.jet_inputs:
             columns = self.jet_columns(batch, self.jet_inputs).to(jet.dtype)
             jet = torch.cat((jet, batch_norm(self.norm_global, columns)), dim=1)
         return self.outputs(self.head(jet))
 
-    def _class_tokens(self, batch: Batch) -> Tensor:
-        """[B,E]."""
-        names = list(self.embeddings)
-        if self.keeps_padding:
-            return self._padded_class_tokens(batch, names)
-        batch = self.counted(batch)
-        layout = self.lay_out(batch, names, "others")
-        features = self.real_features(batch, names, layout)
-        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
-        rows = layout.rows(torch.cat(tokens))
-        biases = self.pair_embedding(self.real_momenta(batch, names, layout), layout)
-        for block in self.blocks:
-            rows = block(rows, biases, layout)
+    def _padded_class_tokens(self, batch: Batch) -> Tensor:
+        """Class tokens [B,E] as B-Hive's own checkpoints were trained, from L candidates with padding.
 
-        token = self.class_token[0].expand(len(layout.order), -1)
-        for block in self.class_blocks:
-            token = block(token, rows, layout)
-        return layout.jets(token)
+        There a padded candidate is a key like any other whose score is raised, its pairs have features 0 and a bias all
+        the same, and batch norms see it; only the class token does not.
+        """
+        mask = torch.cat([self.group_of(batch, name).mask for name in self.embeddings], dim=1)
+        momenta = torch.cat([self.momenta(batch, name) for name in self.embeddings], dim=1)
+        parts = [(embed, self.features(batch, name)) for name, embed in self.embeddings.items()]
+        tokens = torch.cat([embed(rows.flatten(0, 1)).view(*rows.shape[:2], -1) for embed, rows in parts], dim=1)
+        bias = self._padded_pair_bias(momenta, mask).to(tokens.dtype)
+        bias = bias + RAISED_BY * (~mask).to(bias.dtype)[:, None, None, :]
+        for block in cast("list[ParticleBlock1]", list(self.blocks)):
+            tokens = block.added(tokens, block.attention(block.norm(tokens), bias))
 
-    def _padded_class_tokens(self, batch: Batch, names: Sequence[str]) -> Tensor:
-        """The same as B-Hive computes it, [B,E]."""
-        mask = torch.cat([self.group_of(batch, name).mask for name in names], dim=1)
-        momenta = torch.cat([self.momenta(batch, name) for name in names], dim=1)
-        tokens = upstream_padding.embedded(
-            list(self.embeddings.values()), [self.features(batch, name) for name in names]
-        )
-        bias = upstream_padding.pair_bias(self.pair_embedding, momenta, mask).to(tokens.dtype)
-        tokens = upstream_padding.attended(cast("list[ParticleBlock1]", list(self.blocks)), tokens, bias, mask)
-        class_blocks = cast("list[ClassBlock1]", list(self.class_blocks))
-        return upstream_padding.summarised(class_blocks, self.class_token, tokens, mask)
+        token = self.class_token.expand(len(mask), -1, -1)
+        bias = hiding(F.pad(~mask, (1, 0)), tokens.dtype)[:, None, None]
+        for last in cast("list[ClassBlock1]", list(self.class_blocks)):
+            memory = last.norm_memory(torch.cat((token, tokens), dim=1))
+            token = last.added(token, last.attention(memory, bias, query=last.norm_query(token)))
+        return token.squeeze(1)
+
+    def _padded_pair_bias(self, momenta: Tensor, mask: Tensor) -> Tensor:
+        """Attention bias [B,H,L,L] of all pairs, those with padding too; a candidate with itself has bias zero.
+
+        momenta : [B,L,4]; mask : bool [B,L], real candidates.
+        """
+        n_jets, length = mask.shape
+        i, j = torch.tril_indices(length, length, -1, device=mask.device)
+        start = torch.arange(n_jets, device=mask.device)[:, None] * length
+        with torch.no_grad(), torch.autocast(momenta.device.type, enabled=False):
+            kinematics = pair_kinematics(momenta.flatten(0, 1), (start + i).flatten(), (start + j).flatten())
+            real = (mask[:, i] & mask[:, j]).flatten()[:, None]
+            features = log1p_features(kinematics).masked_fill(~real, 0)
+        values: Tensor = self.pair_embedding.embed(features.to(self.dtype))
+        values = values.view(len(values), n_jets, -1).transpose(0, 1)
+        bias = values.new_zeros(n_jets, len(values[0]), length, length)
+        bias[:, :, i, j] = values
+        bias[:, :, j, i] = values
+        return bias
 
 
 class ParticleTransformer(Part1Tagger):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bhive_mltf.models.base import Tagger, at_least, divisible, fraction
+from bhive_mltf.models.base import Outputs, Tagger, at_least, divisible, fraction
 from bhive_mltf.models.classes import JETCLASS, OFFLINE, OFFLINE_TAU, OFFLINE_TAUS
 from bhive_mltf.models.kinematics import log1p_features, pair_kinematics
 from bhive_mltf.models.layers import Attention, RMSNorm, RowWise, batch_norm, row_wise
@@ -23,10 +23,10 @@ from bhive_mltf.models.resolve import GroupRequest
 
 if TYPE_CHECKING:
     from bhive_mltf.config import Config
-    from bhive_mltf.interface import Batch
+    from bhive_mltf.interface import Batch, Padding
 
 EXPANSION = 4
-RMS_EPS = 1e-6
+NORM_EPS = 1e-3
 PAIR_WIDTH = 3  # times the number of heads
 
 
@@ -35,9 +35,9 @@ class TokenEmbedding(RowWise):
 
     def __init__(self, n_features: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm_in = RMSNorm(n_features, eps=RMS_EPS)
+        self.norm_in = RMSNorm(n_features)
         self.linear_in = nn.Linear(n_features, embed_dim)
-        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
+        self.norm = RMSNorm(embed_dim)
         self.linear = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -85,9 +85,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, embed_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
+        self.norm = RMSNorm(embed_dim)
         self.expand = nn.Linear(embed_dim, 2 * EXPANSION * embed_dim)
-        self.norm_expanded = RMSNorm(EXPANSION * embed_dim, eps=RMS_EPS)
+        self.norm_expanded = RMSNorm(EXPANSION * embed_dim)
         self.contract = nn.Linear(EXPANSION * embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
@@ -98,30 +98,31 @@ class GatedFeedForward(nn.Module):
         return contracted
 
 
-class Block2(RowWise):
-    """Attention, then the gated feed-forward part; both with residuals."""
+class Block(RowWise):
+    """Common part of the blocks of B-Hive's two transformers: norms, attention, and what a version does with it.
+
+    new_norm : makes a norm of a width.
+    """
+
+    new_norm: type[nn.Module]
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self._norms(embed_dim)
         self.attention = Attention(embed_dim, num_heads, dropout)
-        self.feed_forward = GatedFeedForward(embed_dim, dropout)
 
     def _norms(self, embed_dim: int) -> None:
         raise NotImplementedError
 
-    @row_wise
     def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        tokens = tokens + self.attention.project_out(attended)
-        added: Tensor = tokens + self.feed_forward(tokens)
-        return added
+        raise NotImplementedError
 
 
-class ParticleBlock2(Block2):
+class ParticleBlock(Block):
     """Self-attention with the pair bias, pre-norm."""
 
     def _norms(self, embed_dim: int) -> None:
-        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
+        self.norm = self.new_norm(embed_dim)
 
     def forward(self, rows: Tensor, biases: Sequence[Tensor], layout: Layout) -> Tensor:
         """Rows [R,E] from rows and the bias of each group [H or 1,S,L or 1,L]."""
@@ -133,12 +134,12 @@ class ParticleBlock2(Block2):
         return projected
 
 
-class ClassBlock2(Block2):
+class ClassBlock(Block):
     """Attention of the class token to itself and all candidates."""
 
     def _norms(self, embed_dim: int) -> None:
-        self.norm_query = RMSNorm(embed_dim, eps=RMS_EPS)
-        self.norm_memory = RMSNorm(embed_dim, eps=RMS_EPS)
+        self.norm_query = self.new_norm(embed_dim)
+        self.norm_memory = self.new_norm(embed_dim)
 
     def forward(self, token: Tensor, rows: Tensor, layout: Layout) -> Tensor:
         """Class tokens [B,E] from them and rows [R,E]."""
@@ -151,60 +152,41 @@ class ClassBlock2(Block2):
         return attention.queries(self.norm_query(token)), own, others
 
 
+class Block2(Block):
+    """Attention, then the gated feed-forward part; both with residuals."""
+
+    new_norm = RMSNorm
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__(embed_dim, num_heads, dropout)
+        self.feed_forward = GatedFeedForward(embed_dim, dropout)
+
+    @row_wise
+    def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = tokens + self.attention.project_out(attended)
+        added: Tensor = tokens + self.feed_forward(tokens)
+        return added
+
+
+class ParticleBlock2(ParticleBlock, Block2):
+    """Block of the candidates."""
+
+
+class ClassBlock2(ClassBlock, Block2):
+    """Block of the class token."""
+
+
 class Part2Tagger(Tagger):
-    """Common part: the candidates of all groups become tokens of one sequence."""
+    """Common part of both transformers: the candidates of all groups become tokens of one sequence.
 
-    padding = "longest"
+    jet_inputs : columns of the jet that a `forward` puts behind the class token, before the last layer.
+    """
+
+    padding: Padding = "longest"
     laid_out = True
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        num_layers: int,
-        num_cls_layers: int,
-        embed_dim: int,
-        num_heads: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(config)
-        at_least(self.name, 1, num_layers=num_layers, num_cls_layers=num_cls_layers, embed_dim=embed_dim)
-        at_least(self.name, 1, num_heads=num_heads)
-        fraction(self.name, dropout=dropout)
-        divisible(self.name, embed_dim, num_heads)
-        self.embeddings = nn.ModuleDict(
-            {group.name: TokenEmbedding(len(group.columns), embed_dim, dropout) for group in self.inputs.groups}
-        )
-        self.pair_embedding = PairEmbedding2(num_heads)
-        self.blocks = nn.ModuleList(ParticleBlock2(embed_dim, num_heads, dropout) for _ in range(num_layers))
-        self.class_blocks = nn.ModuleList(ClassBlock2(embed_dim, num_heads, dropout) for _ in range(num_cls_layers))
-        self.class_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        self.norm = RMSNorm(embed_dim, eps=RMS_EPS)
-        self.head = nn.Linear(embed_dim, len(self.classes))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits [B,C]."""
-        batch, names = self.counted(batch), list(self.embeddings)
-        layout = self.lay_out(batch, names, "others")
-        features = self.real_features(batch, names, layout)
-        tokens = [embed(rows) for embed, rows in zip(self.embeddings.values(), features, strict=True)]
-        rows = layout.rows(torch.cat(tokens))
-        biases = self.pair_embedding(self.real_momenta(batch, names, layout), layout)
-        for block in self.blocks:
-            rows = block(rows, biases, layout)
-
-        token = self.class_token[0].expand(len(layout.order), -1)
-        for block in self.class_blocks:
-            token = block(token, rows, layout)
-        return layout.jets(self.head(self.norm(token)))
-
-
-class ParticleTransformer2(Part2Tagger):
-    """Offline b tagging from charged and neutral candidates and vertices."""
-
-    classes = OFFLINE
-    groups = tuple(GroupRequest(name, four_vectors=True) for name in ("cpf", "npf", "vtx"))
+    jet_inputs: tuple[str, ...] = ()
+    particle_block: type[ParticleBlock] = ParticleBlock2
+    class_block: type[ClassBlock] = ClassBlock2
 
     def __init__(
         self,
@@ -216,14 +198,57 @@ class ParticleTransformer2(Part2Tagger):
         num_heads: int = 8,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(
-            config,
-            num_layers=num_layers,
-            num_cls_layers=num_cls_layers,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            dropout=dropout,
+        super().__init__(config)
+        at_least(self.name, 1, num_layers=num_layers, num_cls_layers=num_cls_layers, embed_dim=embed_dim)
+        at_least(self.name, 1, num_heads=num_heads)
+        fraction(self.name, dropout=dropout)
+        divisible(self.name, embed_dim, num_heads)
+        self.embeddings = self.per_group(lambda n_features: self.embedding(n_features, embed_dim, dropout))
+        self.pair_embedding = self.embedding_of_pairs(num_heads)
+        self.blocks = nn.ModuleList(self.particle_block(embed_dim, num_heads, dropout) for _ in range(num_layers))
+        self.class_blocks = nn.ModuleList(
+            self.class_block(embed_dim, num_heads, dropout) for _ in range(num_cls_layers)
         )
+        self.class_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.norm = self.particle_block.new_norm(embed_dim)
+        n_jet = len(self.jet_inputs)
+        self.norm_global = nn.BatchNorm1d(n_jet, eps=NORM_EPS) if n_jet else nn.Identity()
+        self.head = nn.Linear(embed_dim + n_jet, self.n_outputs)
+
+    def embedding(self, n_features: int, embed_dim: int, dropout: float) -> nn.Module:
+        """Rows [M,F] -> [M,E] of one group."""
+        return TokenEmbedding(n_features, embed_dim, dropout)
+
+    def embedding_of_pairs(self, num_heads: int) -> PairEmbedding2:
+        """Momenta -> attention bias."""
+        return PairEmbedding2(num_heads)
+
+    def forward(self, batch: Batch) -> Tensor | Outputs:
+        """Logits [B,C], or `Outputs`."""
+        tokens, layout = self.class_tokens(batch)
+        return self.outputs(layout.jets(self.head(self.norm(tokens))))
+
+    def class_tokens(self, batch: Batch) -> tuple[Tensor, Layout]:
+        """Tokens [max(B,1),E] of the jets in the order of the layout's groups."""
+        batch, names = self.counted(batch), list(self.embeddings)
+        layout = self.lay_out(batch, names, "others")
+        rows = layout.rows(self.real_tokens(batch, self.embeddings, layout))
+        biases = self.pair_embedding(self.real_momenta(batch, names, layout), layout)
+        for block in self.blocks:
+            rows = block(rows, biases, layout)
+
+        token = self.class_token[0].expand(len(layout.order), -1)
+        for block in self.class_blocks:
+            token = block(token, rows, layout)
+        return token, layout
+
+
+class ParticleTransformer2(Part2Tagger):
+    """Offline b tagging from charged and neutral candidates and vertices."""
+
+    classes = OFFLINE
+    groups = tuple(GroupRequest(name, four_vectors=True) for name in ("cpf", "npf", "vtx"))
 
 
 class ParticleTransformer2_LT(ParticleTransformer2):  # noqa: N801 - B-Hive names its models so
