@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from bhive_mltf.errors import ParameterError
 
 NOMINAL = "nominal"
 ATTACKS = (NOMINAL, "pgd", "jetfool", "optimizer")
-SETTINGS = (
-    "magnitude",
-    "iterations",
-    "individual_factors",
-    "reduce",
-    "restrict_impact",
-    "overshoot",
-    "uncertainty",
-)
-"""What an attack has besides its name."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +65,9 @@ class AttackOptions:
         """True if inputs stay as they are."""
         return self.attack == NOMINAL
 
+
+SETTINGS = tuple(field.name for field in fields(AttackOptions))[1:]
+"""What an attack has besides its name."""
 
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("magnitude", lambda x: 0 <= x < math.inf, "0 or more"),

@@ -30,18 +30,8 @@ COLOURS = (
 )  # fmt: skip
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v")
-
-
-@dataclass(frozen=True)
-class Style:
-    """What stands on every figure.
-
-    note : beside "Simulation", top left.
-    energy_tev : centre-of-mass energy, top right; None for no label.
-    """
-
-    note: str = "Private work"
-    energy_tev: float | None = 13.6
+NOTE = "Private work"
+ENERGY_TEV = 13.6
 
 
 @contextmanager
@@ -103,14 +93,14 @@ class Drawn:
     points: tuple[WorkingPoint, ...] = ()
 
 
-def roc_figure(curves: Sequence[Drawn], jets: str, style: Style | None = None) -> Figure:
+def roc_figure(curves: Sequence[Drawn], jets: str) -> Figure:
     """ROC curves with the binomial uncertainty of their mistag rates; `jets` says which jets they show.
 
     Working points are drawn with their uncertainties; the legend lists those of a single curve.
     """
     several = len(curves) > 1
     with cms_style():
-        figure, axes = panel(style)
+        figure, axes = panel()
         for number, drawn in enumerate(curves):
             legend = f"{drawn.discriminator.title}: {'' if several else 'AUC = '}{auc_text(drawn.area)}"
             colour = _draw(axes, drawn.curve, legend, number)
@@ -126,9 +116,6 @@ def loss_curves(
     train: Mapping[str, Sequence[float]],
     validation: Mapping[str, Sequence[float]],
     directory: str | Path,
-    *,
-    x_label: str = "epoch",
-    style: Style | None = None,
 ) -> tuple[str, ...]:
     """Draw `loss.{pdf,png}` and `acc.{pdf,png}` of a training into `directory`; the names of the PNG files.
 
@@ -140,21 +127,21 @@ def loss_curves(
         histories = {"training": train.get(key, ()), "validation": validation.get(key, ())}
         drawn = {label: np.asarray(values, dtype=np.float64) for label, values in histories.items() if len(values)}
         if drawn:
-            made.append(save(_history(drawn, (x_label, name), style), directory, key))
+            made.append(save(_history(drawn, name), directory, key))
     return tuple(made)
 
 
-def _history(histories: Mapping[str, np.ndarray], labels: tuple[str, str], style: Style | None) -> Figure:
+def _history(histories: Mapping[str, np.ndarray], quantity: str) -> Figure:
     with cms_style():
-        figure, axes = panel(style)
+        figure, axes = panel()
         for number, (label, values) in enumerate(histories.items()):
             marker = "o" if len(values) <= 50 else ""
             axes.plot(np.arange(1, len(values) + 1), values, LINES[number], marker=marker, lw=2.5, label=label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.12)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(quantity)
         axes.legend(loc="best")
     return figure
 
@@ -166,12 +153,12 @@ def _labels(curves: Sequence[Drawn]) -> tuple[str, str]:
     return f"{only.signal_name}-identification efficiency", f"{only.background_name} mis-id. rate"
 
 
-def panel(style: Style | None = None) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes."""
+def panel(energy_tev: float | None = ENERGY_TEV) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; with the centre-of-mass energy unless that is None."""
     figure = new_figure()
     figure.subplots_adjust(left=0.15, right=0.96, bottom=0.11, top=0.93)
     axes = figure.add_subplot()
-    stamp(axes, axes, style)
+    stamp(axes, axes, energy_tev)
     return figure, axes
 
 
@@ -182,16 +169,15 @@ def new_figure(size: tuple[float, float] | None = None) -> Figure:
     return figure
 
 
-def stamp(axes: Axes, last: Axes, style: Style | None = None) -> None:
+def stamp(axes: Axes, last: Axes, energy_tev: float | None = ENERGY_TEV) -> None:
     """What stands on every figure: "Simulation" and a note above `axes`, the energy above `last` in the same row."""
-    style = style or Style()
     first = axes.text(0.0, 1.01, "Simulation", transform=axes.transAxes, weight="bold", va="bottom", size=24)
     axes.annotate(
-        style.note, xy=(1.0, 0.0), xycoords=first, xytext=(8, 0), textcoords="offset points", style="italic", size=20,
+        NOTE, xy=(1.0, 0.0), xycoords=first, xytext=(8, 0), textcoords="offset points", style="italic", size=20,
         va="bottom",
     )  # fmt: skip
-    if style.energy_tev is not None:
-        energy = f"({style.energy_tev:g} TeV)"
+    if energy_tev is not None:
+        energy = f"({energy_tev:g} TeV)"
         last.text(1.0, 1.01, energy, transform=last.transAxes, ha="right", va="bottom", size=20)
 
 

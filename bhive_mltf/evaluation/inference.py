@@ -23,8 +23,9 @@ from bhive_mltf.ranks.process import run_rank
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
+    from bhive_mltf.data.loader.loader import BatchLoader
+    from bhive_mltf.interface import ModelInputs
     from bhive_mltf.models.base import Tagger
-    from bhive_mltf.ranks.launcher import Launcher
 
 ENTRYPOINT = (sys.executable, "-m", "bhive_mltf.evaluation.inference")
 FILE_NAME = "inference.json"
@@ -76,8 +77,26 @@ class InferencePlan(BaseModel):
         model = load_best_model(self.training, self.config, self.model_name, self.model_kwargs)
         return model.double() if self.precision == "float64" else model
 
+    def loader(self, dataset: Dataset, jets: range, inputs: ModelInputs, *, pin_memory: bool = False) -> BatchLoader:
+        """Batches of these jets in stored order; to be closed."""
+        from bhive_mltf.data.loader.loader import BatchLoader
 
-def infer(plan: InferencePlan, dataset: Dataset, model: Tagger, launcher: Launcher | None = None) -> Predictions:
+        return BatchLoader(
+            dataset,
+            jets,
+            inputs,
+            mode="inference",
+            batch_size=self.batch_size,
+            n_threads=self.n_threads,
+            seed=self.seed,
+            weighted=False,
+            unmatched=self.unmatched,
+            config=self.config,
+            pin_memory=pin_memory,
+        )
+
+
+def infer(plan: InferencePlan, dataset: Dataset, model: Tagger) -> Predictions:
     """Predict each jet of the plan's `dataset` once with its `model`; in this process with one rank.
 
     On a GPU there are as many ranks as asked for and GPUs seen (0: all of them), on a CPU as many as asked for and
@@ -95,7 +114,7 @@ def infer(plan: InferencePlan, dataset: Dataset, model: Tagger, launcher: Launch
         if size == 1:
             found = _predict(plan, dataset, model, 0, 1)
         else:
-            found = _launch(plan.model_copy(update={"ranks_per_node": size}), launcher)
+            found = _launch(plan.model_copy(update={"ranks_per_node": size}))
     return conclude(found, n_jets, input_order=dataset.manifest.jet_ids)
 
 
@@ -118,15 +137,14 @@ def _n_ranks(plan: InferencePlan, n_jets: int) -> int:
     return max(min(asked, available, -(-n_jets // plan.batch_size)), 1)
 
 
-def _launch(plan: InferencePlan, launcher: Launcher | None) -> Predictions:
+def _launch(plan: InferencePlan) -> Predictions:
     from bhive_mltf.ranks.launcher import LaunchRequest, LocalRanks
 
     folder = plan.directory / PARTS_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     atomic.write_text(plan.path, plan.model_dump_json(indent=2) + "\n")
-    launcher = launcher or LocalRanks(ENTRYPOINT, what="inference")
-    launcher.launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
+    LocalRanks(ENTRYPOINT, what="inference").launch(LaunchRequest(plan.directory, plan.path, plan.ranks_per_node))
     found = join([_read(folder / f"rank_{rank}.npz") for rank in range(plan.ranks_per_node)])
     shutil.rmtree(folder)
     return found
@@ -136,7 +154,6 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
     """The share of a rank, in stored order."""
     import torch
 
-    from bhive_mltf.data.loader.loader import BatchLoader
     from bhive_mltf.ranks.distributed import World, pick_device, set_threads
     from bhive_mltf.training.precision import half_inputs
     from bhive_mltf.training.reproducibility import deterministic
@@ -144,19 +161,7 @@ def _predict(plan: InferencePlan, dataset: Dataset, model: Tagger, rank: int, si
     device, threads = pick_device(rank), torch.get_num_threads()
     set_threads(plan.threads_per_rank, World(rank, size, rank, device))
     jets = share(len(dataset), plan.batch_size, rank, size)
-    loader = BatchLoader(
-        dataset,
-        jets,
-        model.inputs,
-        mode="inference",
-        batch_size=plan.batch_size,
-        n_threads=plan.n_threads,
-        seed=plan.seed,
-        weighted=False,
-        unmatched=plan.unmatched,
-        config=plan.config,
-        pin_memory=device.type == "cuda",
-    )
+    loader = plan.loader(dataset, jets, model.inputs, pin_memory=device.type == "cuda")
     try:
         with deterministic(plan.deterministic):
             batches = map(half_inputs, loader.epoch(0)) if plan.precision == "float16" else loader.epoch(0)

@@ -46,28 +46,26 @@ def write(predictions: Predictions, directory: str | Path, dataset: Dataset, cla
     DiskError
         The disk does not take them.
     """
+    directory = Path(directory)
     with disk.writing(directory):
-        _write(predictions, Path(directory), dataset, tuple(classes))
-
-
-def _write(predictions: Predictions, directory: Path, dataset: Dataset, names: tuple[str, ...]) -> None:
-    (directory / "prediction.npy").unlink(missing_ok=True)  # an older one must not make a half-written set look whole
-    _save(directory / "jet_id.npy", predictions.jet_id)
-    description = describe_files(dataset)
-    if predictions.regression_names:
-        description["regression"] = list(predictions.regression_names)
-        _save(directory / "regression.npy", predictions.regression)
-        _save(directory / "regression_target.npy", predictions.regression_target)
-    atomic.write_json(directory / "files.json", description)
-    with atomic.replace_file(directory / "output.root") as path:
-        _write_root(path, predictions, names)
-    _save(directory / "kinematics.npy", predictions.kinematics)
-    _save(directory / "process.npy", predictions.process.astype(np.float32))
-    _save(directory / "truth.npy", predictions.truth)
-    with atomic.replace_file(directory / "inference_metrics.npz") as path, path.open("wb") as stream:
-        np.savez(stream, time=predictions.seconds, loss=predictions.loss, acc=predictions.accuracy)
-    _save(directory / "inference_time.npy", np.float64(predictions.seconds))
-    _save(directory / "prediction.npy", predictions.logits)
+        # an older one must not make a half-written set look whole
+        (directory / "prediction.npy").unlink(missing_ok=True)
+        atomic.write_array(directory / "jet_id.npy", predictions.jet_id)
+        description = describe_files(dataset)
+        if predictions.regression_names:
+            description["regression"] = list(predictions.regression_names)
+            atomic.write_array(directory / "regression.npy", predictions.regression)
+            atomic.write_array(directory / "regression_target.npy", predictions.regression_target)
+        atomic.write_json(directory / "files.json", description)
+        with atomic.replace_file(directory / "output.root") as path:
+            _write_root(path, predictions, tuple(classes))
+        atomic.write_array(directory / "kinematics.npy", predictions.kinematics)
+        atomic.write_array(directory / "process.npy", predictions.process.astype(np.float32))
+        atomic.write_array(directory / "truth.npy", predictions.truth)
+        with atomic.replace_file(directory / "inference_metrics.npz") as path, path.open("wb") as stream:
+            np.savez(stream, time=predictions.seconds, loss=predictions.loss, acc=predictions.accuracy)
+        atomic.write_array(directory / "inference_time.npy", np.float64(predictions.seconds))
+        atomic.write_array(directory / "prediction.npy", predictions.logits)
 
 
 def read_predictions(directory: str | Path) -> Predictions:
@@ -152,10 +150,6 @@ def _regression_branches(predictions: Predictions) -> dict[str, Any]:
         columns[f"reg_{name}"] = predictions.regression[:, i]
         columns[f"reg_{name}_target"] = predictions.regression_target[:, i]
     return columns
-
-
-def _save(path: Path, values: Any) -> None:  # noqa: ANN401 - any array
-    atomic.write_array(path, values)
 
 
 def _read_metrics(path: Path) -> Mapping[str, Any]:

@@ -75,7 +75,6 @@ def predict(
     *,
     input_order: bool = True,
     attack: Callable[[Batch], Batch] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Predict each of the `n_jets` jets of `loader` once: evaluation mode, full precision, no autocast, no TF32.
 
@@ -86,14 +85,13 @@ def predict(
     input_order : sort by (file, entry), the order of the filelist and of its trees; else keep the loader's order,
         for datasets that do not know where their jets come from.
     attack : changes each batch before it is predicted, see `bhive_mltf.attacks`.
-    progress : called after each batch with the number of jets done.
 
     Raises
     ------
     DataError
         The loader gives another number of jets than `n_jets`, none, or one jet twice.
     """
-    found = collect(model, loader, device, n_jets, attack=attack, progress=progress)
+    found = collect(model, loader, device, n_jets, attack=attack)
     return conclude(found, n_jets, input_order=input_order)
 
 
@@ -104,7 +102,6 @@ def collect(
     n_jets: int,
     *,
     attack: Callable[[Batch], Batch] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """As `predict`, in the order of the loader, and without means."""
     if n_jets < 1:
@@ -118,8 +115,6 @@ def collect(
                 raise DataError(f"The loader gave more than the {n_jets} jets of the dataset")
             _store(collected, part, done)
             done += len(part)
-            if progress is not None:
-                progress(done)
     if collected is None or done != n_jets:
         raise DataError(f"The loader gave {done} of the {n_jets} jets of the dataset")
     return replace(collected, seconds=time.perf_counter() - start)

@@ -6,6 +6,8 @@ import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MISTAG_RATES = (0.1, 0.01, 0.001)
+_PROCESS, _FAMILY = attrgetter("process"), attrgetter("discriminator.family")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,6 @@ def make_roc_directory(
     config: Config,
     directory: str | Path,
     *,
-    style: figures.Style | None = None,
     record: Record | None = None,
 ) -> RocSummary:
     """Write all ROC curves of a model into `directory`, which appears complete or not at all.
@@ -107,10 +109,11 @@ def make_roc_directory(
             f"No ROC curve can be made: no discriminator of {', '.join(names)} has signal and background among the "
             f"{len(jets)} test jets inside the cuts; the reasons are {left_out}"
         )
-    style = style or figures.Style()
     with atomic.replace_directory(directory) as temporary:
-        made = tuple(_write(temporary, curves, config, style))
-        auc = {process: {roc.discriminator.label: roc.summary() for roc in of} for process, of in _by_process(curves)}
+        made = tuple(_write(temporary, curves, config))
+        auc = {
+            process: {roc.discriminator.label: roc.summary() for roc in of} for process, of in groupby(curves, _PROCESS)
+        }
         atomic.write_json(temporary / "auc.json", auc)
         atomic.write_json(temporary / "left_out.json", left_out)
         if record is not None:
@@ -143,33 +146,18 @@ def _curves(
                 logger.info("no ROC curve of %s for %s: %s", discriminator.label, process, reason)
 
 
-def _by_process(curves: Iterable[Roc]) -> Iterator[tuple[str, list[Roc]]]:
-    grouped: dict[str, list[Roc]] = {}
-    for roc in curves:
-        grouped.setdefault(roc.process, []).append(roc)
-    yield from grouped.items()
-
-
-def _write(directory: Path, curves: Iterable[Roc], config: Config, style: figures.Style) -> Iterator[str]:
+def _write(directory: Path, curves: Iterable[Roc], config: Config) -> Iterator[str]:
     """Arrays and figures of all processes; yields the names of the PNG files."""
     singles = []
-    for process, rocs in _by_process(curves):
+    for process, of_process in groupby(curves, _PROCESS):
+        rocs = list(of_process)
         stem, caption = safe_name(process), figures.caption(process, config.process_cuts.get(process))
         areas = {roc.discriminator.label: roc.area.auc for roc in rocs}
         np.save(directory / f"AUC_{stem}_all.npy", areas, allow_pickle=True)  # type: ignore[arg-type]
-        for family, members in _by_family(rocs):
-            figure = figures.roc_figure(members, caption, style)
-            yield figures.save(figure, directory, f"roc_{stem}_overview_{family}")
+        for family, members in groupby(rocs, _FAMILY):
+            yield figures.save(figures.roc_figure(list(members), caption), directory, f"roc_{stem}_overview_{family}")
         for roc in rocs:
             name = f"roc_{stem}_{roc.discriminator.label}"
             np.save(directory / f"{name}.npy", roc.curve.array())
-            figure = figures.roc_figure([roc], caption, style)
-            singles.append(figures.save(figure, directory, name))
+            singles.append(figures.save(figures.roc_figure([roc], caption), directory, name))
     yield from singles
-
-
-def _by_family(rocs: Iterable[Roc]) -> Iterator[tuple[str, list[Roc]]]:
-    grouped: dict[str, list[Roc]] = {}
-    for roc in rocs:
-        grouped.setdefault(roc.discriminator.family, []).append(roc)
-    yield from grouped.items()

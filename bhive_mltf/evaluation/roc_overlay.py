@@ -16,7 +16,7 @@ from bhive_mltf.evaluation.discriminators import safe_name
 _MOST = 8
 
 
-def draw(directories: Mapping[str, Path], output: Path, style: figures.Style | None = None) -> tuple[str, ...]:
+def draw(directories: Mapping[str, Path], output: Path) -> tuple[str, ...]:
     """One figure `roc_<process>_<label>` for each discriminator that all runs have, at most eight of the first process.
 
     Parameters
@@ -51,7 +51,7 @@ def draw(directories: Mapping[str, Path], output: Path, style: figures.Style | N
     made = []
     for label in wanted:
         curves = {name: (path, areas[name][process][label]) for name, path in directories.items()}
-        made.append(_figure(curves, process, label, output, style))
+        made.append(_figure(curves, process, label, output))
     return tuple(made)
 
 
@@ -68,11 +68,10 @@ def _figure(
     process: str,
     label: str,
     output: Path,
-    style: figures.Style | None,
 ) -> str:
     stem = f"roc_{safe_name(process)}_{label}"
     with figures.cms_style():
-        figure, axes = figures.panel(style)
+        figure, axes = figures.panel()
         for number, (name, (directory, entry)) in enumerate(curves.items()):
             try:
                 mistag, efficiency, _ = np.load(directory / f"{stem}.npy", allow_pickle=False)

@@ -21,7 +21,7 @@ STEM = "spectra"
 _DECADES = 5
 
 
-def draw_spectra(directory: str | Path, target: str | Path | None = None, style: figures.Style | None = None) -> str:
+def draw_spectra(directory: str | Path, target: str | Path | None = None) -> str:
     """Draw `spectra.{png,pdf}` of the training set in `directory`, there or in `target`; the name of the PNG file.
 
     Raises
@@ -31,7 +31,7 @@ def draw_spectra(directory: str | Path, target: str | Path | None = None, style:
     """
     directory = Path(directory)
     report, weights = WeightingReport.read(directory)
-    figure = spectra_figure(np.load(directory / "histogram.npy"), weights, report, style)
+    figure = spectra_figure(np.load(directory / "histogram.npy"), weights, report)
     return figures.save(figure, target or directory, STEM)
 
 
@@ -39,7 +39,6 @@ def spectra_figure(
     histogram: NDArray[np.floating],
     weights: NDArray[np.float64],
     report: WeightingReport,
-    style: figures.Style | None = None,
 ) -> Figure:
     """Four panels: pt and eta, all jets and the expected jets of a weighted epoch; the reference is drawn thick.
 
@@ -63,7 +62,7 @@ def spectra_figure(
                 axes.text(0.97, 0.96, title, transform=axes.transAxes, ha="right", va="top")
         for axes in panels[0]:
             _show_pt(axes, np.asarray(report.grid.pt))
-        figures.stamp(panels[0, 0], panels[0, 1], style)
+        figures.stamp(panels[0, 0], panels[0, 1])
         _legend(figure, panels[0, 0])
     return figure
 

@@ -24,7 +24,7 @@ def draw(trials: Sequence[Mapping[str, Any]], directory: Path) -> str:
         (one["number"], min(one["losses"].values())) for one in trials if one["state"] == "PRUNED" and one["losses"]
     ]
     with figures.cms_style():
-        figure, axes = figures.panel(figures.Style(energy_tev=None))
+        figure, axes = figures.panel(energy_tev=None)
         if done:
             numbers, losses = np.array(done).T
             axes.plot(numbers, losses, "o", color=figures.COLOURS[0], label="complete")

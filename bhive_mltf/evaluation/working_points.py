@@ -53,7 +53,6 @@ def make_working_points(
     directory: str | Path,
     *,
     mistag_rates: Sequence[float] = MISTAG_RATES,
-    style: figures.Style | None = None,
 ) -> WorkingPointSummary:
     """Write the working points of a model into `directory`, all processes together as upstream.
 
@@ -79,7 +78,7 @@ def make_working_points(
     (directory / "working_point.pdf").unlink(missing_ok=True)
     _write_curves(directory / "wps_combined.csv", found)
     _write_points(directory, found, {**left_out, **{k: str(n) for k, n in jets.left_out.items()}})
-    figures.save(figures.roc_figure(found, "all processes", style), directory, "working_point")
+    figures.save(figures.roc_figure(found, "all processes"), directory, "working_point")
     return WorkingPointSummary({m.discriminator.label: m.points for m in found}, left_out)
 
 

@@ -100,7 +100,7 @@ def test_figures_leave_matplotlib_as_it_was(tmp_path):
 
 def test_without_mplhep_figures_are_plain(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mplhep", None)
-    figures.loss_curves({"loss": [2.0, 1.0]}, {}, tmp_path, style=figures.Style("Work in progress", None))
+    figures.loss_curves({"loss": [2.0, 1.0]}, {}, tmp_path)
     assert_figures(tmp_path, ["loss"])
 
 

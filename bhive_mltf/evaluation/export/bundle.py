@@ -26,7 +26,6 @@ __all__ = ["DESCRIPTION", "MLFLOW_FOLDER", "MODEL_NAME", "ExportRequest", "make"
 
 MLFLOW_FOLDER = "mlflow_model"
 COMPARISON = "comparison.json"
-_BATCH = 16  # jets; small ones, so that many lengths of padding are compared
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,9 @@ def make(request: ExportRequest, directory: Path, record: Record) -> Comparison:
 
 
 def _batches(request: ExportRequest, dataset: Dataset, model: Tagger) -> Any:  # noqa: ANN401 - an iterator of batches
-    from bhive_mltf.data.loader.loader import BatchLoader
-
-    plan = request.plan
-    loader = BatchLoader(
-        dataset,
-        range(min(request.n_compared, len(dataset))),
-        model.inputs,
-        mode="inference",
-        batch_size=_BATCH,
-        n_threads=0,
-        seed=plan.seed,
-        weighted=False,
-        unmatched="drop",
-        config=plan.config,
-    )
+    # small batches, so that many lengths of padding are compared
+    plan = request.plan.model_copy(update={"batch_size": 16, "n_threads": 0, "unmatched": "drop"})
+    loader = plan.loader(dataset, range(min(request.n_compared, len(dataset))), model.inputs)
     try:
         yield from loader.epoch(0)
     finally:

@@ -30,7 +30,6 @@ def describe(model: Tagger, model_name: str, config: Config, training: Mapping[s
     ----------
     training : where the model comes from: `directory`, `run_id`, `generation`, `dataset_digest`.
     """
-    by_name = {group.name: group for group in model.inputs.groups}
     return {
         "format": FORMAT,
         "file": MODEL_NAME,
@@ -50,8 +49,8 @@ def describe(model: Tagger, model_name: str, config: Config, training: Mapping[s
         "non_finite": config.non_finite,
         "padding": "slots without a candidate are zero; the number of slots is free, candidates beyond `slots` are cut",
         "groups": [
-            _group(config.group(name), group, config, [port for port in ports(model) if port.group == name])
-            for name, group in by_name.items()
+            _group(config.group(group.name), group, config, [port for port in ports(model) if port.group == group.name])
+            for group in model.inputs.groups
         ],
     }
 

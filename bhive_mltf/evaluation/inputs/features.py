@@ -6,24 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from bhive_mltf.errors import ParameterError
 from bhive_mltf.evaluation.discriminators import safe_name
 
+if TYPE_CHECKING:
+    from bhive_mltf.config import Group
+    from bhive_mltf.data.schema import GroupSchema
+
 COMBINED = "all"
-
-
-class Columns(Protocol):
-    """A group of columns, of a config or of a training set."""
-
-    @property
-    def name(self) -> str:
-        """`global` or the kind of candidate."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns in order of storage."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class InputFeature:
     position: int
 
 
-def features(groups: Iterable[Columns]) -> tuple[InputFeature, ...]:
+def features(groups: Iterable[Group | GroupSchema]) -> tuple[InputFeature, ...]:
     """The features of all groups, in order of storage."""
     groups = tuple(groups)
     times = Counter(column for group in groups for column in group.columns)

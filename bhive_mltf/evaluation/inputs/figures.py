@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import multiprocessing
 import zipfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.errors import CorruptFileError, DataError
+from bhive_mltf.errors import CorruptFileError
 from bhive_mltf.evaluation import figures
 from bhive_mltf.evaluation.inputs.features import COMBINED, InputFeature, figure_names
+from bhive_mltf.evaluation.inputs.processes import in_processes
 
 _COUNTED = {GLOBAL: "jets", "vtx": "vertices", "lt": "lost tracks"}
 _DECADES = 6
@@ -36,7 +34,6 @@ class Look:
 
     ylog: bool = True
     weighted: bool = False
-    style: figures.Style | None = None
 
 
 def draw_inputs(
@@ -59,19 +56,8 @@ def draw_inputs(
     """
     with_counts = [(feature, _read(path, feature, labels)) for feature in features]
     draw = functools.partial(_draw_feature, directory=directory, look=look)
-    workers = min(n_workers, len(with_counts))
-    if workers <= 1:
-        for job in with_counts:
-            draw(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            list(pool.map(draw, with_counts))
-        except BrokenProcessPool as error:
-            raise DataError("a process that draws figures was killed: use fewer --n-workers") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    killed = "a process that draws figures was killed: use fewer --n-workers"
+    list(in_processes(draw, with_counts, n_workers, killed))
 
 
 def _read(path: Path, feature: InputFeature, labels: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -103,7 +89,7 @@ def overlay_figure(feature: InputFeature, histograms: Mapping[str, NDArray[np.fl
     edges, filled = _edges(histograms), {label: each[0] for label, each in histograms.items() if each[0].any()}
     shapes = {label: counts / counts.sum() for label, counts in filled.items()}
     with figures.cms_style():
-        figure, axes = figures.panel(look.style)
+        figure, axes = figures.panel()
         for number, label in enumerate(histograms):
             if label in shapes:
                 colour, line = figures.colour_and_line(number)
@@ -122,7 +108,7 @@ def label_figure(
     label = list(histograms)[number]
     counts, edges = histograms[label][0], _edges(histograms)
     with figures.cms_style():
-        figure, axes = figures.panel(look.style)
+        figure, axes = figures.panel()
         colour, _ = figures.colour_and_line(number)
         if counts[1:-1].any():
             axes.stairs(counts[1:-1], edges, fill=True, color=colour, alpha=0.35, lw=0)

@@ -6,11 +6,8 @@ K: truth labels; F: columns of a group; J: jets; S: candidates of a group; N: bi
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +19,9 @@ from bhive_mltf.data.block import JetBlock
 from bhive_mltf.data.dataset import Dataset
 from bhive_mltf.data.index import truth_bits
 from bhive_mltf.data.schema import GLOBAL
-from bhive_mltf.errors import DataError
 from bhive_mltf.evaluation.inputs.binning import N_BUCKETS, Binning, Values, buckets, choose_binning
 from bhive_mltf.evaluation.inputs.features import check_parameters, count_workers, features
+from bhive_mltf.evaluation.inputs.processes import in_processes
 from bhive_mltf.files import atomic
 
 BLOCK_JETS = 4_096
@@ -200,18 +197,5 @@ def pieces(n_jets: int) -> list[range]:
 
 def _each_piece(function: Callable[[range], _T], dataset: Dataset, workers: int) -> Iterator[_T]:
     """Results for all pieces, in their order."""
-    work = pieces(len(dataset))
-    if min(workers, len(work)) <= 1:
-        yield from map(function, work)
-        return
-    # spawn: the caller may hold threads and locks that a forked process would inherit.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(work)), mp_context=context) as pool:
-        try:
-            yield from pool.map(function, work)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that fills histograms was killed, most likely for want of memory: use fewer --n-workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    killed = "a process that fills histograms was killed, most likely for want of memory: use fewer --n-workers"
+    return in_processes(function, pieces(len(dataset)), workers, killed)
