@@ -115,8 +115,8 @@ def torchs_own(test):
 @pytest.mark.long
 @needs_compiler
 @torchs_own
-def test_attacks_go_back_through_a_compiled_forward_twice(monkeypatch):
-    monkeypatch.setattr(functorch, "donated_buffer", True)
+@functorch.patch(donated_buffer=True)
+def test_attacks_go_back_through_a_compiled_forward_twice():
     model = small("ParticleTransformer2_LT")
     compile_model(model, "default", keeps_graphs=True)
     batch = jets(model, BATCHES[0])
