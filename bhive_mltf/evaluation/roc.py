@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MISTAG_RATES = (0.1, 0.01, 0.001)
-_PROCESS, _FAMILY = attrgetter("process"), attrgetter("discriminator.family")
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,8 @@ def make_roc_directory(
     with atomic.replace_directory(directory) as temporary:
         made = tuple(_write(temporary, curves, config))
         auc = {
-            process: {roc.discriminator.label: roc.summary() for roc in of} for process, of in groupby(curves, _PROCESS)
+            process: {roc.discriminator.label: roc.summary() for roc in of}
+            for process, of in _grouped(curves, attrgetter("process")).items()
         }
         atomic.write_json(temporary / "auc.json", auc)
         atomic.write_json(temporary / "left_out.json", left_out)
@@ -146,16 +145,23 @@ def _curves(
                 logger.info("no ROC curve of %s for %s: %s", discriminator.label, process, reason)
 
 
+def _grouped(curves: Iterable[Roc], key: Callable[[Roc], str]) -> dict[str, list[Roc]]:
+    """Curves by a key, whatever their order; keys as they first come."""
+    found: dict[str, list[Roc]] = {}
+    for roc in curves:
+        found.setdefault(key(roc), []).append(roc)
+    return found
+
+
 def _write(directory: Path, curves: Iterable[Roc], config: Config) -> Iterator[str]:
     """Arrays and figures of all processes; yields the names of the PNG files."""
     singles = []
-    for process, of_process in groupby(curves, _PROCESS):
-        rocs = list(of_process)
+    for process, rocs in _grouped(curves, attrgetter("process")).items():
         stem, caption = safe_name(process), figures.caption(process, config.process_cuts.get(process))
         areas = {roc.discriminator.label: roc.area.auc for roc in rocs}
         np.save(directory / f"AUC_{stem}_all.npy", areas, allow_pickle=True)  # type: ignore[arg-type]
-        for family, members in groupby(rocs, _FAMILY):
-            yield figures.save(figures.roc_figure(list(members), caption), directory, f"roc_{stem}_overview_{family}")
+        for family, members in _grouped(rocs, attrgetter("discriminator.family")).items():
+            yield figures.save(figures.roc_figure(members, caption), directory, f"roc_{stem}_overview_{family}")
         for roc in rocs:
             name = f"roc_{stem}_{roc.discriminator.label}"
             np.save(directory / f"{name}.npy", roc.curve.array())

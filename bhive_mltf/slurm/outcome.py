@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from bhive_mltf.ranks.files import read_end
 from bhive_mltf.slurm.batch_step.attempts import JobOutcome
 from bhive_mltf.slurm.batch_step.verdict import SENTENCES as EXIT_CODES
 from bhive_mltf.slurm.batch_step.verdict import ExitCode
@@ -92,11 +93,5 @@ def end_sentence(record: JobRecord) -> str:
 
 def tail(path: Path) -> str:
     """The last lines of a log, indented; empty when there is none."""
-    try:
-        with path.open("rb") as log:
-            log.seek(0, 2)
-            log.seek(max(log.tell() - _TAIL_BYTES, 0))
-            text = log.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
+    text = read_end(path, _TAIL_BYTES).decode("utf-8", "replace")
     return "\n".join(f"    {line}" for line in text.splitlines()[-TAIL_LINES:])

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics
 
 from bhive_mltf.errors import DataError
-from bhive_mltf.evaluation import figures
+from bhive_mltf.evaluation import figures, roc
 from bhive_mltf.evaluation.discriminators import discriminators, softmax
 from bhive_mltf.evaluation.roc import make_roc_directory
 from bhive_mltf.evaluation.selection import inside, process_masks, select_jets
@@ -87,6 +87,20 @@ def test_w39_jet_class_has_all_and_names_what_is_left_out(tmp_path, fake, jet_cl
     assert "ZJetsToNuNu" not in auc
     assert left_out["ZJetsToNuNu"]["HbbvsQCD"].startswith("0 signal and ")
     assert summary.figures[:2] == ("roc_all_overview_vs_reference.png", "roc_all_overview_vs_rest.png")
+
+
+def test_an_overview_has_all_of_its_family_in_any_order(tmp_path, fake, jet_class, config, undrawn, monkeypatch):
+    drawn = []
+    mixed = sorted(discriminators(jet_class), key=lambda one: one.label)
+    assert len({one.family for one in mixed[:4]}) == 2
+    monkeypatch.setattr(roc, "discriminators", lambda names: mixed)
+    monkeypatch.setattr(figures, "roc_figure", lambda curves, caption: drawn.append(len(curves)))
+    made = make_roc_directory(fake(3000, 10), jet_class, config(), tmp_path / "roc").figures
+    assert [name for name in made if name.startswith("roc_all_overview")] == [
+        "roc_all_overview_vs_rest.png",
+        "roc_all_overview_vs_reference.png",
+    ]
+    assert drawn[:2] == [10, 9]
 
 
 def test_an_empty_class_is_named_and_the_rest_is_drawn(tmp_path, fake, jet_class, config, undrawn):
