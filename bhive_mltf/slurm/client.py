@@ -149,6 +149,10 @@ class Slurm:
         """Put a job back into the queue under its id; SlurmError when the scheduler refuses."""
         self._change(["scontrol", "requeue", job_id])
 
+    def release(self, job_id: str) -> None:
+        """Let a job that is held wait for nodes again; SlurmError when the scheduler refuses."""
+        self._change(["scontrol", "release", job_id])
+
     def _change(self, command: Sequence[str]) -> None:
         done = self._run(command)
         self.forget()

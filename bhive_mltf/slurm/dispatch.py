@@ -89,6 +89,26 @@ def refresh(record: JobRecord, client: Slurm) -> tuple[JobRecord, JobInfo]:
     return record.changed(state=info.state, exit_code=info.exit_code, restarts=restarts), info
 
 
+def release_once(record: JobRecord, info: JobInfo, client: Slurm) -> tuple[JobRecord, str]:
+    """Release a job that SLURM holds since its launch failed; the record, and what was done, empty for nothing.
+
+    Such a job is whole and would wait for ever. Held again, its fault is hardly the node's, and it is left to its user.
+    """
+    if not info.launch_failed or record.was_released:
+        return record, ""
+    try:
+        with DirectoryLock(record.folder, wait_s=None):
+            record = JobRecord.read(record.directory) or record
+            if record.was_released:
+                return record, ""
+            client.release(info.job_id)
+            record = record.changed(was_released=True)
+    except SlurmError:
+        # tried again when it is asked for again; meanwhile its state tells that it is held
+        return record, ""
+    return record, f"job {info.job_id} could not be started on its node and was held: released"
+
+
 def end(record: JobRecord, info: JobInfo) -> JobRecord:
     """The record of a job that is over."""
     return record.changed(state=info.state, exit_code=info.exit_code, ended=time.time(), message=info.reason)
@@ -219,6 +239,9 @@ class ManyJobs:
     def _look_at(self, record: JobRecord) -> None:
         record, info = refresh(record, self.client)
         job_id = info.job_id
+        record, done = release_once(record, info, self.client)
+        if done:
+            logger.warning(done)
         if self._ends[job_id].is_over(record, info, time.monotonic()):
             record = end(record, info)
         self._records[job_id] = record

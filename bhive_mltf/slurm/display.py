@@ -32,7 +32,7 @@ def describe(info: JobInfo, now: float | None = None) -> str:
     """A job's state in one line."""
     job, state, now = f"job {info.job_id}", info.state, time.time() if now is None else now
     attempt = f", attempt {info.restarts + 1}" if info.restarts else ""
-    if state.is_held:
+    if info.is_held:
         return f"{job} is held ({info.reason or state.value}): 'scontrol release {info.job_id}' lets it go on"
     if state.is_waiting:
         place = f", position {info.position} in the queue" if info.position else ""
@@ -91,7 +91,7 @@ class Lines:
 
     def state(self, info: JobInfo) -> None:
         """The scheduler's answer, changed or not."""
-        key = (info.state, info.restarts, info.nodes)
+        key = (info.state, info.restarts, info.nodes, info.is_held)
         if key != self._last:
             self._last = key
             self.say(describe(info))
@@ -125,7 +125,7 @@ class Live:
     def state(self, info: JobInfo) -> None:
         """See `Lines`."""
         self._state = describe(info)
-        if (key := (info.state, info.restarts)) != self._last:
+        if (key := (info.state, info.restarts, info.is_held)) != self._last:
             self._last = key
             self.say(f"{time.strftime('%H:%M:%S')} {self._state}")
         if not info.state.is_running:

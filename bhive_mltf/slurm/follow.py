@@ -106,6 +106,10 @@ class _Follower:
         if self._silent_since is not None:
             self.display.say("the scheduler answers again")
             self._silent_since = None
+        self.record, done = dispatch.release_once(self.record, info, self.client)
+        if done:
+            self._soon(done)
+            return
         if info.state.is_waiting and self.clock.now() - self._position_at >= POSITION_EVERY_S:
             self._position_at = self.clock.now()
             self._position = self.client.position(info.job_id, info.partition)
@@ -120,11 +124,15 @@ class _Follower:
         if info.state is JobState.TIMEOUT:
             self.record, done = requeue_after_timeout(self.record, self.client)
             if done:
-                self.display.say(done)
-                self._interval, self._next = self.poll_s, 0.0
+                self._soon(done)
                 return
         if not self.record.is_over:
             self.record = dispatch.end(self.record, info)
+
+    def _soon(self, done: str) -> None:
+        """Tell what was done for the job, and ask for it at once."""
+        self.display.say(done)
+        self._interval, self._next = self.poll_s, 0.0
 
     def _no_answer(self, error: QueryFailedError) -> None:
         if self._silent_since is None:

@@ -20,6 +20,8 @@ SACCT_FORMAT: Final = "JobID,State,ExitCode,Submit,Start,NodeList,Partition,JobN
 _ENDING: Final = ("SubmitTime", "StartTime", "NodeList", "Partition", "JobName")
 _SQUEUE: Final = ("JobId", "JobState", "Reason", "ExitCode", "Restarts", *_ENDING)
 _SACCT: Final = ("JobId", "JobState", "ExitCode", *_ENDING)
+# "JobHeldUser", "job requeued in held state", "launch failed requeued held", "job requeued in special exit state"
+_HOLDS: Final = ("held", "special exit")
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
 _NOTHING: Final = frozenset({"", "None", "(null)", "N/A", "n/a", "Unknown", "None assigned"})
 
@@ -45,6 +47,21 @@ class JobInfo:
     nodes: str = ""
     partition: str = ""
     position: int | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """It waits until somebody releases it by `scontrol release`; its state or only its reason tells."""
+        return self.state.is_held or (self.state.is_waiting and any(word in self._why for word in _HOLDS))
+
+    @property
+    def launch_failed(self) -> bool:
+        """It is held since it could not be started on the node that it got."""
+        return self.is_held and self._why.startswith("launch failed")
+
+    @property
+    def _why(self) -> str:
+        """The reason in words; versions of SLURM write it with blanks or underscores."""
+        return self.reason.lower().replace("_", " ")
 
 
 def job_id(text: str) -> str:

@@ -45,6 +45,7 @@ class JobRecord(BaseModel):
     job_id : None while it is not known whether the scheduler has the job.
     state : as last seen.
     timeout_step : how far the ranks were when the job was last put back after its time limit; -1: never.
+    was_released : its launch failed, SLURM held it, and it was released; that is done once.
     message : why it is over.
     created, submitted, ended : seconds since 1970.
     attempts : earlier jobs of this directory, oldest first.
@@ -66,6 +67,7 @@ class JobRecord(BaseModel):
     exit_code: int | None = None
     restarts: int = 0
     timeout_step: int = -1
+    was_released: bool = False
     message: str = ""
     ended: float | None = None
     attempts: tuple[EarlierJob, ...] = ()

@@ -187,6 +187,18 @@ def test_questions_without_an_answer_are_no_verdict(bench):
     bench.wait(job, "succeeded")
 
 
+def test_job_that_is_held_since_its_launch_failed_is_released(bench):
+    job = bench.submit()
+    bench.start()
+    bench.wait(job, "queued")
+    (job_id,) = bench.scheduler.jobs
+    bench.scheduler.change(job_id, reason="launch failed requeued held", restarts=1)
+    wait_for(lambda: bench.scheduler.jobs[job_id]["reason"] == "None", what="its release")
+    bench.play(job, "COMPLETED")
+    bench.wait(job, "succeeded")
+    assert [call[1] for call in bench.scheduler.calls("scontrol")].count("release") == 1
+
+
 def test_absent_tracking_server_delays_the_end_and_nothing_else(bench):
     job = bench.submit()
     bench.start()

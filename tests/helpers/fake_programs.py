@@ -93,6 +93,9 @@ def scontrol(state, arguments):
     if arguments[0] == "requeue" and job:
         job.update(state="PENDING", restarts=job["restarts"] + 1)
         return 0
+    if arguments[0] == "release" and job:
+        job.update(reason="None")
+        return 0
     if not job or job.get("left") == "purged":
         sys.stderr.write("slurm_load_jobs error: Invalid job id specified\n")
         return 1

@@ -1,5 +1,6 @@
 """One job per directory, on the real cluster."""
 
+import io
 import json
 import os
 import pty
@@ -211,10 +212,12 @@ def test_ctrl_c_leaves_the_job_and_twice_offers_to_cancel_it(cluster, client, tm
 
 def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
     before = cluster.submissions()
-    process = start(tmp_path, "bash", "-c", f"until [ -e '{tmp_path}/go' ]; do sleep 0.2; done")
+    process = start(
+        tmp_path, "bash", "-c", f"touch '{tmp_path}/begun'; until [ -e '{tmp_path}/go' ]; do sleep 0.2; done"
+    )
     record = wait_for(lambda: (found := JobRecord.read(tmp_path)) and found.job_id and found)
-    wait_for(lambda: state_of(client, record) is JobState.RUNNING)
-    cluster.kill_controller(after_saving=record.job_name)
+    wait_for((tmp_path / "begun").exists)
+    cluster.kill_controller(after_saving=record.job_id)
     read_until(process, "the job may go on, asking again")
     cluster.start_controller()
     (tmp_path / "go").touch()  # it outlasts the controller, however slow that one is to save
@@ -222,6 +225,25 @@ def test_the_controller_dies_and_comes_back(cluster, client, tmp_path):
     assert process.returncode == 0, output
     assert "the scheduler answers again" in output
     assert cluster.submissions() == before + 1
+
+
+def test_a_job_that_is_held_since_its_launch_failed_is_released(cluster, client, tmp_path):
+    profile = profiles.read_profile("local-lab", options={"begin": "now+4", "nodelist": "n2"}, poll_seconds=0.5)
+    record = dispatch.submit_or_attach(profile, spec(profile, tmp_path, "true"), client)
+    # where the node's daemon wants a folder for the job's script
+    in_its_way = cluster.directory / "spool.n2" / f"job{record.job_id}"
+    in_its_way.touch()
+
+    class Mending(Lines):
+        def say(self, text):
+            if "released" in text:
+                in_its_way.unlink()
+            super().say(text)
+
+    stream = io.StringIO()
+    ended = follow(record, client, poll_s=0.5, display=Mending(stream))
+    assert f"job {record.job_id} could not be started on its node and was held: released" in stream.getvalue()
+    assert (ended.state, ended.was_released) == (JobState.COMPLETED, True), stream.getvalue()
 
 
 def test_the_place_in_the_queue(cluster, profile, client, tmp_path):

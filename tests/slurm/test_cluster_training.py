@@ -159,7 +159,7 @@ def test_one_job_whatever_happens_to_commands_and_scheduler(cluster, shell, two_
     training.attempt_steps(1)
     commands[0].send_signal(signal.SIGKILL)
     commands[0].communicate()
-    cluster.kill_controller(after_saving=training.record().job_name)
+    cluster.kill_controller(after_saving=training.record().job_id)
     read_until(commands[1], "the job may go on, asking again")
     third = training.start()
     cluster.start_controller()

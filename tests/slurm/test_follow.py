@@ -100,6 +100,36 @@ def test_what_the_site_took_away_for_good_is_an_error(fake, record, watch, clock
     assert clock.time - before > 15
 
 
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_a_job_that_is_held_since_its_launch_failed_is_released_once(fake, record, watch, reason):
+    held = "job 100 is held (launch"
+
+    def again():
+        assert fake.jobs[record.job_id]["reason"] == "None"
+        fake.change(record.job_id, reason=reason)
+
+    shown = watch(
+        lambda: fake.change(record.job_id, reason=reason, restarts=1),
+        nothing,
+        again,
+        nothing,
+        lambda: fake.change(record.job_id, state="COMPLETED", reason="None"),
+    )
+    assert shown.count("job 100 could not be started on its node and was held: released") == 1
+    assert shown.count(held) == 1, "held again, it waits for its user"
+    assert [call[1] for call in fake.calls("scontrol")].count("release") == 1
+
+
+def test_a_job_that_its_user_holds_stays_held(fake, record, watch):
+    shown = watch(
+        lambda: fake.change(record.job_id, reason="JobHeldUser"),
+        nothing,
+        lambda: fake.change(record.job_id, state="COMPLETED"),
+    )
+    assert "job 100 is held (JobHeldUser): 'scontrol release 100' lets it go on" in shown
+    assert not fake.calls("scontrol")
+
+
 @pytest.fixture
 def ranks(fake, tmp_path):
     """A job of ranks, which may have three attempts."""
@@ -260,6 +290,10 @@ def test_ctrl_c_twice_offers_to_cancel(fake, record, watch, clock, answer, state
         ),
         (JobInfo("7", JobState.PENDING, reason="Odd"), "job 7 waits (Odd)"),
         (JobInfo("7", JobState.REQUEUE_HOLD), "job 7 is held (REQUEUE_HOLD): 'scontrol release 7' lets it go on"),
+        (
+            JobInfo("7", JobState.PENDING, reason="job requeued in special exit state"),
+            "job 7 is held (job requeued in special exit state): 'scontrol release 7' lets it go on",
+        ),
         (
             JobInfo("7", JobState.RUNNING, nodes="n[1-2]", start=400.0, restarts=2),
             "job 7 runs on n[1-2] for 10 min, attempt 3",

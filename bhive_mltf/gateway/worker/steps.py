@@ -152,6 +152,9 @@ class Steps:
         record, info = dispatch.refresh(record, client)
         if info.state is JobState.TIMEOUT and submission.cancel_at is None:
             record, info = attempts.after_time_limit(self.settings, submission, record, info, client)
+        record, done = dispatch.release_once(record, info, client)
+        if done:
+            self._move(submission, State(submission.state), done)
         self._note_attempt(submission, record)
         end = self.ends.setdefault(submission.id, ConfirmedEnd())
         if record.is_over or end.is_over(record, info, time.monotonic()):

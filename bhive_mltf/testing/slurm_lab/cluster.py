@@ -47,15 +47,15 @@ class Lab:
     def kill_controller(self, after_saving: str = "") -> None:
         """SIGKILL to the controller, as a crash; what it did not save, every few seconds, is lost.
 
-        after_saving : wait until it has saved a job of this name.
+        after_saving : id of a job that it shall have saved as it is now.
         """
-        saved = self.settings.folder("state") / "job_state"
         if after_saving:
+            saved = self.settings.folder("state") / "job_state"
+            # what is written into the job now is saved with all that happened to it before
+            mark = f"saved-{secrets.token_hex(8)}"
+            self.run("scontrol", "update", f"jobid={after_saving}", f"admincomment={mark}")
             daemons.wait(
-                lambda: saved.exists() and after_saving.encode() in saved.read_bytes(),
-                "the saved state",
-                self.settings,
-                60,
+                lambda: saved.exists() and mark.encode() in saved.read_bytes(), "the saved state", self.settings, 60
             )
         daemons.stop(self.settings, "slurmctld", signal.SIGKILL)
 

@@ -55,10 +55,9 @@ class Settings:
     @property
     def nodes(self) -> tuple[tuple[str, str], ...]:
         """Name and address of each node."""
-        # without namespaces every daemon binds the address of this host's name
-        addresses = ("127.0.0.1", "127.0.0.2") if self.names == "namespace" else ("127.0.0.1", "127.0.0.1")
         names = NODES if self.names == "namespace" else ("127.0.0.1", "127.0.0.2")
-        return tuple(zip(names, addresses, strict=True))
+        # one for all: a step answers to where its request came from, which is 127.0.0.1 for every program here
+        return tuple((name, "127.0.0.1") for name in names)
 
     def folder(self, name: str) -> Path:
         """A folder of the lab: etc, run, log, state, dev, database."""
