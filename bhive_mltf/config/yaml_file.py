@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -46,6 +48,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@functools.lru_cache(maxsize=16)
+def _parsed(text: str) -> Any:  # noqa: ANN401 - whatever YAML is
+    """A text as plain data; all tasks of a command read the same few files, and the parser is slow.
+
+    libyaml's, which is not, ends the process for a text that is nested deeply.
+    """
+    # builds plain data only, as yaml.safe_load does
+    return yaml.load(text, _Loader)  # noqa: S506
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a config file; keys without a value are left out.
 
@@ -55,8 +67,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         The file cannot be read, is empty, is not YAML, or is not a mapping.
     """
     try:
-        # The loader builds plain data only, as yaml.safe_load does.
-        content = yaml.load(read_text(path), _Loader)  # noqa: S506
+        content = copy.deepcopy(_parsed(read_text(path)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
