@@ -144,6 +144,18 @@ def test_a_study_gives_the_best_trial(tmp_path):
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.filterwarnings("ignore")
+def test_the_same_seed_draws_the_same_values_however_often_workers_start(tmp_path):
+    for folder, n_trials in (("at once", 3), ("cut", 1), ("cut", 3)):
+        study.Study(request(tmp_path / folder, n_trials=n_trials, epochs=1)).run()
+    values = [
+        [one["parameters"] for one in study.Study(request(tmp_path / name)).table()] for name in ("at once", "cut")
+    ]
+    assert values[0] == values[1]
+    assert len({tuple(one.items()) for one in values[0]}) == 3
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.filterwarnings("ignore")
 def test_a_failed_training_is_a_failed_trial(tmp_path):
     closed = []
     found = study.Study(request(tmp_path, n_trials=2, high=1000.0, closed=closed))

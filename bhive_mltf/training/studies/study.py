@@ -95,15 +95,12 @@ class Study:
 
         path = str(request.directory / JOURNAL)
         backend = JournalFileBackend(path, lock_obj=JournalFileOpenLock(path))
-        # a sampler that draws the same values again when a worker starts again would waste trials
-        sampler = optuna.samplers.TPESampler(seed=request.seed + os.getpid(), constant_liar=True)
         self._optuna = optuna
         self.study = optuna.create_study(
             storage=optuna.storages.JournalStorage(backend),
             study_name=request.name,
             load_if_exists=True,
             direction="minimize",
-            sampler=sampler,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=_WARM_UP_TRIALS, n_warmup_steps=1),
         )
         self._hold_space()
@@ -207,8 +204,12 @@ class Study:
         return None
 
     def _new(self, stack: contextlib.ExitStack) -> int | None:
-        if len(self.study.get_trials(deepcopy=False)) >= self.request.n_trials:
+        number = len(self.study.get_trials(deepcopy=False))
+        if number >= self.request.n_trials:
             return None
+        # a seed for each trial: whichever worker draws it, and however often workers start, the values are the same
+        seed = int(np.random.SeedSequence([self.request.seed % 2**32, number]).generate_state(1)[0])
+        self.study.sampler = self._optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         trial = self.study.ask({name: found.distribution() for name, found in self.request.space.items()})
         stack.enter_context(DirectoryLock(self._folder(trial.number), wait_s=None))
         return int(trial.number)
