@@ -134,7 +134,10 @@ def test_a_read_only_disk(world, tmp_path):
     assert f"'{tmp_path}/small/set' cannot be written (the disk is read-only)" in failure["message"]
 
 
-@pytest.mark.parametrize("moment", ["staged/.*", "set/.file_1.*", "set/histogram.npy"])
+@pytest.mark.parametrize(
+    "moment",
+    [*(pytest.param(name, marks=pytest.mark.long) for name in ("staged/.*", "set/histogram.npy")), "set/.file_1.*"],
+)
 def test_w07_killed_at_any_moment(world, tmp_path, moment):
     config, path, reference = world
     command = [sys.executable, "-c", CHILD, "kill", config.source, str(tmp_path), path, "0"]

@@ -19,7 +19,7 @@ def page(tmp_path_factory):
     from tests.gateway.page import HOSTILE, Page
 
     browsers.check()
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         made = Page(tmp_path_factory.mktemp("page"), url)

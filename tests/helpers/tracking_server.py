@@ -16,6 +16,7 @@ from pathlib import Path
 from bhive_mltf.tracking import connection
 from tests.helpers import sharing
 from tests.helpers.ports import free_port
+from tests.helpers.waiting import wait_for
 
 SERVERS = ("alive", "dead", "stopped", "slow")
 
@@ -57,6 +58,28 @@ def running(folder, store):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def of_the_run(tmp_path_factory):
+    """The address of a server that all workers of a run share, and that ends with the run."""
+    store = empty_store(tmp_path_factory)
+
+    def make(folder):
+        command = ["setsid", "--fork", sys.executable, "-m", __name__, folder, store, str(sharing.runner())]
+        with (folder / "log_of_the_start").open("w") as log:
+            subprocess.run(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log, check=True)
+        wait_for((folder / "address").exists, 120, "the server")
+
+    return (sharing.made_once(tmp_path_factory, "server", make) / "address").read_text()
+
+
+def main(folder, store, runner):
+    """A server for as long as the process `runner` lives."""
+    with running(Path(folder), store) as address:
+        (Path(folder) / "new").write_text(address)
+        (Path(folder) / "new").rename(Path(folder) / "address")
+        while Path("/proc", runner).exists():
+            time.sleep(1.0)
 
 
 class Relay:
@@ -120,3 +143,7 @@ class Relay:
             connected.close()
         self.connections = []
         self.listener = None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

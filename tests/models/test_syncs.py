@@ -27,7 +27,6 @@ from bhive_mltf.training.losses import create_loss, jet_losses
 from bhive_mltf.training.metrics import jet_sums
 from tests.helpers.model_factory import CONFIGS, jets, small
 from tests.helpers.padded_part import logits_of_tagger
-from tests.models.conftest import VARIANTS
 
 META = torch.device("meta")
 COUNTS = [3, 9, 0, 1, 30]
@@ -37,8 +36,8 @@ WAITING = {
     *("equal", "unique_consecutive", "bincount", "histc", "nonzero_static"),
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-# the code of DeepJet, whose recurrent part takes long, and of ParticleTransformer2_LT
-LIKE_OTHERS = {"MoDJet", "DeepJetHLT", *VARIANTS}
+# of each kind of network the one that attacks take least time on; the others are among the long tests
+ONE_OF_EACH = {"UDeepJetTransformerHLT", "ParticleTransformer2_JetClass", "ParticleNet_InProHLT", "UParT_v0", "DeepJet"}
 ATTACKS = {"pgd": {"magnitude": 0.1, "iterations": 2}, "jetfool": {"iterations": 2}, "optimizer": {"iterations": 2}}
 
 
@@ -202,7 +201,7 @@ def test_biases_of_pairs_lie_as_cuda_s_kernel_wants_them(name, monkeypatch):
 
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name in LIKE_OTHERS else name for name in CONFIGS]
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.long) for name in CONFIGS]
 )
 @pytest.mark.parametrize(
     "attack",

@@ -61,11 +61,10 @@ def client(data_path):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, empty_store):
-    """The address of a real `mlflow server`."""
+    """The address of a real `mlflow server`, one for all workers of a run."""
     if empty_store is None:
         pytest.skip("mlflow-skinny has no server")
-    with tracking_server.running(tmp_path_factory.mktemp("server"), empty_store) as address:
-        yield address
+    return tracking_server.of_the_run(tmp_path_factory)
 
 
 @pytest.fixture
