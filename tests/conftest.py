@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 from hypothesis import settings
 
@@ -21,6 +23,14 @@ LONGEST = (
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("no deadline", settings.get_profile(settings.get_current_profile_name()), deadline=None)
 settings.load_profile("no deadline")
+
+
+# What libraries make as they are imported stays: to look at it again and again would be a tenth of the suite's time.
+gc.set_threshold(200_000, 20, 20)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

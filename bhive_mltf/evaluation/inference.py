@@ -19,7 +19,7 @@ from bhive_mltf.attacks.options import AttackOptions
 from bhive_mltf.config import Config
 from bhive_mltf.evaluation.predictions import PER_JET, Predictions, collect, conclude, join
 from bhive_mltf.files import atomic, disk
-from bhive_mltf.ranks.process import run_rank
+from bhive_mltf.ranks.process import run_rank, slow_imports
 
 if TYPE_CHECKING:
     from bhive_mltf.data.dataset import Dataset
@@ -200,7 +200,9 @@ def _read(path: Path) -> Predictions:
 def _rank(path: Path) -> int:
     plan = InferencePlan.model_validate_json(path.read_text(encoding="utf-8"))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _write(plan.directory / PARTS_FOLDER / f"rank_{rank}.npz", _predict(plan, plan.open(), plan.model(), rank, size))
+    with slow_imports():
+        dataset, model = plan.open(), plan.model()
+    _write(plan.directory / PARTS_FOLDER / f"rank_{rank}.npz", _predict(plan, dataset, model, rank, size))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -11,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,6 +89,22 @@ def _leave_reason(directory: Path, error: Exception) -> None:
         reason.write(directory)
     except OSError:
         logger.exception("rank %d cannot write its error file", rank)
+
+
+@contextlib.contextmanager
+def slow_imports() -> Iterator[None]:
+    """Import large packages without Python's collector, which looks at all that they make again and again.
+
+    It leaves alone what was made by then, later too: a rank starts sooner, and its steps are not held up by that.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
 
 
 def begin_rank() -> None:

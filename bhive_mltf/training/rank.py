@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from bhive_mltf.ranks import signals, srun
-from bhive_mltf.ranks.process import run_rank
+from bhive_mltf.ranks.process import run_rank, slow_imports
 
 if TYPE_CHECKING:
     from bhive_mltf.training.build import Builder
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str]) -> NoReturn:
 
 def train_rank(plan_path: Path, builder: Builder | None = None) -> int:
     """Train one rank of the plan; returns the exit code. `builder` takes the place of `build.build`."""
-    # slow imports, after `begin_rank`
-    from bhive_mltf.ranks.distributed import join_world
-    from bhive_mltf.training import build, engine
-    from bhive_mltf.training.plan import TrainingPlan
+    # after `begin_rank`
+    with slow_imports():
+        from bhive_mltf.ranks.distributed import join_world
+        from bhive_mltf.training import build, engine
+        from bhive_mltf.training.plan import TrainingPlan
 
     plan = TrainingPlan.read(plan_path)
     interrupted = False

@@ -21,6 +21,7 @@ def page(tmp_path_factory):
     browsers.check()
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         made = Page(tmp_path_factory.mktemp("page"), url)
         made.url = url

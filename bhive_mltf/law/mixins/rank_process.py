@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from bhive_mltf.law.mixins.slurm import INSIDE_VARIABLE
-from bhive_mltf.ranks.process import run_rank
+from bhive_mltf.ranks.process import run_rank, slow_imports
 from bhive_mltf.ranks.signals import INTERRUPTED_EXIT_CODE, TrainingInterruptedError
 
 
@@ -25,11 +25,12 @@ def run(path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
     try:
-        # slow imports, after `begin_rank`
-        from bhive_mltf.ranks.distributed import join_world
+        # after `begin_rank`
+        with slow_imports():
+            from bhive_mltf.ranks.distributed import join_world
 
-        os.environ[INSIDE_VARIABLE] = os.environ.get(INSIDE_VARIABLE, "rank")
-        task = read_task(path)
+            os.environ[INSIDE_VARIABLE] = os.environ.get(INSIDE_VARIABLE, "rank")
+            task = read_task(path)
         with join_world() as world:
             task.run_as_rank(world)
     except TrainingInterruptedError as error:
