@@ -20,7 +20,7 @@ ELSEWHERE ?= tests/config tests/models tests/training tests/tracking tests/law t
 # Markers of what `make test-long` runs.
 LONG ?= long or nightly
 # Tests at once: one more than processors, since many wait for others.
-JOBS ?= $(shell echo $$(($$(nproc 2> /dev/null || echo 1) + 1)))
+JOBS ?= $(shell echo $$(($$(env -u OMP_NUM_THREADS nproc 2> /dev/null || echo 1) + 1)))
 # Those that `make test-gateway` runs; `long`: the others.
 GATEWAY ?= not long and not nightly
 # Markers of what `make test-slurm` runs; `SLURM=slurm`: the long ones too.
