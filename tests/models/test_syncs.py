@@ -37,7 +37,7 @@ WAITING = {
 }
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 # of each kind of network the one that attacks take least time on; the others are among the long tests
-ONE_OF_EACH = {"UDeepJetTransformerHLT", "ParticleTransformer2_JetClass", "ParticleNet_InProHLT", "UParT_v0", "DeepJet"}
+ONE_OF_EACH = {"UDeepJetTransformerHLT", "ParticleTransformer2_JetClass", "ParticleNet_InProHLT", "UParT_v0"}
 ATTACKS = {"pgd": {"magnitude": 0.1, "iterations": 2}, "jetfool": {"iterations": 2}, "optimizer": {"iterations": 2}}
 
 

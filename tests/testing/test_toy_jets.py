@@ -30,7 +30,10 @@ def test_files_have_what_the_configs_read(write, config, tmp_path):
     assert tree.num_entries == 50
 
 
-@pytest.mark.parametrize("write", [write_btag, write_jetclass, write_hlt, write_lost_tracks])
+@pytest.mark.parametrize(
+    "write",
+    [write_btag, *(pytest.param(w, marks=pytest.mark.long) for w in (write_jetclass, write_hlt, write_lost_tracks))],
+)
 def test_same_arguments_same_bytes(write, tmp_path):
     first = write(tmp_path / "x.root", 2100, 3).read_bytes()
     assert write(tmp_path / "x.root", 2100, 3).read_bytes() == first
