@@ -5,9 +5,7 @@ import hashlib
 import io
 import json
 import os
-import socket
 import tarfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -15,7 +13,6 @@ from typing import ClassVar
 import httpx
 import pytest
 import sqlalchemy
-import uvicorn
 
 from bhive_mltf.gateway import app as application
 from bhive_mltf.gateway.api import services
@@ -23,7 +20,7 @@ from bhive_mltf.gateway.errors import UpstreamError
 from bhive_mltf.gateway.settings import Settings
 from bhive_mltf.gateway.store import queries
 from bhive_mltf.gateway.store.tables import State, Submission
-from tests.gateway import configuration
+from tests.gateway import configuration, serving
 from tests.gateway.keys import FakeProvider
 from tests.gateway.test_tokens import _unsigned
 
@@ -93,20 +90,14 @@ def client(settings, provider, monkeypatch):
     FakeTracking.runs, FakeTracking.is_away = {}, False
     monkeypatch.setattr(services, "Tracking", FakeTracking)
     made = application.make(settings, provider.verifier())
-    # named TCP, or asyncio would leave Nagle's algorithm on: 40 ms for each request
-    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        server = uvicorn.Server(uvicorn.Config(made, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        # http only: reading all certificates would take longer than most of these tests
-        with httpx.Client(base_url=address, timeout=60, verify=False) as client:
-            client.app = made
-            yield client
-        server.should_exit = True
-        thread.join()
+    # http only: reading all certificates would take longer than most of these tests
+    with (
+        serving.listening() as (at, url),
+        serving.answering(made, at),
+        httpx.Client(base_url=url, timeout=60, verify=False) as client,
+    ):
+        client.app = made
+        yield client
     made.state.services.database.close()
 
 

@@ -1,8 +1,6 @@
 """The page in a real browser: narrow and wide, light and dark, by keyboard, with scripts and without."""
 
 import os
-import socket
-import threading
 
 import pytest
 
@@ -14,26 +12,18 @@ pytestmark = pytest.mark.gateway
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A gateway that answers on this machine, with a person, an operator and hostile names."""
-    import uvicorn
-
+    from tests.gateway import serving
     from tests.gateway.page import HOSTILE, Page
 
     browsers.check()
-    with socket.socket(proto=socket.IPPROTO_TCP) as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with serving.listening() as (at, url):
         made = Page(tmp_path_factory.mktemp("page"), url)
         made.url = url
-        server = uvicorn.Server(uvicorn.Config(made.app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        made.done = made.job(state="succeeded")
-        made.hostile = made.job(name=HOSTILE, label=HOSTILE, argv=["x" * 300], reason=HOSTILE)
-        made.log(made.hostile, (HOSTILE + "y" * 2000 + "\n").encode())
-        yield made
-        server.should_exit = True
-        thread.join()
+        with serving.answering(made.app, at):
+            made.done = made.job(state="succeeded")
+            made.hostile = made.job(name=HOSTILE, label=HOSTILE, argv=["x" * 300], reason=HOSTILE)
+            made.log(made.hostile, (HOSTILE + "y" * 2000 + "\n").encode())
+            yield made
     made.close()
 
 

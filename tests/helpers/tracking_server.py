@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+from bhive_mltf.files import atomic
 from bhive_mltf.tracking import connection
 from tests.helpers import sharing
 from tests.helpers.ports import free_port
@@ -35,10 +36,10 @@ def empty_store(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running(folder, store):
+def running(folder, store, port=None):
     """The address of a server on a copy of a store."""
     shutil.copy(store, folder / "mlflow.db")
-    port = free_port()
+    port = port or free_port()
     command = [Path(sys.executable).with_name("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -65,7 +66,8 @@ def of_the_run(tmp_path_factory):
     store = empty_store(tmp_path_factory)
 
     def make(folder):
-        command = ["setsid", "--fork", sys.executable, "-m", __name__, folder, store, str(sharing.runner())]
+        command = ["setsid", "--fork", sys.executable, "-m", __name__, folder, store]
+        command += [str(free_port()), str(sharing.runner())]
         with (folder / "log_of_the_start").open("w") as log:
             subprocess.run(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log, check=True)
         wait_for((folder / "address").exists, 120, "the server")
@@ -73,11 +75,10 @@ def of_the_run(tmp_path_factory):
     return (sharing.made_once(tmp_path_factory, "server", make) / "address").read_text()
 
 
-def main(folder, store, runner):
+def main(folder, store, port, runner):
     """A server for as long as the process `runner` lives."""
-    with running(Path(folder), store) as address:
-        (Path(folder) / "new").write_text(address)
-        (Path(folder) / "new").rename(Path(folder) / "address")
+    with running(Path(folder), store, port) as address:
+        atomic.write_text(Path(folder, "address"), address)
         while Path("/proc", runner).exists():
             time.sleep(1.0)
 

@@ -25,11 +25,11 @@ def run(path: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
     try:
+        os.environ.setdefault(INSIDE_VARIABLE, "rank")
         # after `begin_rank`
         with slow_imports():
             from bhive_mltf.ranks.distributed import join_world
 
-            os.environ[INSIDE_VARIABLE] = os.environ.get(INSIDE_VARIABLE, "rank")
             task = read_task(path)
         with join_world() as world:
             task.run_as_rank(world)
